@@ -1,0 +1,428 @@
+package modbustest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Framing is how requests and answers are wrapped.
+type Framing int
+
+// The framings a Slave speaks.
+const (
+	RTU Framing = iota // MODBUS Serial Line V1.02 §2.5.1
+	TCP                // MODBUS Messaging on TCP/IP V1.0b §3.1.3
+)
+
+// Options says how a Slave behaves as a whole. The zero value is an RTU slave
+// without echo.
+type Options struct {
+	Framing Framing
+	// Gap is the silence after which an unfinished RTU request is given up
+	// and what follows begins anew. 0 means 20 ms: a pty paces no bytes, so
+	// the t3.5 of a real wire would split frames on a busy machine.
+	Gap time.Duration
+	// Queue is how many requests one unit holds while it is still busy with
+	// an earlier one; those beyond are lost. 0 means 16.
+	Queue int
+}
+
+// Stats counts what a Slave saw and did since it was made.
+type Stats struct {
+	Requests   uint64 // whole requests to one of our units
+	Foreign    uint64 // whole requests to somebody else
+	Broadcasts uint64
+	Answers    uint64 // answers written, exceptions and faulty ones included
+	Exceptions uint64
+	Faults     uint64 // answers a Fault was applied to
+	Silent     uint64 // requests left without an answer by a Fault
+	Lost       uint64 // requests that found the unit's queue full
+	Discarded  uint64 // bytes that were part of no request
+}
+
+type counters struct {
+	requests, foreign, broadcasts, answers, exceptions, faults, silent, lost, discarded atomic.Uint64
+}
+
+// Slave answers for a set of units. Its methods are safe for concurrent use,
+// also while it serves.
+type Slave struct {
+	opts Options
+	echo atomic.Bool
+	mute atomic.Bool
+
+	mu    sync.Mutex
+	units map[byte]*Unit // guarded by mu
+
+	n counters
+}
+
+// New returns a slave without units; [Slave.Unit] adds them.
+func New(opts Options) *Slave {
+	if opts.Gap <= 0 {
+		opts.Gap = 20 * time.Millisecond
+	}
+	if opts.Queue <= 0 {
+		opts.Queue = 16
+	}
+	return &Slave{opts: opts, units: map[byte]*Unit{}}
+}
+
+// Unit returns the unit with this id, 1 to 247 (0 and 255 too on TCP), adding
+// it if need be.
+func (s *Slave) Unit(id byte) *Unit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.units[id]
+	if u == nil {
+		u = newUnit(id)
+		s.units[id] = u
+	}
+	return u
+}
+
+// Remove takes a unit off the bus: from now on nobody answers for id.
+func (s *Slave) Remove(id byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.units, id)
+}
+
+// SetEcho makes the line give back every byte the moment it arrives, as some
+// RS-485 adapters do.
+func (s *Slave) SetEcho(on bool) { s.echo.Store(on) }
+
+// SetMute makes all units fall silent (or speak again), as when the cable is
+// cut behind the adapter. What they would have answered is counted in Silent.
+func (s *Slave) SetMute(on bool) { s.mute.Store(on) }
+
+// Stats returns the counters.
+func (s *Slave) Stats() Stats {
+	return Stats{
+		Requests: s.n.requests.Load(), Foreign: s.n.foreign.Load(), Broadcasts: s.n.broadcasts.Load(),
+		Answers: s.n.answers.Load(), Exceptions: s.n.exceptions.Load(), Faults: s.n.faults.Load(),
+		Silent: s.n.silent.Load(), Lost: s.n.lost.Load(), Discarded: s.n.discarded.Load(),
+	}
+}
+
+func (s *Slave) find(id byte) *Unit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.units[id]
+}
+
+func (s *Slave) all() []*Unit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	us := make([]*Unit, 0, len(s.units))
+	for _, u := range s.units {
+		us = append(us, u)
+	}
+	return us
+}
+
+// Serve answers requests that arrive on rw until ctx ends, which is a nil
+// error, or reading or writing fails (io.EOF when the other side has closed).
+// A Read that waits is ended by a read deadline in the past if rw has
+// deadlines (a pty master and a net.Conn do), else by closing rw. The same
+// slave may serve several lines at once, and again after a return: that is a
+// device that restarted.
+func (s *Slave) Serve(ctx context.Context, rw io.ReadWriter) error {
+	if f, ok := rw.(*os.File); ok {
+		// creack/pty leaves its files in blocking mode, in which a deadline
+		// does not end a Read that already waits.
+		if sc, err := f.SyscallConn(); err == nil {
+			_ = sc.Control(func(fd uintptr) { _ = syscall.SetNonblock(int(fd), true) })
+		}
+	}
+	if d, ok := rw.(interface{ SetReadDeadline(t time.Time) error }); ok {
+		_ = d.SetReadDeadline(time.Time{}) // left in the past by an earlier Serve
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	l := &line{s: s, rw: rw, queues: map[byte]chan request{}}
+	chunks := make(chan []byte) // no capacity: the reader waits for the parser
+	var readErr error           // written before chunks is closed
+	l.wg.Go(func() {
+		defer close(chunks)
+		readErr = readAll(ctx, rw, chunks)
+	})
+	l.wg.Go(func() {
+		<-ctx.Done()
+		unblock(rw)
+	})
+
+	var err error
+	if s.opts.Framing == TCP {
+		err = l.parseTCP(ctx, chunks)
+	} else {
+		err = l.parseRTU(ctx, chunks)
+	}
+	cancel()
+	for range chunks {
+		continue // the reader may be handing over its last chunk
+	}
+	l.wg.Wait()
+	if errors.Is(err, errReader) {
+		return readErr
+	}
+	return err
+}
+
+// ServeTCP accepts connections and serves each until ctx ends; the framing is
+// the slave's, so an RTU slave speaks RTU over TCP. It closes ln.
+func (s *Slave) ServeTCP(ctx context.Context, ln net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		<-ctx.Done()
+		_ = ln.Close()
+	})
+	defer wg.Wait()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				err = nil // it was us who closed it
+			}
+			cancel()
+			return err
+		}
+		wg.Go(func() {
+			defer func() { _ = conn.Close() }()
+			_ = s.Serve(ctx, conn) // a peer that left is no error of ours
+		})
+	}
+}
+
+// errReader says that the reading goroutine ended first; Serve returns its error.
+var errReader = errors.New("reader ended")
+
+func readAll(ctx context.Context, r io.Reader, out chan<- []byte) error {
+	buf := make([]byte, 1024)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			select {
+			case out <- append([]byte(nil), buf[:n]...):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func unblock(rw io.ReadWriter) {
+	if d, ok := rw.(interface{ SetReadDeadline(t time.Time) error }); ok && d.SetReadDeadline(time.Unix(1, 0)) == nil {
+		return
+	}
+	if c, ok := rw.(io.Closer); ok {
+		_ = c.Close()
+	}
+}
+
+// line is one Serve: a slave at one end of one wire.
+type line struct {
+	s  *Slave
+	rw io.ReadWriter
+	wg sync.WaitGroup
+
+	mu     sync.Mutex // held while a piece of an answer is written
+	queues map[byte]chan request
+}
+
+// request is one request as it travels from the parser to its unit.
+type request struct {
+	unit *Unit
+	id   byte
+	pdu  []byte
+	txn  uint16 // Modbus/TCP only
+	at   time.Time
+}
+
+func (l *line) parseRTU(ctx context.Context, chunks <-chan []byte) error {
+	var buf []byte
+	gap := time.NewTimer(time.Hour)
+	defer gap.Stop()
+	take := func(final bool) {
+		for len(buf) > 0 {
+			n, need := requestFrame(buf)
+			switch {
+			case n > 0:
+				l.dispatch(ctx, request{id: buf[0], pdu: append([]byte(nil), buf[1:n-2]...), at: time.Now()})
+				buf = buf[n:]
+			case need && !final:
+				return
+			default:
+				l.s.n.discarded.Add(1)
+				buf = buf[1:]
+			}
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-gap.C:
+			take(true)
+		case c, ok := <-chunks:
+			if !ok {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return errReader
+			}
+			if l.s.echo.Load() {
+				if err := l.write(c); err != nil {
+					return err
+				}
+			}
+			buf = append(buf, c...)
+			take(false)
+			gap.Reset(l.s.opts.Gap)
+		}
+	}
+}
+
+func (l *line) parseTCP(ctx context.Context, chunks <-chan []byte) error {
+	var buf []byte
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case c, ok := <-chunks:
+			if !ok {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return errReader
+			}
+			buf = append(buf, c...)
+		}
+		for len(buf) >= 8 {
+			n := 6 + int(buf[4])<<8 + int(buf[5])
+			if buf[2] != 0 || buf[3] != 0 || n < 8 || n > 260 {
+				return errors.New("not a Modbus/TCP request")
+			}
+			if len(buf) < n {
+				break
+			}
+			l.dispatch(ctx, request{
+				id: buf[6], pdu: append([]byte(nil), buf[7:n]...),
+				txn: uint16(buf[0])<<8 | uint16(buf[1]), at: time.Now(),
+			})
+			buf = buf[n:]
+		}
+	}
+}
+
+// dispatch hands a request to its unit's goroutine, which works on one at a
+// time as a device does.
+func (l *line) dispatch(ctx context.Context, r request) {
+	if r.id == 0 && l.s.opts.Framing == RTU {
+		// A broadcast is done by all and answered by none (MODBUS Serial Line V1.02 §2.1).
+		l.s.n.broadcasts.Add(1)
+		for _, u := range l.s.all() {
+			u.serve(r.pdu)
+		}
+		return
+	}
+	r.unit = l.s.find(r.id)
+	if r.unit == nil {
+		l.s.n.foreign.Add(1)
+		return
+	}
+	l.s.n.requests.Add(1)
+	q := l.queues[r.id]
+	if q == nil {
+		q = make(chan request, l.s.opts.Queue) // full: the request is lost and counted
+		l.queues[r.id] = q
+		l.wg.Go(func() { l.unit(ctx, q) })
+	}
+	select {
+	case q <- r:
+	default:
+		l.s.n.lost.Add(1)
+	}
+}
+
+func (l *line) unit(ctx context.Context, q <-chan request) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-q:
+			if l.answer(ctx, r) != nil {
+				return // the reader sees the dead line too
+			}
+		}
+	}
+}
+
+func (l *line) answer(ctx context.Context, r request) error {
+	req := parseRequest(r)
+	f, faulty := r.unit.nextFault(req)
+	if faulty {
+		l.s.n.faults.Add(1)
+	}
+	if f.Silent || l.s.mute.Load() {
+		l.s.n.silent.Add(1)
+		return nil
+	}
+	var pdu []byte
+	if f.Exception != 0 {
+		pdu = []byte{r.pdu[0] | 0x80, f.Exception}
+	} else {
+		pdu = r.unit.serve(r.pdu)
+	}
+	if pdu[0]&0x80 != 0 {
+		l.s.n.exceptions.Add(1)
+	}
+	if f.Delay > 0 && !wait(ctx, f.Delay) {
+		return nil
+	}
+	head, tail := f.apply(l.s.opts.Framing, r, pdu)
+	l.s.n.answers.Add(1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, err := l.rw.Write(head); err != nil {
+		return err
+	}
+	if len(tail) == 0 {
+		return nil
+	}
+	if !wait(ctx, f.SplitPause) {
+		return nil
+	}
+	_, err := l.rw.Write(tail)
+	return err
+}
+
+func (l *line) write(b []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, err := l.rw.Write(b)
+	return err
+}
+
+// wait returns true after d and false when ctx ended first.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
