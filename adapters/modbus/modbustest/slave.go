@@ -164,11 +164,15 @@ func (s *Slave) Serve(ctx context.Context, rw io.ReadWriter) error {
 	} else {
 		err = l.parseRTU(ctx, chunks)
 	}
+	ended := ctx.Err() != nil
 	cancel()
 	for range chunks {
 		continue // the reader may be handing over its last chunk
 	}
 	l.wg.Wait()
+	if ended { // and the deadline of unblock has ended the reader
+		return nil
+	}
 	if errors.Is(err, errReader) {
 		return readErr
 	}
@@ -277,9 +281,6 @@ func (l *line) parseRTU(ctx context.Context, chunks <-chan []byte) error {
 			take(true)
 		case c, ok := <-chunks:
 			if !ok {
-				if ctx.Err() != nil {
-					return nil
-				}
 				return errReader
 			}
 			if l.s.echo.Load() {
@@ -302,9 +303,6 @@ func (l *line) parseTCP(ctx context.Context, chunks <-chan []byte) error {
 			return nil
 		case c, ok := <-chunks:
 			if !ok {
-				if ctx.Err() != nil {
-					return nil
-				}
 				return errReader
 			}
 			buf = append(buf, c...)
