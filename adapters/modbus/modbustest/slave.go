@@ -170,11 +170,11 @@ func (s *Slave) Serve(ctx context.Context, rw io.ReadWriter) error {
 		continue // the reader may be handing over its last chunk
 	}
 	l.wg.Wait()
-	if ended { // and the deadline of unblock has ended the reader
-		return nil
-	}
-	if errors.Is(err, errReader) {
-		return readErr
+	switch {
+	case ended: // the deadline of unblock has ended the reader
+		err = nil
+	case errors.Is(err, errReader):
+		err = readErr
 	}
 	return err
 }
