@@ -1,0 +1,209 @@
+package reading
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"holdfast/broker/message"
+)
+
+// Quality says how far a value can be trusted.
+type Quality uint8
+
+// The qualities, best first. A value of quality Bad is rendered as null: a
+// number that is not a measurement must not be mistaken for one.
+const (
+	Good Quality = iota
+	Uncertain
+	Bad
+)
+
+// String returns "good", "uncertain" or "bad".
+func (q Quality) String() string {
+	switch q {
+	case Good:
+		return "good"
+	case Uncertain:
+		return "uncertain"
+	default:
+		return "bad"
+	}
+}
+
+// Reading is one measured value of one point of one device.
+type Reading struct {
+	// Device and Point are names that [ValidName] accepts.
+	Device, Point string
+	// Value is a float64, int64, uint64, bool, string, or nil for none.
+	// Anything else, NaN and the infinities are rendered as null and "bad".
+	Value any
+	// Unit is for people ("kW", "°C"); empty when there is none.
+	Unit string
+	// Quality of the value.
+	Quality Quality
+	// Reason says in a few words why Quality is not Good; empty otherwise.
+	Reason string
+	// Time is when the value was measured, as near as the gateway knows.
+	Time Stamp
+}
+
+// timeFormat has milliseconds, always three digits, so that equal lengths
+// sort as text; no field bus delivers anything finer.
+const timeFormat = "2006-01-02T15:04:05.000Z"
+
+// AppendJSON appends the reading as one JSON object:
+//
+//	{"value":21.5,"unit":"°C","quality":"good","time":"2026-01-02T15:04:05.123Z","clock":"synchronised"}
+//
+// The keys always come in this order; "unit" and "reason" are left out when
+// empty. Numbers take the shortest form that reads back as the same number.
+func (r *Reading) AppendJSON(b []byte) []byte {
+	quality, reason := r.Quality, r.Reason
+	b = append(b, `{"value":`...)
+	mark := len(b)
+	if quality != Bad {
+		var ok bool
+		if b, ok = appendValue(b, r.Value); !ok {
+			quality = Bad
+			if reason == "" {
+				reason = "not a number"
+			}
+		}
+	}
+	if len(b) == mark {
+		b = append(b, "null"...)
+	}
+	if r.Unit != "" {
+		b = append(b, `,"unit":`...)
+		b = appendString(b, r.Unit)
+	}
+	b = append(b, `,"quality":"`...)
+	b = append(b, quality.String()...)
+	b = append(b, '"')
+	if reason != "" && quality != Good {
+		b = append(b, `,"reason":`...)
+		b = appendString(b, reason)
+	}
+	b = append(b, `,"time":"`...)
+	b = r.Time.Wall.UTC().AppendFormat(b, timeFormat)
+	b = append(b, `","clock":"`...)
+	if r.Time.Synchronised {
+		b = append(b, "synchronised"...)
+	} else {
+		b = append(b, "unsynchronised"...)
+	}
+	return append(b, `"}`...)
+}
+
+// appendValue appends v, or returns b as it was and false when v has no place
+// in JSON. A nil value is null and fine: there simply was none.
+func appendValue(b []byte, v any) ([]byte, bool) {
+	switch v := v.(type) {
+	case nil:
+		return b, true
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return b, false
+		}
+		return appendFloat(b, v), true
+	case int64:
+		return strconv.AppendInt(b, v, 10), true
+	case uint64:
+		return strconv.AppendUint(b, v, 10), true
+	case bool:
+		return strconv.AppendBool(b, v), true
+	case string:
+		return appendString(b, v), true
+	default:
+		return b, false
+	}
+}
+
+// appendFloat writes plain decimals within the range people read and an
+// exponent outside of it, as encoding/json does (ES6 number to string).
+func appendFloat(b []byte, f float64) []byte {
+	if f == 0 {
+		return append(b, '0') // -0 says nothing that a reader of measurements wants
+	}
+	if abs := math.Abs(f); abs >= 1e-6 && abs < 1e21 {
+		return strconv.AppendFloat(b, f, 'f', -1, 64)
+	}
+	return strconv.AppendFloat(b, f, 'e', -1, 64)
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendString appends s as a JSON string. Bytes that are not UTF-8 become
+// U+FFFD: the payload of an MQTT message marked as text must be UTF-8.
+func appendString(b []byte, s string) []byte {
+	b = append(b, '"')
+	for _, c := range s { // an invalid byte comes as utf8.RuneError
+		switch {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', byte(c))
+		case c == '\n':
+			b = append(b, `\n`...)
+		case c == '\r':
+			b = append(b, `\r`...)
+		case c == '\t':
+			b = append(b, `\t`...)
+		case c < 0x20 || c == 0x7f:
+			b = append(b, `\u00`...)
+			b = append(b, hexDigits[c>>4], hexDigits[c&0xf])
+		default:
+			b = utf8.AppendRune(b, c)
+		}
+	}
+	return append(b, '"')
+}
+
+// MarshalJSON renders the reading as [Reading.AppendJSON] does.
+func (r *Reading) MarshalJSON() ([]byte, error) {
+	return r.AppendJSON(nil), nil
+}
+
+var _ json.Marshaler = (*Reading)(nil)
+
+// Message returns the reading as a message for the topic
+// prefix/device/point, ready to be published. It is not retained.
+func (r *Reading) Message(prefix string, qos byte) *message.Message {
+	received := r.Time.Wall
+	if received.IsZero() {
+		received = time.Now()
+	}
+	return &message.Message{
+		Topic:    prefix + "/" + r.Device + "/" + r.Point,
+		Payload:  r.AppendJSON(make([]byte, 0, 160)), // a typical reading has 90 to 130 bytes
+		QoS:      qos,
+		Received: received,
+	}
+}
+
+// maxName keeps topic names and log lines short; nobody has complained.
+const maxName = 128
+
+// ValidName checks the name of a device or point. It becomes one level of a
+// topic, so it is not empty, has at most 128 bytes of UTF-8, and holds no
+// '/', '+', '#' or control character (MQTT 5.0 §4.7.1).
+func ValidName(s string) error {
+	switch {
+	case s == "":
+		return errors.New("is empty")
+	case len(s) > maxName:
+		return fmt.Errorf("has %d bytes, at most %d are allowed", len(s), maxName)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("%q is not UTF-8", s)
+	}
+	if i := strings.IndexFunc(s, func(c rune) bool {
+		return c == '/' || c == '+' || c == '#' || c < 0x20 || c >= 0x7f && c < 0xa0
+	}); i >= 0 {
+		return fmt.Errorf("%q holds %q, which a topic level cannot", s, s[i:i+1])
+	}
+	return nil
+}
