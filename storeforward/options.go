@@ -1,0 +1,141 @@
+package storeforward
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrNewerVersion means that the database was written by a newer release; it
+// has not been changed.
+var ErrNewerVersion = errors.New("database is from a newer version")
+
+// Options of the store.
+type Options struct {
+	// Path is the database file; its folder must exist.
+	Path string `toml:"path"`
+	// CommitWindow is how long a QoS 1 message that has been sent to all its
+	// recipients waits for their acknowledgements before it is written.
+	// Longer saves flash on a healthy link and delays acknowledgements when
+	// a recipient is slow. 0 commits at once.
+	CommitWindow time.Duration `toml:"commit_window"`
+	// MaxUnsafeBytes waiting for a commit make it happen at once.
+	MaxUnsafeBytes int64 `toml:"max_unsafe_bytes"`
+	// MaxMemoryBytes is the most that may wait for a commit at all, for
+	// example while the disk is full; more is refused.
+	MaxMemoryBytes int64 `toml:"max_memory_bytes"`
+	// MaxUnsavedAcks is how many acknowledgements of stored messages may be
+	// in memory only: so many messages may come twice after a power cut.
+	MaxUnsavedAcks int `toml:"max_unsaved_acks"`
+	// MaxQueueMessages and MaxQueueBytes bound each queue.
+	MaxQueueMessages int64 `toml:"max_queue_messages"`
+	MaxQueueBytes    int64 `toml:"max_queue_bytes"`
+	// MaxMessages and MaxBytes bound all queues together; a message counts
+	// once for each queue it is in.
+	MaxMessages int64 `toml:"max_messages"`
+	MaxBytes    int64 `toml:"max_bytes"`
+	// MaxRetained bounds the retained messages.
+	MaxRetained int `toml:"max_retained"`
+	// MaxDeadLetters is how many refused messages each queue keeps; the
+	// oldest goes first.
+	MaxDeadLetters int `toml:"max_dead_letters"`
+	// MaxUnfinished is how many deliveries of one stream may be handed out
+	// beyond its oldest one that is not finished.
+	MaxUnfinished int `toml:"max_unfinished"`
+	// WALBytes is the size of the write-ahead log at which it is copied into
+	// the database; at four times this the committer itself does it.
+	WALBytes int64 `toml:"wal_bytes"`
+	// RetryMin and RetryMax bound the back-off after a commit has failed.
+	RetryMin time.Duration `toml:"retry_min"`
+	RetryMax time.Duration `toml:"retry_max"`
+
+	// ClockSynchronised says whether the wall clock can be trusted; nil is
+	// never.
+	ClockSynchronised func() bool `toml:"-"`
+	// Disk replaces the file system, for tests; nil is the real one.
+	Disk Disk `toml:"-"`
+
+	faults faults
+}
+
+// faults are for tests that prove the teeth of the crash test.
+type faults struct {
+	syncOff  bool // commits without fsync
+	doneSoon bool // done is called before the commit
+}
+
+// Disk is where the database lives when it is not the file system: package
+// storetest has one that loses what was not synced.
+type Disk interface {
+	// VFS is the name of a registered SQLite VFS without shared memory; the
+	// store then uses a single connection.
+	VFS() string
+	// Size of a file; an error wrapping fs.ErrNotExist when there is none.
+	Size(name string) (int64, error)
+	// Rename a file durably.
+	Rename(from, to string) error
+	// SyncDir makes creation and removal in a folder durable.
+	SyncDir(dir string) error
+}
+
+// DefaultOptions are the defaults of the sample configuration.
+func DefaultOptions() Options {
+	return Options{
+		Path:             "/var/lib/holdfast/holdfast.db",
+		CommitWindow:     500 * time.Millisecond,
+		MaxUnsafeBytes:   4 << 20,
+		MaxMemoryBytes:   32 << 20,
+		MaxUnsavedAcks:   1000,
+		MaxQueueMessages: 10_000_000,
+		MaxQueueBytes:    1 << 30,
+		MaxMessages:      20_000_000,
+		MaxBytes:         2 << 30,
+		MaxRetained:      100_000,
+		MaxDeadLetters:   1000,
+		MaxUnfinished:    100_000,
+		WALBytes:         4 << 20,
+		RetryMin:         250 * time.Millisecond,
+		RetryMax:         30 * time.Second,
+	}
+}
+
+// Validate names the first key that is out of range.
+func (o Options) Validate() error {
+	if o.Path == "" {
+		return errors.New("store.path: missing")
+	}
+	between := func(key string, v, low, high int64) error {
+		if v < low || v > high {
+			return fmt.Errorf("store.%s: %d is outside %d..%d", key, v, low, high)
+		}
+		return nil
+	}
+	durations := func(key string, v, low, high time.Duration) error {
+		if v < low || v > high {
+			return fmt.Errorf("store.%s: %v is outside %v..%v", key, v, low, high)
+		}
+		return nil
+	}
+	const most = 1 << 50
+	for _, err := range []error{
+		durations("commit_window", o.CommitWindow, 0, time.Minute),
+		between("max_unsafe_bytes", o.MaxUnsafeBytes, 1<<10, 1<<30),
+		between("max_memory_bytes", o.MaxMemoryBytes, o.MaxUnsafeBytes, 1<<32),
+		between("max_unsaved_acks", int64(o.MaxUnsavedAcks), 1, 1_000_000),
+		between("max_queue_messages", o.MaxQueueMessages, 1, most),
+		between("max_queue_bytes", o.MaxQueueBytes, 1, most),
+		between("max_messages", o.MaxMessages, 1, most),
+		between("max_bytes", o.MaxBytes, 1, most),
+		between("max_retained", int64(o.MaxRetained), 0, 100_000_000),
+		between("max_dead_letters", int64(o.MaxDeadLetters), 0, 1_000_000),
+		between("max_unfinished", int64(o.MaxUnfinished), 65_535, 10_000_000),
+		between("wal_bytes", o.WALBytes, 64<<10, 1<<30),
+		durations("retry_min", o.RetryMin, time.Millisecond, time.Hour),
+		durations("retry_max", o.RetryMax, o.RetryMin, time.Hour),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
