@@ -1,0 +1,145 @@
+package broker
+
+import (
+	"fmt"
+	"time"
+)
+
+// Options bound what the clients of a broker may take from the machine. Every
+// number has a reason: it is what a small board can give to one client without
+// the others noticing.
+type Options struct {
+	// MaxConnections is how many clients may be connected at once, all
+	// listeners together; one more is answered with 0x89 server busy.
+	MaxConnections int `toml:"max_connections"`
+	// ConnectTimeout is the time from accepting a connection to its complete
+	// CONNECT packet, TLS handshake and authentication included.
+	ConnectTimeout time.Duration `toml:"connect_timeout"`
+	// MaxKeepAlive is the longest keep alive a client may ask for; MQTT 5.0
+	// clients asking for more, or for none, are told this one (server keep
+	// alive, MQTT 5.0 §3.2.2.3.14). 0 leaves the choice to the client.
+	MaxKeepAlive time.Duration `toml:"max_keep_alive"`
+	// MaxSessionExpiry bounds how long a session outlives its connection;
+	// MQTT 5.0 clients are told, 3.x clients with clean session 0 get it
+	// silently. 0 keeps sessions as long as the client asked for, which for
+	// 3.x is for ever.
+	MaxSessionExpiry time.Duration `toml:"max_session_expiry"`
+	// MaxConnectSize is the largest CONNECT packet in bytes; nobody is
+	// authenticated yet when it is read.
+	MaxConnectSize int `toml:"max_connect_size"`
+	// MaxPacketSize is the largest packet in bytes a connected client may
+	// send (MQTT 5.0 §3.2.2.3.6).
+	MaxPacketSize int `toml:"max_packet_size"`
+	// ReceiveMaximum is how many QoS 1 and 2 publications of one client may
+	// be unacknowledged by us (MQTT 5.0 §3.2.2.3.3). For 3.x clients, who
+	// cannot be told, reading pauses there.
+	ReceiveMaximum int `toml:"receive_maximum"`
+	// MaxInflight is how many QoS 1 and 2 deliveries may be unacknowledged by
+	// one client, whatever more it offers as its receive maximum.
+	MaxInflight int `toml:"max_inflight"`
+	// MaxQueued is how many QoS 1 and 2 deliveries wait in RAM for one client
+	// whose session ends with its connection; one more and it is disconnected
+	// with 0x97. Persistent sessions queue in the store, with its bounds.
+	MaxQueued int `toml:"max_queued"`
+	// MaxQueuedBytes is the same bound in bytes of topic, payload and
+	// properties.
+	MaxQueuedBytes int `toml:"max_queued_bytes"`
+	// MaxOutput is how many bytes may wait for one client's socket. Above it
+	// QoS 0 is dropped and counted, QoS 1 and 2 wait in their queue.
+	MaxOutput int `toml:"max_output"`
+	// MaxSubscriptions is how many topic filters one session may hold.
+	MaxSubscriptions int `toml:"max_subscriptions"`
+	// MaxTopicLevels is how many levels a topic name or filter may have.
+	MaxTopicLevels int `toml:"max_topic_levels"`
+	// MaxTopicAliases is how many topic aliases a client may set, each of
+	// which pins a topic name in RAM (MQTT 5.0 §3.2.2.3.8). 0 allows none.
+	MaxTopicAliases int `toml:"max_topic_aliases"`
+	// MaxRetained is how many retained messages are kept.
+	MaxRetained int `toml:"max_retained"`
+	// MaxRetainedBytes bounds them in bytes of topic, payload and properties;
+	// they are all in RAM.
+	MaxRetainedBytes int `toml:"max_retained_bytes"`
+	// SysInterval is how often the $SYS topics are renewed. 0 turns them off.
+	SysInterval time.Duration `toml:"sys_interval"`
+	// WillGrace is how long after a start the wills kept from before it wait
+	// at least for their clients to return.
+	WillGrace time.Duration `toml:"will_grace"`
+
+	// Auth decides who may connect and what they may do. Nil: everybody whom
+	// the listener's policy lets in anonymously may do everything but
+	// publish into $SYS.
+	Auth Auth `toml:"-"`
+	// Version is told in $SYS/broker/version.
+	Version string `toml:"-"`
+}
+
+// DefaultOptions returns bounds that suit a gateway with 256 MB of RAM.
+func DefaultOptions() Options {
+	return Options{
+		MaxConnections:   1024,
+		ConnectTimeout:   10 * time.Second,
+		MaxConnectSize:   64 << 10, // a will of 60 kB; Mosquitto reads 256 MB from a stranger
+		MaxPacketSize:    1 << 20,  // a firmware chunk or a camera still; not a film
+		ReceiveMaximum:   256,      // the work of half a commit window at 500 msg/s from one client
+		MaxInflight:      256,
+		MaxQueued:        10_000,
+		MaxQueuedBytes:   8 << 20,
+		MaxOutput:        512 << 10, // about what a send buffer of Linux takes on top
+		MaxSubscriptions: 1000,
+		MaxTopicLevels:   32, // plant hierarchies have 6 to 10
+		MaxTopicAliases:  32,
+		MaxRetained:      100_000,
+		MaxRetainedBytes: 32 << 20,
+		SysInterval:      10 * time.Second, // as Mosquitto
+		WillGrace:        30 * time.Second, // a client's usual reconnect back-off
+		Version:          "holdfast",
+	}
+}
+
+// Validate names the first key that is out of range.
+func (o Options) Validate() error {
+	ints := []struct {
+		key           string
+		v, low, upper int
+	}{
+		{"max_connections", o.MaxConnections, 1, 1_000_000},
+		{"max_connect_size", o.MaxConnectSize, 256, 16 << 20},
+		{"max_packet_size", o.MaxPacketSize, 1024, 268_435_460},
+		{"receive_maximum", o.ReceiveMaximum, 1, 65535},
+		{"max_inflight", o.MaxInflight, 1, 32767}, // half of the packet ids stay free
+		{"max_queued", o.MaxQueued, 1, 10_000_000},
+		{"max_queued_bytes", o.MaxQueuedBytes, 1024, 1 << 30},
+		{"max_output", o.MaxOutput, 4096, 1 << 30},
+		{"max_subscriptions", o.MaxSubscriptions, 1, 1_000_000},
+		{"max_topic_levels", o.MaxTopicLevels, 2, 32768},
+		{"max_topic_aliases", o.MaxTopicAliases, 0, 65535},
+		{"max_retained", o.MaxRetained, 0, 100_000_000},
+		{"max_retained_bytes", o.MaxRetainedBytes, 0, 1 << 40},
+	}
+	for _, c := range ints {
+		if c.v < c.low || c.v > c.upper {
+			return fmt.Errorf("broker.%s: %d is outside %d..%d", c.key, c.v, c.low, c.upper)
+		}
+	}
+	durations := []struct {
+		key      string
+		d        time.Duration
+		low, top time.Duration
+		zero     bool
+	}{
+		{"connect_timeout", o.ConnectTimeout, 100 * time.Millisecond, 5 * time.Minute, false},
+		{"max_keep_alive", o.MaxKeepAlive, time.Second, 65535 * time.Second, true},
+		{"max_session_expiry", o.MaxSessionExpiry, time.Second, 0xFFFFFFFE * time.Second, true},
+		{"sys_interval", o.SysInterval, time.Second, 24 * time.Hour, true},
+		{"will_grace", o.WillGrace, 0, time.Hour, true},
+	}
+	for _, c := range durations {
+		if c.d == 0 && c.zero {
+			continue
+		}
+		if c.d < c.low || c.d > c.top {
+			return fmt.Errorf("broker.%s: %s is outside %s..%s", c.key, c.d, c.low, c.top)
+		}
+	}
+	return nil
+}
