@@ -1,17 +1,6 @@
-// Package packet reads and writes MQTT control packets, versions 3.1, 3.1.1
-// and 5.0, as values. It opens no sockets, starts no goroutines and reads no
-// clock. Decoding errors wrap [ErrMalformed] or [ErrProtocol] (MQTT 5.0 §4.13).
 package packet
 
-// Version is the protocol level of a CONNECT packet (MQTT 5.0 §3.1.2.2).
-type Version byte
-
-// The protocol versions.
-const (
-	V31  Version = 3 // protocol name MQIsdp
-	V311 Version = 4
-	V5   Version = 5
-)
+import "strconv"
 
 // Type is the control packet type (MQTT 5.0 §2.1.2).
 type Type byte
@@ -46,174 +35,230 @@ type Packet interface {
 	AppendTo(b []byte, v Version) ([]byte, error)
 }
 
-// UserProperty is one name-value pair; order and repetition count
-// (MQTT 5.0 §2.2.2.2).
-type UserProperty struct{ Key, Value string }
-
-// Properties are the MQTT 5.0 properties of every packet but PUBLISH, and of a
-// will. Where absent and zero mean the same by the specification the field is
-// a plain value; where they differ it is a pointer. Which of them a packet may
-// carry is checked when decoding (MQTT 5.0 table 2-4).
-type Properties struct {
-	PayloadFormat       byte    // will
-	MessageExpiry       *uint32 // will, seconds
-	ContentType         string  // will
-	ResponseTopic       string  // will
-	CorrelationData     []byte  // will
-	WillDelay           uint32  // will, seconds
-	SubscriptionID      uint32  // SUBSCRIBE, 1 to 268,435,455
-	SessionExpiry       *uint32 // CONNECT, CONNACK, DISCONNECT, seconds
-	AssignedClientID    string
-	ServerKeepAlive     *uint16 // seconds
-	AuthMethod          string
-	AuthData            []byte
-	RequestProblemInfo  *byte // absent means 1
-	RequestResponseInfo byte
-	ResponseInfo        string
-	ServerReference     string
-	ReasonString        string
-	ReceiveMaximum      uint16 // absent means 65535
-	TopicAliasMaximum   uint16
-	MaximumQoS          *byte  // absent means 2
-	RetainAvailable     *byte  // absent means 1
-	MaximumPacketSize   uint32 // absent means no limit
-	WildcardAvailable   *byte  // absent means 1
-	SubIDAvailable      *byte  // absent means 1
-	SharedAvailable     *byte  // absent means 1
-	User                []UserProperty
+var typeNames = [...]string{
+	TypeConnect:     "CONNECT",
+	TypeConnack:     "CONNACK",
+	TypePublish:     "PUBLISH",
+	TypePuback:      "PUBACK",
+	TypePubrec:      "PUBREC",
+	TypePubrel:      "PUBREL",
+	TypePubcomp:     "PUBCOMP",
+	TypeSubscribe:   "SUBSCRIBE",
+	TypeSuback:      "SUBACK",
+	TypeUnsubscribe: "UNSUBSCRIBE",
+	TypeUnsuback:    "UNSUBACK",
+	TypePingreq:     "PINGREQ",
+	TypePingresp:    "PINGRESP",
+	TypeDisconnect:  "DISCONNECT",
+	TypeAuth:        "AUTH",
 }
 
-// Will is the will of a CONNECT packet (MQTT 5.0 §3.1.2.5).
-type Will struct {
-	Topic      string
-	Payload    []byte
-	QoS        byte
-	Retain     bool
-	Properties Properties
-}
-
-// Connect asks for a session (MQTT 5.0 §3.1, MQTT 3.1.1 §3.1).
-type Connect struct {
-	Version Version
-	// CleanStart is Clean Session in 3.x.
-	CleanStart bool
-	// KeepAlive is the longest silence allowed, in seconds; 0 turns it off.
-	KeepAlive   uint16
-	ClientID    string
-	Will        *Will
-	HasUsername bool
-	Username    string
-	HasPassword bool
-	Password    []byte
-	Properties  Properties
-}
-
-// Connack answers a CONNECT (MQTT 5.0 §3.2). Reason is a 5.0 reason code; for
-// 3.x it is translated to and from the return codes 0 to 5.
-type Connack struct {
-	SessionPresent bool
-	Reason         ReasonCode
-	Properties     Properties
-}
-
-// Publish carries an application message (MQTT 5.0 §3.3). When it comes from a
-// Reader its byte slices point into the reader's buffer.
-type Publish struct {
-	Dup      bool
-	QoS      byte
-	Retain   bool
-	PacketID uint16 // 0 when QoS is 0
-	Topic    []byte // empty when only TopicAlias names the topic
-	// TopicAlias is 0 when there is none (0 on the wire is refused with 0x94).
-	TopicAlias uint16
-	// HasExpiry says that MessageExpiry (seconds) was given.
-	HasExpiry     bool
-	MessageExpiry uint32
-	// SubscriptionIDs come from a server only, 1 to 268,435,455 each.
-	SubscriptionIDs []uint32
-	// Properties are those that travel unaltered (payload format indicator,
-	// content type, response topic, correlation data, user properties), in
-	// wire form and in order, without the length prefix.
-	Properties []byte
-	Payload    []byte
-}
-
-// Puback, Pubrec, Pubrel and Pubcomp acknowledge (MQTT 5.0 §3.4 to §3.7).
-type (
-	Puback struct {
-		PacketID   uint16
-		Reason     ReasonCode
-		Properties Properties
+// String returns the specification's name, such as "PUBLISH".
+func (t Type) String() string {
+	if t == 0 || int(t) >= len(typeNames) {
+		return "type " + strconv.Itoa(int(t))
 	}
-	Pubrec struct {
-		PacketID   uint16
-		Reason     ReasonCode
-		Properties Properties
+	return typeNames[t]
+}
+
+// flags are the low four bits of the first byte of every type but PUBLISH
+// (MQTT 5.0 §2.1.3, table 2-2).
+func (t Type) flags() byte {
+	switch t {
+	case TypePubrel, TypeSubscribe, TypeUnsubscribe:
+		return 0x02
+	default:
+		return 0
 	}
-	Pubrel struct {
-		PacketID   uint16
-		Reason     ReasonCode
-		Properties Properties
+}
+
+// start appends the first byte of every type but PUBLISH.
+func (w *builder) start(t Type) int {
+	w.byte(byte(t)<<4 | t.flags())
+	return w.open()
+}
+
+// Frame looks at the start of b. n > 0 is the size in bytes of the first
+// packet, header included, whether or not all of it is there yet; n == 0 says
+// that the header is not complete. A packet of more than limit bytes is refused
+// with reason 0x95 as soon as its header is known; limit 0 or less stands for
+// the largest packet there is. All of b is looked at but nothing beyond the
+// first five bytes (MQTT 5.0 §2.1).
+func Frame(b []byte, limit int) (n int, err error) {
+	if len(b) == 0 {
+		return 0, nil
 	}
-	Pubcomp struct {
-		PacketID   uint16
-		Reason     ReasonCode
-		Properties Properties
+	t := Type(b[0] >> 4)
+	if t == 0 {
+		return 0, malformed("packet type", "0 is reserved")
 	}
-)
-
-// Filter is one topic filter of a SUBSCRIBE with its options
-// (MQTT 5.0 §3.8.3.1); 3.x knows only QoS.
-type Filter struct {
-	Filter            string
-	QoS               byte
-	NoLocal           bool
-	RetainAsPublished bool
-	RetainHandling    byte
+	rest, k := readVarint(b[1:])
+	switch {
+	case k < 0:
+		e := malformed("remaining length", "takes more than 4 bytes")
+		e.Type = t
+		return 0, e
+	case k == 0:
+		return 0, nil
+	}
+	n = 1 + k + int(rest)
+	if limit > 0 && n > limit {
+		e := refuse(ReasonPacketTooLarge, "packet", "%d bytes are more than %d", n, limit)
+		e.Type = t
+		return 0, e
+	}
+	return n, nil
 }
 
-// Subscribe asks for topics (MQTT 5.0 §3.8).
-type Subscribe struct {
-	PacketID   uint16
-	Filters    []Filter
-	Properties Properties
+// checkHeader judges a packet by its first byte, so that a wrong one is
+// refused before its body is waited for.
+func checkHeader(first byte, v Version) *Error {
+	t, flags := Type(first>>4), first&0x0f
+	switch t {
+	case 0:
+		return malformed("packet type", "0 is reserved")
+	case TypeConnect:
+		return nil // its version is not known yet, decodeConnect does it
+	case TypePublish:
+		return checkPublishFlags(flags, v)
+	case TypeAuth:
+		if v < V5 {
+			return malformed("packet type", "15 is reserved in MQTT %s", v)
+		}
+	default:
+	}
+	return checkFlags(t, flags, v)
 }
 
-// Suback answers a SUBSCRIBE, one code for each filter (MQTT 5.0 §3.9).
-type Suback struct {
-	PacketID   uint16
-	Reasons    []ReasonCode
-	Properties Properties
+// checkFlags applies MQTT 5.0 §2.1.3 [MQTT-2.1.3-1] and MQTT 3.1.1 §2.2.2
+// [MQTT-2.2.2-2]. MQTT 3.1 §2.1 has DUP and QoS mean something in SUBSCRIBE,
+// UNSUBSCRIBE and PUBREL and says "not used" elsewhere; nothing depends on them.
+func checkFlags(t Type, flags byte, v Version) *Error {
+	if v != V31 && flags != t.flags() {
+		return malformed("fixed header flags", "0x%x is not 0x%x", flags, t.flags())
+	}
+	return nil
 }
 
-// Unsubscribe gives topics back (MQTT 5.0 §3.10).
-type Unsubscribe struct {
-	PacketID   uint16
-	Filters    []string
-	Properties Properties
+// targets are values that decoding uses again instead of allocating; each may
+// be nil.
+type targets struct {
+	publish *Publish
+	puback  *Puback
+	pubrec  *Pubrec
+	pubrel  *Pubrel
+	pubcomp *Pubcomp
 }
 
-// Unsuback answers an UNSUBSCRIBE; Reasons is empty in 3.x (MQTT 5.0 §3.11).
-type Unsuback struct {
-	PacketID   uint16
-	Reasons    []ReasonCode
-	Properties Properties
+// reuse returns p, emptied, or a new value.
+func reuse[T any](p *T) *T {
+	if p == nil {
+		return new(T)
+	}
+	var zero T
+	*p = zero
+	return p
 }
 
-// Pingreq and Pingresp keep the connection alive (MQTT 5.0 §3.12, §3.13).
-type (
-	Pingreq  struct{}
-	Pingresp struct{}
-)
-
-// Disconnect ends the connection (MQTT 5.0 §3.14).
-type Disconnect struct {
-	Reason     ReasonCode
-	Properties Properties
+// Decode decodes one whole packet, header included. A CONNECT says its version
+// itself. A PUBLISH is decoded into pub if that is not nil, without allocation,
+// and its byte slices point into frame; all other values share nothing with it.
+// The error is always of type [*Error].
+func Decode(frame []byte, v Version, pub *Publish) (Packet, error) {
+	return decode(frame, v, targets{publish: pub})
 }
 
-// Auth carries an extended authentication exchange (MQTT 5.0 §3.15).
-type Auth struct {
-	Reason     ReasonCode
-	Properties Properties
+func decode(frame []byte, v Version, into targets) (Packet, error) {
+	if len(frame) == 0 {
+		return nil, malformed("packet", "is empty")
+	}
+	t := Type(frame[0] >> 4)
+	c := cursor{b: frame[1:]}
+	minimal := c.remaining()
+	c.fail(checkHeader(frame[0], v))
+	if !minimal && v >= V5 && t != TypeConnect {
+		c.fail(errNotMinimal())
+	}
+	var p Packet
+	if c.err == nil {
+		p = c.packet(t, frame[0]&0x0f, minimal, v, into)
+		c.end()
+	}
+	if c.err != nil {
+		c.err.Type = t
+		if connect, ok := p.(*Connect); ok && connect.Version.protocolName() != "" {
+			c.err.Version = connect.Version
+		}
+		return nil, c.err
+	}
+	return p, nil
+}
+
+// remaining takes the remaining length, which has to be all that is left, and
+// says whether it has its shortest form: MQTT 5.0 §1.5.5 [MQTT-1.5.5-1] asks
+// for it, earlier versions do not.
+func (c *cursor) remaining() (minimal bool) {
+	const field = "remaining length"
+	n, k := readVarint(c.b)
+	switch {
+	case k == 0:
+		c.short(field, len(c.b)+1)
+	case k < 0:
+		c.fail(malformed(field, "takes more than 4 bytes"))
+	case int(n) != len(c.b)-k:
+		c.fail(malformed(field, "%d announces other than the %d bytes there are", n, len(c.b)-k))
+	default:
+		c.b = c.b[k:]
+	}
+	return k == varintLen(n)
+}
+
+func errNotMinimal() *Error {
+	return malformed("remaining length", "is not written in the fewest bytes")
+}
+
+// packet decodes a body.
+func (c *cursor) packet(t Type, flags byte, minimal bool, v Version, into targets) Packet {
+	switch t {
+	case TypeConnect:
+		return c.connect(flags, minimal)
+	case TypeConnack:
+		return c.connack(v)
+	case TypePublish:
+		return c.publish(flags, v, into.publish)
+	case TypePuback:
+		p := reuse(into.puback)
+		p.PacketID, p.Reason = c.ack(t, v, &p.Properties)
+		return p
+	case TypePubrec:
+		p := reuse(into.pubrec)
+		p.PacketID, p.Reason = c.ack(t, v, &p.Properties)
+		return p
+	case TypePubrel:
+		p := reuse(into.pubrel)
+		p.PacketID, p.Reason = c.ack(t, v, &p.Properties)
+		return p
+	case TypePubcomp:
+		p := reuse(into.pubcomp)
+		p.PacketID, p.Reason = c.ack(t, v, &p.Properties)
+		return p
+	case TypeSubscribe:
+		return c.subscribe(v)
+	case TypeSuback:
+		return c.suback(v)
+	case TypeUnsubscribe:
+		return c.unsubscribe(v)
+	case TypeUnsuback:
+		return c.unsuback(v)
+	case TypePingreq:
+		return &Pingreq{}
+	case TypePingresp:
+		return &Pingresp{}
+	case TypeDisconnect:
+		return c.disconnect(v)
+	case TypeAuth:
+		return c.auth()
+	default:
+		panic("packet: type 0 passed checkHeader")
+	}
 }
