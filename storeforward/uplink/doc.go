@@ -1,0 +1,65 @@
+// Package uplink is the gateway's MQTT session with the cloud's broker. It
+// keeps one connection up over links that come and go, sends what the routes
+// out select from the durable store, and brings in what the routes in ask for.
+// To the store it is one more durable recipient with a queue of its own, so a
+// dead link slows nobody.
+//
+// It never acknowledges to the cloud what is not safe here, never finishes a
+// delivery the cloud has not acknowledged (unless it expired or can never pass,
+// and then it is counted), never sends a QoS 2 message under an id that is not
+// durable, and never waits for the cloud while it holds a lock.
+//
+// Goroutines: [Uplink.Run] is the writer of the connection and the only one
+// that reads from the store; while a connection lasts it has one reader beside
+// it. Both end before Run returns. The store and the broker call in from
+// theirs:
+//
+//	store, under its append lock            cloud
+//	   | Offer, Reserve, Wake                 | PUBLISH, PUBACK, PUBREC ...
+//	   v                                      v
+//	flights of the session <------- reader (receive.go) --> Local.Publish
+//	   |                                      |                 | done
+//	   |        Uplink.mu guards all          |                 v
+//	   v                                      |            line of acknowledgements
+//	writer (send.go) <------ wake ------------+-----------------+
+//	   | Queue, Flush                         | Acked, Received, Completed ...
+//	   v                                      v
+//	cloud                                   store
+//
+// Lock order: the store's append lock, then Uplink.mu, then the connection's.
+// The store and Local are never called with Uplink.mu held.
+//
+// # Rules
+//
+// A session is remembered as address, client id and epoch. Without a matching
+// memory the connection is a Clean Start; when the cloud has no session the
+// store forgets ids and counts possible duplicates before any other packet.
+//
+// When the cloud has kept the session, PUBRELs go first (in the order of their
+// PUBRECs, exempt from Receive Maximum: they make room), then the PUBLISHes not
+// acknowledged, in the order of their first send, under their ids and with DUP
+// set, then new ones (MQTT 5.0 §4.4, §4.6). Our own birth message goes before
+// all of them; an unacknowledged one of an earlier connection is not sent
+// again, since the new one says more (! MQTT 5.0 [MQTT-4.4.0-1]: it is QoS 1,
+// for which the receiver keeps nothing). After a restart of the process QoS 1
+// is sent again under new ids.
+//
+// A refusal with 0x80, 0x83 or 0x97 keeps the message and everything of its
+// topic and QoS behind it, and tries the first of them again with back-off.
+// Messages of the same topic that were already on their way when the refusal
+// came may have been accepted: they overtake the refused one. Only a window of
+// one would prevent that. The id stays with the refused message, and the next
+// try carries DUP 0: the exchange is over for both sides (MQTT 5.0 §4.3.2,
+// §4.3.3).
+//
+// A QoS 2 message goes to a cloud whose Maximum QoS is 1 as QoS 1, counted.
+//
+// What is refused here (the store is full) is answered with 0x97 in 5.0; in
+// 3.1.1, which cannot refuse, it stays without answer, nothing further with an
+// acknowledgement is taken, so that order holds, and the connection is
+// replaced after a pause so that the cloud sends it again.
+//
+// A message whose expiry passed after its first send is resent with an expiry
+// of one second: once sent, only an acknowledgement ends it, and brokers take
+// an expiry of zero for none.
+package uplink

@@ -1,0 +1,256 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"holdfast/broker/packet"
+	"holdfast/broker/topic"
+)
+
+// Values of Options.Protocol.
+const (
+	ProtocolAuto = "auto"  // 5.0, falling back to 3.1.1
+	Protocol5    = "5.0"   // 5.0 only
+	Protocol311  = "3.1.1" // 3.1.1 only
+)
+
+// Options are the settings of one uplink. The zero value is not usable; start
+// from [DefaultOptions].
+type Options struct {
+	// URL of the cloud's broker: mqtt://host[:1883] or tcp://host[:1883] in
+	// the clear, mqtts://host[:8883] with TLS. The name is looked up anew for
+	// every attempt.
+	URL string `toml:"url"`
+	// ClientID is the uplink's client id; empty means the gateway's id. Two
+	// gateways with one client id throw each other out.
+	ClientID string `toml:"client_id"`
+	// Username and Password are for the cloud's broker. 3.1.1 has no password
+	// without a user name.
+	Username string `toml:"username"`
+	Password string `toml:"password" secret:"true"`
+	// Protocol is "auto" (5.0, and 3.1.1 if the cloud does not speak it;
+	// remembered until the restart), "5.0" or "3.1.1".
+	Protocol string `toml:"protocol"`
+
+	// CAFile holds the certificates (PEM) the cloud's is checked against;
+	// empty means those of the system. All files are read anew for every
+	// connection, so that renewed ones are picked up.
+	CAFile string `toml:"ca_file"`
+	// CertFile and KeyFile are the gateway's own certificate (PEM).
+	CertFile string `toml:"cert_file"`
+	KeyFile  string `toml:"key_file"`
+	// ServerName is the name the cloud's certificate must carry; empty means
+	// the host of URL.
+	ServerName string `toml:"server_name"`
+	// Insecure takes any certificate. Whoever is on the way can then read and
+	// change everything: for trials only.
+	Insecure bool `toml:"insecure"`
+
+	// KeepAlive is the longest silence before a PINGREQ, whole seconds from
+	// 5s to 18h. A link that answers nothing is found dead after at most this
+	// and half of it again.
+	KeepAlive time.Duration `toml:"keep_alive"`
+	// ConnectTimeout bounds one attempt: name lookup, TCP, TLS and CONNACK.
+	ConnectTimeout time.Duration `toml:"connect_timeout"`
+	// AckTimeout is how long the cloud may acknowledge nothing at all, or
+	// pass over one message while acknowledging later ones, before the
+	// connection is replaced, which is the only way MQTT has to ask again
+	// (MQTT 5.0 §4.4). 0 waits for ever.
+	AckTimeout time.Duration `toml:"ack_timeout"`
+	// ReconnectMin and ReconnectMax bound the pause between attempts: it
+	// grows from the first to the second with decorrelated jitter.
+	ReconnectMin time.Duration `toml:"reconnect_min"`
+	ReconnectMax time.Duration `toml:"reconnect_max"`
+	// ReconnectReset is how long a link must have held before the pause
+	// starts at ReconnectMin again.
+	ReconnectReset time.Duration `toml:"reconnect_reset"`
+	// StopTimeout bounds the clean stop: "offline" acknowledged, DISCONNECT
+	// sent.
+	StopTimeout time.Duration `toml:"stop_timeout"`
+
+	// SessionExpiry is how long the cloud keeps the session while the link is
+	// down, whole seconds (5.0; in 3.1.1 the broker decides).
+	SessionExpiry time.Duration `toml:"session_expiry"`
+	// StatusTopic is the cloud's topic of the will and the birth message,
+	// with {gateway} standing for the gateway's id; empty means neither.
+	StatusTopic string `toml:"status_topic"`
+	// WillDelay is how long the cloud waits for us before it publishes the
+	// will (5.0), whole seconds.
+	WillDelay time.Duration `toml:"will_delay"`
+
+	// Window is the most messages on their way to the cloud without an
+	// acknowledgement; the cloud's Receive Maximum may lower it.
+	Window int `toml:"window"`
+	// WindowBytes bounds the same in bytes of topic, payload and properties;
+	// one message may always be on its way.
+	WindowBytes int `toml:"window_bytes"`
+	// ReceiveMaximum is the most QoS 1 and 2 messages the cloud may have on
+	// their way to us (5.0; in 3.1.1 reading pauses at this many).
+	ReceiveMaximum int `toml:"receive_maximum"`
+	// MaximumPacketSize is the largest packet taken from the cloud, bytes.
+	MaximumPacketSize int `toml:"maximum_packet_size"`
+	// Batch is the most messages read from the store at once.
+	Batch int `toml:"batch"`
+	// QoS0Queue is the most QoS 0 messages waiting to be written while the
+	// link is up; beyond it, and while the link is down, they are dropped and
+	// counted.
+	QoS0Queue int `toml:"qos0_queue"`
+	// TopicAliases is the most topic aliases used towards the cloud (5.0); the
+	// cloud's Topic Alias Maximum may lower it. 0 uses none.
+	TopicAliases int `toml:"topic_aliases"`
+
+	// Routes say which messages go where; without any nothing flows.
+	Routes []Route `toml:"route"`
+
+	// Gateway is the gateway's id, from [gateway].
+	Gateway string `toml:"-"`
+	// Software is the version announced in the birth message.
+	Software string `toml:"-"`
+	// Epoch names the machine and database whose memory of the cloud session
+	// may be believed. When it differs from the one the session began with
+	// (restored, salvaged or cloned database), the next connection is a Clean
+	// Start.
+	Epoch string `toml:"-"`
+	// Dial replaces the TCP dialer; nil means net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error) `toml:"-"`
+}
+
+// DefaultOptions returns the settings of an uplink that sets nothing but its
+// URL and its routes.
+func DefaultOptions() Options {
+	return Options{
+		Protocol:       ProtocolAuto,
+		KeepAlive:      time.Minute, // under 5 MB a month of pings, and shorter than most NATs forget
+		ConnectTimeout: 20 * time.Second,
+		AckTimeout:     time.Minute,
+		ReconnectMin:   time.Second,
+		ReconnectMax:   2 * time.Minute,
+		ReconnectReset: time.Minute,
+		StopTimeout:    3 * time.Second,
+
+		SessionExpiry: 7 * 24 * time.Hour,
+		StatusTopic:   "holdfast/{gateway}/status",
+		WillDelay:     30 * time.Second,
+
+		Window:            100, // the most that 3.1.1 clouds without a Receive Maximum are known to bear (AWS IoT)
+		WindowBytes:       1 << 20,
+		ReceiveMaximum:    100,
+		MaximumPacketSize: 1 << 20,
+		Batch:             100,
+		QoS0Queue:         256,
+		TopicAliases:      256,
+	}
+}
+
+// Validate says what is wrong with o, naming the key.
+func (o Options) Validate() error {
+	var errs []error
+	fail := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("uplink.%s: "+format, append([]any{key}, args...)...))
+	}
+	between := func(key string, v, least, most int) {
+		if v < least || v > most {
+			fail(key, "%d is outside %d..%d", v, least, most)
+		}
+	}
+	span := func(key string, v, least, most time.Duration) {
+		if v < least || v > most {
+			fail(key, "%v is outside %v..%v", v, least, most)
+		}
+	}
+	seconds := func(key string, v, least, most time.Duration) {
+		span(key, v, least, most)
+		if v%time.Second != 0 {
+			fail(key, "%v is not whole seconds", v)
+		}
+	}
+
+	u, err := url.Parse(o.URL)
+	switch {
+	case o.URL == "":
+		fail("url", "is missing; expected something like \"mqtts://broker.example.com:8883\"")
+	case err != nil:
+		// url.Parse repeats the URL in its error, password and all.
+		fail("url", "cannot be read as a URL")
+	case u.Scheme != "mqtt" && u.Scheme != "tcp" && u.Scheme != "mqtts":
+		fail("url", "scheme %q is not one of mqtt, tcp, mqtts", u.Scheme)
+	case u.Hostname() == "":
+		fail("url", "has no host")
+	case u.User != nil:
+		fail("url", "carries a user; use the keys username and password")
+	case u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "":
+		fail("url", "has something behind the host; expected scheme://host:port")
+	}
+	secure := u != nil && u.Scheme == "mqtts"
+	if (o.CertFile == "") != (o.KeyFile == "") {
+		fail("cert_file", "and key_file go together")
+	}
+	if !secure && o.URL != "" {
+		for key, set := range map[string]bool{"ca_file": o.CAFile != "", "cert_file": o.CertFile != "", "server_name": o.ServerName != "", "insecure": o.Insecure} {
+			if set {
+				fail(key, "means nothing without mqtts:// in url")
+			}
+		}
+	}
+	if o.Password != "" && o.Username == "" {
+		fail("password", "needs a username (MQTT 3.1.1 §3.1.2.9)")
+	}
+	switch o.Protocol {
+	case ProtocolAuto, Protocol5, Protocol311:
+	default:
+		fail("protocol", "%q is not one of \"auto\", \"5.0\", \"3.1.1\"", o.Protocol)
+	}
+	if len(o.ClientID) > 65535 || !packet.ValidString(o.ClientID) {
+		fail("client_id", "is not a valid MQTT string")
+	}
+	if o.ClientID == "" && o.Gateway == "" {
+		fail("client_id", "is empty and there is no gateway id to use instead")
+	}
+
+	seconds("keep_alive", o.KeepAlive, 5*time.Second, 18*time.Hour)
+	span("connect_timeout", o.ConnectTimeout, time.Second, 10*time.Minute)
+	if o.AckTimeout != 0 {
+		span("ack_timeout", o.AckTimeout, time.Second, 24*time.Hour)
+	}
+	span("reconnect_min", o.ReconnectMin, 10*time.Millisecond, time.Hour)
+	span("reconnect_max", o.ReconnectMax, o.ReconnectMin, 24*time.Hour)
+	span("reconnect_reset", o.ReconnectReset, 0, 24*time.Hour)
+	span("stop_timeout", o.StopTimeout, 0, time.Minute)
+	seconds("session_expiry", o.SessionExpiry, 0, 136*365*24*time.Hour)
+	seconds("will_delay", o.WillDelay, 0, 136*365*24*time.Hour)
+	if o.StatusTopic != "" {
+		if err := topic.ValidName(o.statusTopic()); err != nil {
+			fail("status_topic", "%w", err)
+		}
+	}
+	between("window", o.Window, 1, 65535)
+	between("window_bytes", o.WindowBytes, 1024, 1<<30)
+	between("receive_maximum", o.ReceiveMaximum, 1, 65535)
+	between("maximum_packet_size", o.MaximumPacketSize, 1024, packet.MaxSize)
+	between("batch", o.Batch, 1, 1000)
+	between("qos0_queue", o.QoS0Queue, 0, 65535)
+	between("topic_aliases", o.TopicAliases, 0, 65535)
+	for i := range o.Routes {
+		if err := o.Routes[i].validate(); err != nil {
+			errs = append(errs, fmt.Errorf("uplink.route[%d].%w", i, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) clientID() string {
+	if o.ClientID != "" {
+		return o.ClientID
+	}
+	return o.Gateway
+}
+
+func (o Options) statusTopic() string {
+	return strings.ReplaceAll(o.StatusTopic, "{gateway}", o.Gateway)
+}

@@ -1,0 +1,213 @@
+package uplink
+
+import (
+	"slices"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+)
+
+// A session is our side of the MQTT session: what must survive a connection
+// as long as the cloud keeps its side (MQTT 5.0 §4.1). When the cloud has lost
+// its side a new one takes its place and late callbacks of the old one find
+// nothing. What must survive the process as well (QoS 2) is in the store.
+//
+// All of it is guarded by Uplink.mu.
+type session struct {
+	ids     ids
+	flights map[uint16]*flight
+	bySeq   map[durable.Seq]*flight
+	// order numbers flights in the order of their first send.
+	order uint64
+	// bytes are those of the flights.
+	bytes int
+	// reserved are ids given out by Reserve whose Offer has not come.
+	reserved int
+	// lanes hold what the cloud refused for now, by topic and QoS.
+	lanes map[laneKey]*lane
+	// received are the cloud's QoS 2 packet ids whose PUBREL is not done.
+	received map[uint16]*receipt
+	// subscribed says that the cloud has granted or refused all routes in.
+	subscribed bool
+}
+
+func newSession(received []uint16) *session {
+	s := &session{
+		flights:  make(map[uint16]*flight),
+		bySeq:    make(map[durable.Seq]*flight),
+		lanes:    make(map[laneKey]*lane),
+		received: make(map[uint16]*receipt),
+	}
+	for _, id := range received {
+		s.received[id] = &receipt{id: id, qos: 2, state: receiptTaken}
+	}
+	return s
+}
+
+// flightState is where a flight stands.
+type flightState byte
+
+const (
+	flightSaving    flightState = iota // QoS 2: its packet id is being made durable
+	flightReady                        // its PUBLISH is to be sent
+	flightSent                         // PUBLISH sent, waiting for PUBACK or PUBREC
+	flightHeld                         // refused for now, or behind one that was
+	flightReceiving                    // PUBREC came and is being made durable
+	flightReceived                     // its PUBREL is to be sent
+	flightReleased                     // PUBREL sent, waiting for PUBCOMP
+	flightEnding                       // over on the wire, the store is finishing it
+)
+
+// flight is one message with a packet id: from its place in the window to its
+// end. Its QoS never changes, nor its id while the cloud may know it
+// (MQTT 5.0 §2.2.1, §4.4).
+type flight struct {
+	seq    durable.Seq      // 0 for the uplink's own status messages
+	msg    *message.Message // nil when released before this process began
+	remote string           // topic at the cloud; for own messages
+	size   int
+	qos    byte
+	retain bool
+	id     uint16
+	state  flightState
+	// sent says that the cloud may have seen this PUBLISH under this id and
+	// has not refused it: DUP is set (MQTT 5.0 §3.3.1.1).
+	sent bool
+	// order is that of the first send, 0 before it.
+	order uint64
+	// counted says that it takes a place of the Receive Maximum.
+	counted bool
+	// probe says that it was sent to see whether the cloud still refuses.
+	probe  bool
+	sentAt time.Time
+	// passed says that the cloud acknowledged a later one of its kind.
+	passed bool
+}
+
+// room says whether one more message of that size fits the window. One always
+// fits an empty window.
+func (s *session) room(opts *Options, size int) bool {
+	n := len(s.flights) + s.reserved
+	return n < opts.Window && (n == 0 || s.bytes+size <= opts.WindowBytes)
+}
+
+// add puts f in flight under f.id, which must be taken.
+func (s *session) add(f *flight) {
+	s.flights[f.id] = f
+	if f.seq != 0 {
+		s.bySeq[f.seq] = f
+	}
+	if f.msg != nil {
+		f.size = f.msg.Size()
+	}
+	s.bytes += f.size
+}
+
+// remove ends f; its packet id is free.
+func (s *session) remove(f *flight) {
+	if s.flights[f.id] != f {
+		return
+	}
+	delete(s.flights, f.id)
+	delete(s.bySeq, f.seq)
+	s.bytes -= f.size
+	s.ids.free(f.id)
+}
+
+// inOrder returns the flights sent before in the order of their first send,
+// then the others as the store numbers them.
+func (s *session) inOrder() []*flight {
+	fs := make([]*flight, 0, len(s.flights))
+	for _, f := range s.flights {
+		fs = append(fs, f)
+	}
+	slices.SortFunc(fs, func(a, b *flight) int {
+		switch {
+		case a.order != 0 && b.order != 0:
+			return compare(a.order, b.order)
+		case a.order != 0:
+			return -1
+		case b.order != 0:
+			return 1
+		default:
+			return compare(a.seq, b.seq)
+		}
+	})
+	return fs
+}
+
+func compare[T ~uint64](a, b T) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	default:
+		return 0
+	}
+}
+
+// laneKey names a lane: order is kept per topic and QoS (MQTT 5.0 §4.6).
+type laneKey struct {
+	topic string
+	qos   byte
+}
+
+// lane holds the messages of one topic and QoS of which the cloud refused one
+// for now. Others go on meanwhile; these wait for the next try of the first,
+// so that they keep their order among themselves. They keep their places in
+// the window, which bounds them.
+type lane struct {
+	flights []*flight
+	backoff backoff
+	retryAt time.Time
+	// probing says that the first is with the cloud again.
+	probing bool
+}
+
+// insert puts f in by its sequence number: refusals come in order, but behind
+// them there may already be messages that were never sent.
+func (ln *lane) insert(f *flight) {
+	i, _ := slices.BinarySearchFunc(ln.flights, f, func(a, b *flight) int { return compare(a.seq, b.seq) })
+	ln.flights = slices.Insert(ln.flights, i, f)
+}
+
+// ids is the one allocator of packet ids for PUBLISH, SUBSCRIBE and
+// UNSUBSCRIBE (MQTT 5.0 §2.2.1). It goes round, so that an id rests as long as
+// possible before it comes back.
+type ids struct {
+	used [1 << 16 / 64]uint64
+	n    int
+	last uint16
+}
+
+// take returns an id that is not in use; 0 when there is none.
+func (a *ids) take() uint16 {
+	if a.n >= 65535 {
+		return 0
+	}
+	for {
+		a.last++
+		if a.last != 0 && a.claim(a.last) {
+			return a.last
+		}
+	}
+}
+
+// claim takes that id; false when it is in use.
+func (a *ids) claim(id uint16) bool {
+	if a.used[id/64]&(1<<(id%64)) != 0 {
+		return false
+	}
+	a.used[id/64] |= 1 << (id % 64)
+	a.n++
+	return true
+}
+
+func (a *ids) free(id uint16) {
+	if a.used[id/64]&(1<<(id%64)) != 0 {
+		a.used[id/64] &^= 1 << (id % 64)
+		a.n--
+	}
+}

@@ -1,0 +1,175 @@
+package uplink
+
+import (
+	"time"
+
+	"holdfast/broker/packet"
+)
+
+// State is what the uplink is doing.
+type State string
+
+// The states of an uplink.
+const (
+	StateIdle        State = "idle"         // Run has not been called
+	StateConnecting  State = "connecting"   // name lookup, TCP, TLS, CONNECT
+	StateUp          State = "up"           // session open, messages flow
+	StateStuck       State = "stuck"        // up, but the cloud acknowledges nothing
+	StateBackingOff  State = "backing_off"  // waiting for the next attempt
+	StateAuthRefused State = "auth_refused" // the same, and only a person can change the outcome
+	StateStopping    State = "stopping"     // saying goodbye
+	StateStopped     State = "stopped"
+)
+
+// Why messages are dropped: the keys of Status.Dropped, and the reasons given
+// to the store.
+const (
+	dropExpired   = "expired"     // message expiry passed before the first send
+	dropTooLarge  = "too_large"   // above the cloud's Maximum Packet Size
+	dropNoRoute   = "no_route"    // no route out matches any more
+	dropLoop      = "loop"        // came from this uplink
+	dropInvalid   = "invalid"     // cannot be said in MQTT: topic too long with its prefix
+	dropQoS0Down  = "qos0_down"   // QoS 0 while the link was down
+	dropQoS0Full  = "qos0_full"   // QoS 0 beyond qos0_queue
+	dropInNoRoute = "in_no_route" // from the cloud, no route in matches
+	dropInFull    = "in_refused"  // from the cloud, not taken here
+)
+
+// Status is a snapshot of the uplink.
+type Status struct {
+	Name     string `json:"name"`
+	URL      string `json:"url"`
+	ClientID string `json:"client_id"`
+	State    State  `json:"state"`
+	// Reason says why it is in that state, for people.
+	Reason string    `json:"reason,omitempty"`
+	Since  time.Time `json:"since"`
+	// NextAttempt is when the next connection is tried; zero while up.
+	NextAttempt time.Time `json:"next_attempt,omitzero"`
+	// Attempt counts the attempts since the link was last up.
+	Attempt int `json:"attempt,omitempty"`
+	// Protocol is the version spoken, empty before the first connection.
+	Protocol string `json:"protocol,omitempty"`
+	// SessionPresent says that the cloud had kept the session at the latest
+	// connection.
+	SessionPresent bool `json:"session_present"`
+	// Remote is the address of the cloud while up.
+	Remote string `json:"remote,omitempty"`
+
+	Connects         uint64 `json:"connects"`            // successful connections
+	ConnectFailures  uint64 `json:"connect_failures"`    // attempts that failed
+	SessionsLost     uint64 `json:"sessions_lost"`       // the cloud had forgotten us
+	BytesOut         uint64 `json:"bytes_out"`           // MQTT bytes, without TLS and TCP
+	BytesIn          uint64 `json:"bytes_in"`            // the same
+	MessagesOut      uint64 `json:"messages_out"`        // PUBLISH sent for the first time
+	MessagesIn       uint64 `json:"messages_in"`         // PUBLISH taken over here
+	Acked            uint64 `json:"acked"`               // QoS 1 and 2 finished with success
+	Resends          uint64 `json:"resends"`             // PUBLISH sent again with DUP
+	ResentReleases   uint64 `json:"resent_releases"`     // PUBREL sent again
+	Duplicates       uint64 `json:"possible_duplicates"` // QoS 1 sent again, and QoS 2 of a lost session
+	InDuplicates     uint64 `json:"in_duplicates"`       // QoS 2 of the cloud recognised as sent before
+	Refused          uint64 `json:"refused"`             // refused for good: dead letters
+	RefusedForNow    uint64 `json:"refused_for_now"`     // refused with 0x80, 0x83 or 0x97: tried again
+	Downgraded       uint64 `json:"downgraded"`          // QoS 2 sent as QoS 1, the cloud's Maximum QoS
+	UnknownAcks      uint64 `json:"unknown_acks"`        // acknowledgements of nothing we sent
+	StuckConnections uint64 `json:"stuck_connections"`   // replaced for want of acknowledgements
+	SubscribeRefused uint64 `json:"subscribe_refused"`   // routes in that the cloud did not grant
+	StoreErrors      uint64 `json:"store_errors"`        // connections given up because the store failed
+	// Dropped counts messages by reason.
+	Dropped map[string]uint64 `json:"dropped,omitempty"`
+
+	// Window is how many messages may be on their way: the option, or the
+	// cloud's Receive Maximum where that is lower.
+	Window int `json:"window"`
+	// InFlight are on their way; of these Held were refused for now.
+	InFlight int `json:"in_flight"`
+	Held     int `json:"held"`
+	// OldestUnacked is how long the oldest of them has waited for its
+	// acknowledgement on this connection, seconds.
+	OldestUnacked float64 `json:"oldest_unacked_seconds"`
+	// RoundTrip is a running mean from PUBLISH to its acknowledgement,
+	// milliseconds; 0 before the first.
+	RoundTrip float64 `json:"round_trip_ms"`
+
+	// Backlog is what the store keeps for the cloud, in flight included.
+	Backlog      int64   `json:"backlog"`
+	BacklogBytes int64   `json:"backlog_bytes"`
+	BacklogAge   float64 `json:"backlog_age_seconds"`
+}
+
+// Status returns a snapshot.
+func (u *Uplink) Status() Status {
+	now := time.Now()
+	u.mu.Lock()
+	st := u.status
+	st.Dropped = make(map[string]uint64, len(u.status.Dropped))
+	for k, v := range u.status.Dropped {
+		st.Dropped[k] = v
+	}
+	st.Window = u.opts.Window
+	st.InFlight = len(u.sess.flights)
+	for _, lane := range u.sess.lanes {
+		st.Held += len(lane.flights)
+	}
+	st.RoundTrip = float64(u.roundTrip) / float64(time.Millisecond)
+	if l := u.link; l != nil {
+		st.Window = l.quota
+		st.BytesIn += l.conn.BytesIn()
+		st.BytesOut += l.conn.BytesOut()
+		if oldest, ok := l.oldestLocked(); ok {
+			st.OldestUnacked = now.Sub(oldest).Seconds()
+			// A quarter of the time allowed without any answer is long
+			// enough to stop calling it healthy.
+			if st.State == StateUp && u.opts.AckTimeout > 0 && now.Sub(oldest) > u.opts.AckTimeout/4 && now.Sub(l.progress) > u.opts.AckTimeout/4 {
+				st.State, st.Reason = StateStuck, "the cloud acknowledges nothing"
+			}
+		}
+	}
+	u.mu.Unlock()
+
+	for _, q := range u.store.Status().Queues {
+		if q.ID == u.queue {
+			st.Backlog, st.BacklogBytes, st.BacklogAge = q.Messages, q.Bytes, q.OldestSeconds
+			st.Duplicates += q.PossibleDuplicates
+		}
+	}
+	return st
+}
+
+// setState changes the state and says since when and why.
+func (u *Uplink) setState(s State, reason string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.status.State != s {
+		u.status.Since = time.Now()
+	}
+	u.status.State, u.status.Reason = s, reason
+	if s != StateBackingOff && s != StateAuthRefused {
+		u.status.NextAttempt = time.Time{}
+	}
+}
+
+func (u *Uplink) dropLocked(reason string) { u.status.Dropped[reason]++ }
+
+// lasting says that a refusal can only be changed by a person, so that
+// another attempt in a second is a nuisance.
+func lasting(r packet.ReasonCode) bool {
+	switch r {
+	case packet.ReasonClientIDNotValid, packet.ReasonBadUserNameOrPassword, packet.ReasonNotAuthorized,
+		packet.ReasonBanned, packet.ReasonBadAuthenticationMethod:
+		return true
+	default:
+		return false
+	}
+}
+
+// forNow says that a refused message is kept and tried again; every other
+// refusal is for good and makes it a dead letter.
+func forNow(r packet.ReasonCode) bool {
+	switch r {
+	case packet.ReasonUnspecified, packet.ReasonImplementationSpecific, packet.ReasonQuotaExceeded:
+		return true
+	default:
+		return false
+	}
+}

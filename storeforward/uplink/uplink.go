@@ -1,0 +1,83 @@
+package uplink
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/storeforward"
+)
+
+// Local is the way of the cloud's messages into the gateway: the broker.
+// Publish must not wait for other messages; done is called once, from any
+// goroutine, when the message is safe, unless Publish returned an error.
+type Local interface {
+	Publish(m *message.Message, from durable.Origin, done func(error)) error
+}
+
+// Uplink is one cloud session. Use [New].
+type Uplink struct {
+	opts  Options
+	name  string
+	from  string
+	queue durable.QueueID
+	store *storeforward.Store
+	local Local
+	log   *slog.Logger
+	out   ways
+	in    ways
+
+	mu        sync.Mutex
+	sess      *session      // guarded by mu; never nil
+	link      *link         // guarded by mu; nil while down
+	status    Status        // guarded by mu
+	roundTrip time.Duration // guarded by mu
+}
+
+// New opens the uplink's queue in the store. From then on the broker may
+// append to it; Run connects it.
+func New(name string, opts Options, store *storeforward.Store, local Local, log *slog.Logger) (*Uplink, error) {
+	if err := opts.Validate(); err != nil {
+		return nil, fmt.Errorf("uplink %s: %w", name, err)
+	}
+	queue, received, err := store.OpenUplink(name)
+	if err != nil {
+		return nil, fmt.Errorf("uplink %s: open queue: %w", name, err)
+	}
+	u := &Uplink{
+		opts:  opts,
+		name:  name,
+		from:  from(name),
+		queue: queue,
+		store: store,
+		local: local,
+		log:   log.With("component", "uplink", "uplink", name),
+		sess:  newSession(received),
+	}
+	u.out, u.in = compile(opts.Routes)
+	u.status = Status{
+		Name: name, URL: opts.URL, ClientID: opts.clientID(),
+		State: StateIdle, Since: time.Now(),
+		Dropped: make(map[string]uint64),
+	}
+	return u, nil
+}
+
+// Name is how the broker knows the uplink; its messages carry it as From.
+func (u *Uplink) Name() string { return u.from }
+
+// Queue is the uplink's queue in the store.
+func (u *Uplink) Queue() durable.QueueID { return u.queue }
+
+// Routes are the local topics the uplink takes.
+func (u *Uplink) Routes() []OutRoute {
+	rs := make([]OutRoute, len(u.out))
+	for i, w := range u.out {
+		rs[i] = OutRoute{Filter: w.filter, QoS: w.qos}
+	}
+	return rs
+}
