@@ -10,10 +10,12 @@ GO  ?= go
 BIN := $(CURDIR)/.bin
 
 GOLANGCI_LINT := v2.15.0
+# Newer ones do not build from the module proxy.
+NFPM          := v2.45.2
 
 # The version is the newest numbered heading of the changelog, so that it is
-# written in one place. The commit and its time come from git; a tarball says
-# "unknown" and 1980, and stays reproducible.
+# written in one place. The commit, and its time for the package's files, come from git; a tarball
+# says "unknown" and 1980, and stays reproducible.
 VERSION ?= $(or $(shell sed -n 's/^\#\# \[\([0-9][^]]*\)\].*/\1/p' packaging/CHANGELOG 2>/dev/null | head -n 1),0.0.0)
 COMMIT  ?= $(or $(shell git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null),unknown)
 SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),315532800)
@@ -22,8 +24,7 @@ export SOURCE_DATE_EPOCH
 # netgo and osusergo keep glibc's resolver and NSS out, so that a static binary
 # behaves like this one; sqlite_omit_load_extension keeps dlopen out.
 TAGS := netgo osusergo sqlite_omit_load_extension
-# main.built is the floor of the clock: no reading is older than its program.
-STAMP := -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(SOURCE_DATE_EPOCH)
+STAMP := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 # Tests, lint and release share these, for two reasons: what is tested is the
 # SQLite that ships, and SQLite (40 s) is compiled once for all of them, plus
@@ -36,7 +37,7 @@ BUILD := -trimpath -buildvcs=false -tags "$(TAGS)"
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: build ## build, then watch nothing get lost: about two minutes
@@ -64,6 +65,82 @@ unit: ## unit and property tests under the race detector
 integration: ## the same plus the tests that need a tty, root or a peer
 	$(GO) test -trimpath -buildvcs=false -tags "$(TAGS) integration" -vet=off -timeout 10m ./...
 
+# The static binaries that ship. armv6 is for the first Raspberry Pi and Zero:
+# its compiler is gnueabi with softfp, because the libc of gnueabihf is built
+# for ARMv7 and dies there with SIGILL.
+ARCHES := amd64 arm64 armv7 armv6
+GOENV_amd64 := GOARCH=amd64
+GOENV_arm64 := GOARCH=arm64
+GOENV_armv7 := GOARCH=arm GOARM=7
+GOENV_armv6 := GOARCH=arm GOARM=6
+CC_amd64 := x86_64-linux-gnu-gcc
+CC_arm64 := aarch64-linux-gnu-gcc
+CC_armv7 := arm-linux-gnueabihf-gcc
+CC_armv6 := arm-linux-gnueabi-gcc
+CFLAGS_amd64 := -O2
+CFLAGS_arm64 := -O2
+CFLAGS_armv7 := -Os -march=armv7-a -mthumb -mfpu=vfpv3-d16 -mfloat-abi=hard
+CFLAGS_armv6 := -Os -march=armv6 -marm -mfpu=vfp -mfloat-abi=softfp
+DEBS_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
+DEBS_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+DEBS_armv7 := gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
+DEBS_armv6 := gcc-arm-linux-gnueabi libc6-dev-armel-cross
+# What this machine compiles for is compiled by plain gcc, as the tests are:
+# another name for it would compile SQLite once more.
+CC_$(shell $(GO) env GOHOSTARCH) := gcc
+
+.PHONY: cross $(ARCHES:%=cross-%)
+cross: $(ARCHES:%=cross-%) ## dist/linux-*/holdfast: static, for amd64, arm64, armv7 and armv6
+$(ARCHES:%=cross-%): cross-%:
+	@command -v $(CC_$*) >/dev/null || { echo "$(CC_$*) is missing: apt-get install $(DEBS_$*)" >&2; exit 1; }
+	GOOS=linux $(GOENV_$*) CC=$(CC_$*) CGO_CFLAGS="$(CFLAGS_$*) $(SQLITE)" $(GO) build $(BUILD) \
+	  -ldflags "$(STAMP) -linkmode external -extldflags '-static' -s -w" -o dist/linux-$*/holdfast ./cmd/holdfast
+	packaging/test/elf $* dist/linux-$*/holdfast
+
+# nfpm's and Debian's names of the architectures.
+NFPM_amd64 := amd64
+NFPM_arm64 := arm64
+NFPM_armv7 := arm7
+NFPM_armv6 := arm6
+DEB_amd64 := amd64
+DEB_arm64 := arm64
+DEB_armv7 := armhf
+DEB_armv6 := armhf
+READY := $(foreach a,$(ARCHES),$(if $(shell command -v $(CC_$a)),$a))
+
+.PHONY: package $(ARCHES:%=package-%)
+package: $(READY:%=package-%) ## dist/linux-*/holdfast_*.deb for each architecture there is a compiler for
+	@ls -l dist/linux-*/*.deb
+	@for arch in $(filter-out $(READY),$(ARCHES)); do echo "left out for want of a compiler: $$arch"; done
+$(ARCHES:%=package-%): package-%: cross-% nfpm
+	gzip -9 -n -c packaging/CHANGELOG > dist/linux-$*/changelog.gz
+	rm -f dist/linux-$*/*.deb
+	ARCH=$(NFPM_$*) VERSION=$(VERSION) BUILT=$$(date -u -d @$$SOURCE_DATE_EPOCH +%FT%TZ) STAGE=dist/linux-$* \
+	  $(BIN)/nfpm package -f packaging/nfpm.yaml -p deb -t dist/linux-$*/holdfast_$(VERSION)_$(DEB_$*).deb
+
+.PHONY: nfpm
+nfpm:
+	@$(GO) version -m $(BIN)/nfpm 2>/dev/null | grep -q 'nfpm/v2.*$(NFPM)' || \
+	  CGO_ENABLED=0 GOBIN=$(BIN) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM)
+
+.PHONY: modules
+modules: ## after a change of go.mod: the recipe's module list and the licences
+	$(GO) run ./packaging/modules
+
+.PHONY: bench
+bench: ## benchmarks of all packages, ten runs, for benchstat
+	$(GO) test $(BUILD) -run '^$$' -bench . -benchmem -count 10 -timeout 0 ./...
+
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME=30s each
+	@for pkg in $$($(GO) list $(BUILD) ./...); do \
+	  for target in $$($(GO) test $(BUILD) -vet=off -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "=== $$pkg $$target"; \
+	    $(GO) test $(BUILD) -vet=off -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
 .PHONY: lint
 lint: golangci-lint ## golangci-lint over the whole tree
 	GOFLAGS="$${GOFLAGS:-} -trimpath" $(BIN)/golangci-lint run ./...
@@ -76,6 +153,10 @@ fmt: golangci-lint ## gofumpt and the order of imports
 golangci-lint:
 	@$(GO) version -m $(BIN)/golangci-lint 2>/dev/null | grep -q 'golangci-lint/v2.*$(GOLANGCI_LINT)' || \
 	  CGO_ENABLED=0 GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT)
+
+.PHONY: systemd-check
+systemd-check: ## the unit's keys, its exposure, users and folders
+	systemd/check
 
 .PHONY: clean
 clean: ## remove dist/; .bin and Go's caches stay
