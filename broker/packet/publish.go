@@ -153,8 +153,11 @@ func (c *cursor) publishProperties(p *Publish) {
 	if c.err != nil {
 		return
 	}
-	if p.Properties = all[first:last:last]; len(p.scratch) > 0 {
+	switch {
+	case len(p.scratch) > 0:
 		p.Properties = p.scratch
+	case last > 0:
+		p.Properties = all[first:last:last]
 	}
 	c.resume(rest)
 }
