@@ -1,0 +1,138 @@
+package port
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// usbSelector is a parsed "usb:VID:PID[:SERIAL]".
+type usbSelector struct {
+	vendor, product string // four lower-case hexadecimal digits
+	serial          string // empty: any
+}
+
+func parseUSB(s string) (sel usbSelector, isUSB bool, err error) {
+	rest, isUSB := strings.CutPrefix(s, "usb:")
+	if !isUSB {
+		return sel, false, nil
+	}
+	// A serial number may hold colons, so it is whatever follows the second.
+	parts := strings.SplitN(rest, ":", 3)
+	if len(parts) < 2 || !isHex4(parts[0]) || !isHex4(parts[1]) {
+		return sel, true, fmt.Errorf("%q is not of the form usb:VID:PID or usb:VID:PID:SERIAL with four hexadecimal digits each", s)
+	}
+	sel.vendor, sel.product = strings.ToLower(parts[0]), strings.ToLower(parts[1])
+	if len(parts) == 3 {
+		if parts[2] == "" {
+			return sel, true, fmt.Errorf("%q ends in an empty serial number", s)
+		}
+		sel.serial = parts[2]
+	}
+	return sel, true, nil
+}
+
+func isHex4(s string) bool {
+	return len(s) == 4 && strings.Trim(s, "0123456789abcdefABCDEF") == ""
+}
+
+func validateSelector(s string) error {
+	if s == "" {
+		return errNoDevice
+	}
+	if strings.ContainsRune(s, 0) {
+		return fmt.Errorf("%q holds a NUL", s)
+	}
+	_, isUSB, err := parseUSB(s)
+	if err != nil || isUSB {
+		return err
+	}
+	if !filepath.IsAbs(s) {
+		return fmt.Errorf("%q is neither an absolute path nor usb:VID:PID", s)
+	}
+	return nil
+}
+
+// resolve returns the path of the device file that the options select. The
+// error is ErrUnplugged when there is none now.
+func (o Options) resolve() (string, error) {
+	sel, isUSB, err := parseUSB(o.Device)
+	if err != nil {
+		return "", err
+	}
+	if !isUSB {
+		if _, err := os.Stat(o.Device); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return "", fmt.Errorf("%w: %w", ErrUnplugged, err)
+			}
+			return "", err
+		}
+		return o.Device, nil
+	}
+	sysfs := o.Sysfs
+	if sysfs == "" {
+		sysfs = "/sys"
+	}
+	names, err := sel.find(sysfs)
+	switch {
+	case err != nil:
+		return "", err
+	case len(names) == 0:
+		return "", fmt.Errorf("%w: no serial port belongs to %s", ErrUnplugged, o.Device)
+	case len(names) > 1:
+		return "", fmt.Errorf("%s selects %d ports (%s): add the serial number, or use /dev/serial/by-path",
+			o.Device, len(names), strings.Join(names, ", "))
+	}
+	return "/dev/" + names[0], nil
+}
+
+// find returns the names of the ttys that belong to a matching USB device, in
+// order. Nothing is opened but sysfs attributes.
+func (sel usbSelector) find(sysfs string) ([]string, error) {
+	class := filepath.Join(sysfs, "class", "tty")
+	entries, err := os.ReadDir(class)
+	if err != nil {
+		return nil, fmt.Errorf("look for usb devices: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		// Without a device link it is a virtual terminal; most entries are.
+		dir, err := filepath.EvalSymlinks(filepath.Join(class, e.Name(), "device"))
+		if err != nil {
+			continue
+		}
+		if sel.matches(dir) {
+			names = append(names, e.Name())
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// matches climbs from a tty's device to the USB device it is part of.
+func (sel usbSelector) matches(dir string) bool {
+	const levels = 5 // tty -> usb-serial port -> interface -> device, and some to spare
+	for range levels {
+		vendor := attribute(dir, "idVendor")
+		if vendor == "" {
+			dir = filepath.Dir(dir)
+			continue
+		}
+		return strings.EqualFold(vendor, sel.vendor) &&
+			strings.EqualFold(attribute(dir, "idProduct"), sel.product) &&
+			(sel.serial == "" || attribute(dir, "serial") == sel.serial)
+	}
+	return false
+}
+
+func attribute(dir, name string) string {
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
