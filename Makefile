@@ -115,7 +115,7 @@ package: $(READY:%=package-%) ## dist/linux-*/holdfast_*.deb for each architectu
 $(ARCHES:%=package-%): package-%: cross-% nfpm
 	gzip -9 -n -c packaging/CHANGELOG > dist/linux-$*/changelog.gz
 	rm -f dist/linux-$*/*.deb
-	ARCH=$(NFPM_$*) VERSION=$(VERSION) BUILT=$$(date -u -d @$$SOURCE_DATE_EPOCH +%FT%TZ) STAGE=dist/linux-$* \
+	ARCH=$(NFPM_$*) VERSION=$(VERSION) STAGE=dist/linux-$* \
 	  $(BIN)/nfpm package -f packaging/nfpm.yaml -p deb -t dist/linux-$*/holdfast_$(VERSION)_$(DEB_$*).deb
 
 .PHONY: nfpm
