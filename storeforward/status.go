@@ -1,6 +1,11 @@
 package storeforward
 
 import (
+	"cmp"
+	"context"
+	"database/sql/driver"
+	"maps"
+	"slices"
 	"time"
 
 	"holdfast/broker/durable"
@@ -18,24 +23,27 @@ type Status struct {
 
 	Queues []QueueStatus `json:"queues"`
 
-	Messages         int64     `json:"messages"`      // in all queues together
-	Bytes            int64     `json:"bytes"`         // in all queues together
-	Retained         int       `json:"retained"`      // retained messages
-	UnsafeMessages   int       `json:"unsafe"`        // appended, not yet safe
-	UnsafeBytes      int64     `json:"unsafe_bytes"`  // of these, with overhead
-	FileBytes        int64     `json:"file_bytes"`    // database file
-	WALBytes         int64     `json:"wal_bytes"`     // write-ahead log
-	Appended         uint64    `json:"appended"`      // messages taken
-	SafeByAck        uint64    `json:"safe_by_ack"`   // messages never written
-	Written          uint64    `json:"written"`       // message rows written
-	Refused          uint64    `json:"refused"`       // messages not taken: no room
-	Withdrawn        uint64    `json:"withdrawn"`     // QoS 2 messages given back after a failed commit
-	Commits          uint64    `json:"commits"`       // transactions
-	CommitErrors     uint64    `json:"commit_errors"` // failed ones
-	ReadErrors       uint64    `json:"read_errors"`
-	CheckpointErrors uint64    `json:"checkpoint_errors"`
-	LastError        string    `json:"last_error,omitempty"`
-	LastErrorAt      time.Time `json:"last_error_at,omitzero"`
+	Messages         int64  `json:"messages"`      // in all queues together
+	Bytes            int64  `json:"bytes"`         // in all queues together
+	Retained         int    `json:"retained"`      // retained messages
+	UnsafeMessages   int    `json:"unsafe"`        // appended, not yet safe
+	UnsafeBytes      int64  `json:"unsafe_bytes"`  // of these, with overhead
+	FileBytes        int64  `json:"file_bytes"`    // database file
+	WALBytes         int64  `json:"wal_bytes"`     // write-ahead log
+	Appended         uint64 `json:"appended"`      // messages taken
+	SafeByAck        uint64 `json:"safe_by_ack"`   // messages never written
+	Written          uint64 `json:"written"`       // message rows written
+	Refused          uint64 `json:"refused"`       // messages not taken: no room
+	Withdrawn        uint64 `json:"withdrawn"`     // QoS 2 messages given back after a failed commit
+	Commits          uint64 `json:"commits"`       // transactions
+	CommitErrors     uint64 `json:"commit_errors"` // failed ones
+	ReadErrors       uint64 `json:"read_errors"`
+	CheckpointErrors uint64 `json:"checkpoint_errors"`
+	// Integrity is the result of the check after the start: "" while it runs,
+	// "ok", or what is wrong.
+	Integrity   string    `json:"integrity"`
+	LastError   string    `json:"last_error,omitempty"`
+	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
 
 // QueueStatus is the snapshot of one queue.
@@ -56,4 +64,104 @@ type QueueStatus struct {
 	Dropped            map[string]uint64 `json:"dropped,omitempty"`
 	DeadLetters        int               `json:"dead_letters"`
 	PossibleDuplicates uint64            `json:"possible_duplicates"`
+}
+
+// Status returns a snapshot.
+func (s *Store) Status() Status {
+	now := time.Now()
+	st := Status{Path: s.path, State: "ok", SetAside: s.setAside, Salvaged: s.salvaged}
+	st.FileBytes, st.WALBytes = s.size(""), s.size("-wal")
+	s.mu.Lock()
+	if s.failing {
+		st.State = "failing"
+	}
+	c := &s.counts
+	st.Messages, st.Bytes, st.Retained = c.messages, c.bytes, len(s.retained)
+	st.UnsafeMessages, st.UnsafeBytes = s.tail.len(), s.tail.bytes
+	st.Appended, st.SafeByAck, st.Written = c.appended, c.safeByAck, c.written
+	st.Refused, st.Withdrawn = c.refused, c.withdrawn
+	st.Commits, st.CommitErrors, st.ReadErrors, st.CheckpointErrors = c.commits, c.commitErrors, c.readErrors, c.checkpointErrors
+	st.LastError, st.LastErrorAt, st.Integrity = c.lastErr, c.lastErrAt, c.integrity
+	st.Queues = make([]QueueStatus, 0, len(s.queues))
+	// Where the oldest message is neither in the recipient's hands nor in
+	// the tail it is looked up, after the lock is given back.
+	var lookUp []oldest
+	for _, q := range s.queues {
+		if received, ok := s.oldestLocked(q); ok {
+			st.Queues = append(st.Queues, q.status(now.Sub(s.clock.received(s.seq, received))))
+			continue
+		}
+		lookUp = append(lookUp, oldest{i: len(st.Queues), cursors: [2]durable.Seq{q.streams[0].cursor, q.streams[1].cursor}})
+		st.Queues = append(st.Queues, q.status(0))
+	}
+	s.mu.Unlock()
+	for _, o := range lookUp {
+		st.Queues[o.i].OldestSeconds = s.oldestStored(st.Queues[o.i].ID, o.cursors, now).Seconds()
+	}
+	slices.SortFunc(st.Queues, func(a, b QueueStatus) int { return cmp.Compare(a.ID, b.ID) })
+	return st
+}
+
+type oldest struct {
+	i       int // in the list of queues
+	cursors [2]durable.Seq
+}
+
+func (q *queue) status(age time.Duration) QueueStatus {
+	return QueueStatus{
+		ID: q.id, Kind: q.kind(), Name: q.name, Online: q.r != nil, Messages: q.messages, Bytes: q.bytes,
+		OldestSeconds: max(age, 0).Seconds(), Appended: q.appended, Committed: q.committed, SafeByAck: q.safeByAck, Refused: q.refused,
+		Dropped: maps.Clone(q.dropped), DeadLetters: q.deadLetters, PossibleDuplicates: q.possibleDuplicates,
+	}
+}
+
+// oldestLocked returns when the oldest unfinished message of the queue was
+// received, as a time of this run, when memory knows it.
+func (s *Store) oldestLocked(q *queue) (received int64, ok bool) {
+	received = s.clock.wall(time.Time{}, time.Now())
+	if q.messages == 0 {
+		return received, true
+	}
+	for i := range q.streams {
+		for _, h := range q.streams[i].out {
+			if !h.finished {
+				return min(received, s.clock.rebase(h.seq, h.received)), true
+			}
+		}
+	}
+	if q.messages == int64(q.unsafe) { // all of it is in the tail
+		s.tail.after(0, func(e *entry) bool {
+			for i := range e.claims {
+				if e.claims[i].q == q {
+					received, ok = e.received, true
+				}
+			}
+			return !ok
+		})
+	}
+	return received, ok
+}
+
+// oldestStored looks up the age of the oldest unfinished row.
+func (s *Store) oldestStored(q durable.QueueID, cursors [2]durable.Seq, now time.Time) (age time.Duration) {
+	ctx := context.Background()
+	err := s.read(ctx, func(d *db) error {
+		for i, cursor := range cursors {
+			err := d.query(ctx, func(row []driver.Value) error {
+				age = max(age, now.Sub(s.clock.received(durable.Seq(integer(row[0])), integer(row[1]))))
+				return nil
+			}, `SELECT seq, received FROM message WHERE seq > ? AND claimset IN (SELECT claimset FROM claim WHERE queue = ? AND qos = ?)
+				ORDER BY seq LIMIT 1`, int64(cursor), int64(q), int64(i+1))
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.mu.Lock()
+		s.counts.readErrors++
+		s.mu.Unlock()
+	}
+	return age
 }

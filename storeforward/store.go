@@ -3,48 +3,137 @@ package storeforward
 import (
 	"context"
 	"log/slog"
+	"sync"
+	"time"
 
 	"holdfast/broker/durable"
-	"holdfast/broker/message"
 )
 
-type Store struct{}
+// Store is the durable store. Its methods may be called from any goroutine.
+type Store struct {
+	opts Options
+	log  *slog.Logger
+	disk Disk
+	path string
 
-func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) { return nil, nil }
-func (s *Store) Close() error                                                 { return nil }
-func (s *Store) Sessions(ctx context.Context) ([]durable.Session, error)       { return nil, nil }
-func (s *Store) Retained(ctx context.Context, fn func(*message.Message) error) error {
-	return nil
+	w       *db // the committer's connection
+	readers chan *db
+	// single: there is one connection for everything, guarded by connMu
+	// (a disk of package storetest has no shared memory).
+	single bool
+	connMu sync.Mutex
+
+	clock    storeClock
+	setAside string
+	salvaged string
+
+	wake     chan struct{} // to the committer; capacity 1: a wake-up is not a count
+	tend     chan struct{} // to the keeper; capacity 1, likewise
+	stop     chan struct{} // closed by Close
+	stopped  chan struct{} // closed by Close when all is over
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	closeErr error // written by the committer, read after it has ended
+
+	// The committer's own.
+	touched   time.Time // when the run row was last written
+	attempt   int       // failed commits in a row
+	lastTries int       // attempts since Close
+	vacuum    bool      // rows were deleted since the file was last trimmed
+
+	mu sync.Mutex // the append lock; guards everything below
+	// closing: nothing is taken any more. finished: the committer is done.
+	closing, finished bool
+	// failing: the last commit failed and the disk has not healed yet.
+	failing bool
+
+	seq       durable.Seq // last given
+	mark      durable.Seq // reserved on disk
+	committed durable.Seq // everything up to here has left the tail
+	tail      tail
+	sets      map[string]*claimset
+	setsByID  map[int64]*claimset
+	lastSet   int64
+	keyBuf    []byte
+
+	queues      map[durable.QueueID]*queue
+	bySession   map[string]*queue
+	byUplink    map[string]*queue
+	nextQueue   durable.QueueID
+	pendingEnds int
+	retained    map[string]struct{}
+
+	ops []*op
+	// commitNow: something waits that no acknowledgement will make safe.
+	commitNow bool
+	// unsaved counts stored deliveries that were finished since cursors were
+	// written, the first of them at unsavedSince.
+	unsaved      int
+	unsavedSince time.Time
+	// lazySince is when the oldest change came that nobody waits for.
+	lazySince time.Time
+	// deletes: stored rows may have become deletable.
+	deletes bool
+
+	counts counters
 }
-func (s *Store) Wills(ctx context.Context) ([]durable.Will, error) { return nil, nil }
-func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.Origin, done func(error)) error {
-	return nil
+
+// counters are totals since the start.
+type counters struct {
+	messages, bytes                     int64
+	appended, safeByAck, written        uint64
+	refused, withdrawn                  uint64
+	commits, commitErrors               uint64
+	readErrors, checkpointErrors        uint64
+	lastErr                             string
+	lastErrAt                           time.Time
+	integrity                           string
+	fileBytes, walBytes, deadLettersCut int64
 }
-func (s *Store) CreateSession(clientID string, expiry uint32, done func(error)) durable.QueueID {
-	return 0
+
+// op is one durable change besides messages. It takes effect between the
+// messages appended before and after it.
+type op struct {
+	after durable.Seq
+	run   func(d *db) error
+	apply func() // under the append lock, when durable; may be nil
+	done  func(error)
 }
-func (s *Store) UpdateSession(q durable.QueueID, expiry uint32, connected bool, done func(error)) {}
-func (s *Store) End(q durable.QueueID, done func(error))                                          {}
-func (s *Store) Subscribe(q durable.QueueID, subs []durable.Subscription, done func(error))       {}
-func (s *Store) Unsubscribe(q durable.QueueID, filters []string, done func(error))                {}
-func (s *Store) SetWill(w durable.Will, done func(error))                                         {}
-func (s *Store) ClearWill(clientID string, done func(error))                                      {}
-func (s *Store) Attach(q durable.QueueID, r durable.Recipient) error                              { return nil }
-func (s *Store) Detach(q durable.QueueID, r durable.Recipient)                                    {}
-func (s *Store) Read(ctx context.Context, q durable.QueueID, qos byte, max, maxBytes int) (ds []durable.Delivery, live bool, err error) {
-	return nil, false, nil
+
+// opLocked queues a change for the next commit.
+func (s *Store) opLocked(run func(d *db) error, apply func(), done func(error)) {
+	s.ops = append(s.ops, &op{after: s.seq, run: run, apply: apply, done: done})
+	s.hurryLocked()
 }
-func (s *Store) Acked(q durable.QueueID, seq durable.Seq)                                     {}
-func (s *Store) Refused(q durable.QueueID, seq durable.Seq, code byte, done func(error))      {}
-func (s *Store) Dropped(q durable.QueueID, seq durable.Seq, reason string, done func(error))  {}
-func (s *Store) Sent(q durable.QueueID, ids []durable.Sent, done func(error))                 {}
-func (s *Store) Received(q durable.QueueID, seq durable.Seq, done func(error))                {}
-func (s *Store) Completed(q durable.QueueID, seq durable.Seq, done func(error))               {}
-func (s *Store) Release(q durable.QueueID, packetID uint16, done func(error))                 {}
-func (s *Store) OpenUplink(name string) (q durable.QueueID, received []uint16, err error)     { return 0, nil, nil }
-func (s *Store) ResetUplink(q durable.QueueID, done func(error))                              {}
-func (s *Store) SessionState(q durable.QueueID) string                                        { return "" }
-func (s *Store) SetSessionState(q durable.QueueID, state string, done func(error))            {}
-func (s *Store) StartNumber() uint64                                                          { return 0 }
-func (s *Store) Backlog(q durable.QueueID) (messages, bytes int64)                            { return 0, 0 }
-func (s *Store) Status() Status                                                               { return Status{} }
+
+// hurryLocked asks for a commit as soon as possible.
+func (s *Store) hurryLocked() {
+	s.commitNow = true
+	s.wakeCommitter()
+}
+
+func (s *Store) wakeCommitter() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // it has been woken and has not looked yet
+	}
+}
+
+// refuseLocked returns why a change that may be refused is.
+func (s *Store) refuseLocked() error {
+	const maxOps = 100_000 // about 20 MB of changes waiting for a commit
+	switch {
+	case s.closing:
+		return durable.ErrClosed
+	case s.failing, len(s.ops) >= maxOps:
+		return durable.ErrFull
+	default:
+		return nil
+	}
+}
+
+func call(done func(error), err error) {
+	if done != nil {
+		done(err)
+	}
+}

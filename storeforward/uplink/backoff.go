@@ -17,7 +17,7 @@ type backoff struct {
 }
 
 func newBackoff(least, most time.Duration) backoff {
-	return backoff{least: least, most: most, draw: rand.Int64N} //nolint:gosec // jitter, not a secret
+	return backoff{least: least, most: most, draw: rand.Int64N}
 }
 
 func (b *backoff) next() time.Duration {

@@ -2,45 +2,398 @@ package uplink
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync"
 	"time"
 
+	"holdfast/broker/client"
+	"holdfast/broker/durable"
 	"holdfast/broker/message"
+	"holdfast/broker/packet"
 )
 
-type counter interface {
-	BytesIn() uint64
-	BytesOut() uint64
-}
+// Why a connection is given up from our side.
+var (
+	errStuck    = errors.New("the cloud acknowledges nothing more")
+	errStore    = errors.New("the store failed")
+	errAskAgain = errors.New("messages refused here are to be sent again")
+)
 
+// link is one connection with what lasts as long as it: queues to the writer,
+// lines of acknowledgements, topic aliases. All fields but those set by
+// newLink are guarded by Uplink.mu.
 type link struct {
-	conn     counter
-	quota    int
-	progress time.Time
+	u      *Uplink
+	sess   *session
+	conn   *client.Conn
+	v      packet.Version
+	limits client.Limits
+	quota  int           // most PUBLISHes with QoS not acknowledged
+	wake   chan struct{} // one place: something changed for the writer
+
+	err     error // why the connection is to be given up; first one counts
+	begun   bool  // offers are taken
+	closed  bool  // no more offers
+	leaving bool  // nothing new goes out but the last status message
+
+	used     int          // of quota
+	own      []*flight    // status messages to be sent
+	releases []*flight    // PUBRELs to be sent
+	resend   []*flight    // PUBLISHes to be sent again, in the order of their first send
+	ready    [3][]*flight // by QoS: those to be sent for the first time
+	pick     byte         // the QoS to send next
+	name     []byte       // a topic name, for one packet
+	turn     byte         // the QoS whose turn it is
+	streams  [3]stream    // by QoS
+	qos0     []*message.Message
+	aliases  map[string]uint16
+	pub      packet.Publish // encoded and forgotten
+	full     bool           // the connection takes no PUBLISH until it has drained
+
+	lines     [3][]*receipt      // by QoS: the cloud's messages in order of arrival
+	completes []packet.Pubcomp   // to be sent
+	subs      map[uint16]subCall // SUBSCRIBE and UNSUBSCRIBE without an answer
+	stale     []string           // filters of an earlier configuration
+	unheard   bool               // a SUBSCRIBE was refused
+	unsent    []packet.Packet    // SUBSCRIBE and UNSUBSCRIBE to be sent
+	refusing  bool               // 3.1.1: nothing with QoS is taken until the next connection
+	askAgain  time.Time          // when that is to be
+	lineRoom  *sync.Cond         // 3.1.1: reading waits for room in the lines
+
+	awaiting [3][]*flight // sent and not answered: PUBACK, PUBREC, PUBCOMP
+	progress time.Time    // when the cloud last acknowledged something
+	last     *flight      // the "offline" of a clean stop
+	said     bool         // it is acknowledged
+
+	calls []func() // of the store, to be made without the lock
 }
 
-func (l *link) oldestLocked() (time.Time, bool) { return time.Time{}, false }
+// Indexes of link.awaiting.
+const (
+	awaitPuback = iota
+	awaitPubrec
+	awaitPubcomp
+)
 
-type receiptState byte
-
-const receiptTaken receiptState = iota
-
-type receipt struct {
-	id    uint16
-	qos   byte
-	state receiptState
+// stream is what has been read from the store of one QoS and is not yet in
+// flight.
+type stream struct {
+	buf []durable.Delivery
+	// behind says that the store may have something to Read.
+	behind bool
+	// last is the newest that was handed over on this connection.
+	last durable.Seq
 }
 
-// Run keeps the uplink connected until ctx ends.
-func (u *Uplink) Run(ctx context.Context) error {
-	u.setState(StateConnecting, "")
-	<-ctx.Done()
-	u.setState(StateStopped, context.Cause(ctx).Error())
+type subCall struct {
+	filters []string
+	sentAt  time.Time
+	gone    bool // UNSUBSCRIBE
+}
+
+func (u *Uplink) newLink(conn *client.Conn, wake chan struct{}) *link {
+	l := &link{
+		u: u, conn: conn, v: conn.Version(), limits: conn.Limits(),
+		wake:    wake,
+		aliases: make(map[string]uint16),
+		subs:    make(map[uint16]subCall),
+		turn:    1,
+		pick:    1,
+	}
+	l.quota = min(u.opts.Window, int(l.limits.ReceiveMaximum))
+	l.lineRoom = sync.NewCond(&u.mu)
+	return l
+}
+
+// serve uses one connection until it breaks, is given up, or ctx ends. It
+// returns why; nil after a clean stop.
+func (u *Uplink) serve(ctx context.Context, conn *client.Conn, wake chan struct{}) error {
+	l := u.newLink(conn, wake)
+	defer conn.Abort()
+	if l.limits.MaximumQoS == 0 {
+		return errors.New("the cloud takes QoS 0 only: nothing could be made safe there")
+	}
+	if err := u.openSession(ctx, l); err != nil {
+		return err
+	}
+	if err := u.store.Attach(u.queue, l); err != nil {
+		return fmt.Errorf("%w: attach queue: %w", errStore, err)
+	}
+	defer l.end()
+	if err := l.load(ctx); err != nil {
+		return err
+	}
+	l.begin()
+
+	// The reader outlives ctx: a clean stop wants an acknowledgement.
+	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() { l.fail(conn.Run(reading, l.receive)) })
+	err := l.write(ctx)
+	if ctx.Err() != nil && err == nil {
+		l.stop(ctx)
+	}
+	conn.Abort()
+	l.fail(client.ErrClosed)
+	wg.Wait()
+	return err
+}
+
+// load takes over the QoS 2 deliveries that have a packet id from before, so
+// that no id in use is given out again; with them come those whose PUBREL is
+// due. What has no id yet stays in the buffer.
+func (l *link) load(ctx context.Context) error {
+	for {
+		ds, _, err := l.u.store.Read(ctx, l.u.queue, 2, l.u.opts.Batch, l.u.opts.WindowBytes)
+		if err != nil {
+			return fmt.Errorf("%w: read QoS 2: %w", errStore, err)
+		}
+		l.u.mu.Lock()
+		for i := range ds {
+			d := &ds[i]
+			l.streams[2].last = d.Seq
+			switch {
+			case l.sess.bySeq[d.Seq] != nil: // in flight all along
+			case d.PacketID == 0:
+				l.streams[2].buf = append(l.streams[2].buf, *d)
+			default:
+				err = errors.Join(err, l.adoptLocked(d))
+			}
+		}
+		more := len(ds) > 0 && len(l.streams[2].buf) == 0
+		l.streams[1].behind, l.streams[2].behind = true, true
+		l.u.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// adoptLocked puts a QoS 2 delivery with a durable packet id in flight.
+func (l *link) adoptLocked(d *durable.Delivery) error {
+	s := l.sess
+	if s.reserved[d.PacketID] {
+		delete(s.reserved, d.PacketID)
+	} else if !s.ids.claim(d.PacketID) {
+		return fmt.Errorf("%w: packet id %d of message %d is in use", errStore, d.PacketID, d.Seq)
+	}
+	f := &flight{seq: d.Seq, msg: d.Message, qos: 2, retain: d.Retain, id: d.PacketID, state: flightReady}
+	if d.Released || d.Resend {
+		s.order++
+		f.order, f.sent = s.order, true
+	}
+	if d.Released {
+		f.state = flightReceived
+	}
+	s.add(f)
 	return nil
 }
 
-// Offer0 takes a QoS 0 message.
+// begin sorts what is in flight from earlier connections into the queues of
+// this one, and opens it to offers.
+func (l *link) begin() {
+	u := l.u
+	u.mu.Lock()
+	defer l.unlock()
+	clear(l.sess.lanes)
+	for _, f := range l.sess.inOrder() {
+		f.counted, f.passed, f.probe = false, false, false
+		switch f.state {
+		case flightSent, flightHeld, flightReady:
+			switch {
+			case f.seq == 0: // a status message; a newer one is on its way
+				l.sess.remove(f)
+				continue
+			case f.order != 0:
+				l.resend = append(l.resend, f)
+			default:
+				l.ready[f.qos] = append(l.ready[f.qos], f)
+			}
+			f.state = flightReady
+		case flightSaving:
+			l.ready[f.qos] = append(l.ready[f.qos], f)
+		case flightReceived, flightReleased:
+			f.state = flightReceived
+			l.releases = append(l.releases, f)
+		case flightReceiving, flightEnding: // the store is at it
+		}
+	}
+	// Receipts not yet settled belong to a connection that is gone; the
+	// cloud sends the messages again and finds them here.
+	l.progress = time.Now()
+	u.link, l.begun = l, true
+	u.upLocked(l)
+	l.subscribeLocked(l.progress)
+}
+
+// end closes the link to offers and settles its accounts.
+func (l *link) end() {
+	u := l.u
+	u.mu.Lock()
+	l.closed = true
+	if u.link == l {
+		u.link = nil
+		u.status.BytesIn += l.conn.BytesIn()
+		u.status.BytesOut += l.conn.BytesOut()
+	}
+	for range l.qos0 {
+		u.dropLocked(dropQoS0Down)
+	}
+	l.qos0 = nil
+	u.mu.Unlock()
+	u.store.Detach(u.queue, l)
+}
+
+// fail gives the connection up; the first reason counts.
+func (l *link) fail(err error) {
+	l.u.mu.Lock()
+	defer l.u.mu.Unlock()
+	l.failLocked(err)
+}
+
+func (l *link) failLocked(err error) {
+	if l.err == nil {
+		l.err = err
+	}
+	l.lineRoom.Broadcast()
+	l.wakeLocked()
+}
+
+// storeFailedLocked gives the current connection up because the store could
+// not keep something: the next one starts from what it has kept.
+func (u *Uplink) storeFailedLocked(err error) {
+	u.status.StoreErrors++
+	if u.link != nil {
+		u.link.failLocked(fmt.Errorf("%w: %w", errStore, err))
+	}
+}
+
+func (l *link) wakeLocked() {
+	select {
+	case l.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+// later has fn called once the lock is free; for calls of the store.
+func (l *link) later(fn func()) { l.calls = append(l.calls, fn) }
+
+// unlock gives the lock up and makes the calls that have gathered.
+func (l *link) unlock() {
+	calls := l.calls
+	l.calls = nil
+	l.u.mu.Unlock()
+	for _, call := range calls {
+		call()
+	}
+}
+
+// warn logs once the lock is free: whoever holds the store waits for the lock,
+// and nobody waits for a log. A reason with a name comes once in a while.
+func (l *link) warn(limit, msg string, args ...any) {
+	if limit == "" || l.u.drops.allow(limit, time.Now()) {
+		l.later(func() { l.u.log.Warn(msg, args...) }) //nolint:sloglint // every caller passes a constant
+	}
+}
+
+// The link is the store's durable.Recipient while it lasts.
+
+// Offer takes a delivery of a live stream if it fits the window.
+func (l *link) Offer(d durable.Delivery) bool {
+	u := l.u
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	st := &l.streams[d.QoS]
+	if d.Seq <= st.last {
+		return true // it has been handed over on this connection
+	}
+	taken := l.begun && !l.closed && !l.leaving && l.err == nil && len(st.buf) == 0 && l.takeLocked(&d)
+	if !taken {
+		st.behind = true
+		l.wakeLocked()
+		return false
+	}
+	st.last = d.Seq
+	l.wakeLocked()
+	return true
+}
+
+// takeLocked puts a delivery in flight if there is room.
+func (l *link) takeLocked(d *durable.Delivery) bool {
+	s := l.sess
+	f := &flight{seq: d.Seq, msg: d.Message, qos: d.QoS, retain: d.Retain, id: d.PacketID, state: flightReady}
+	switch {
+	case d.PacketID != 0 && s.reserved[d.PacketID]:
+		delete(s.reserved, d.PacketID) // its room was kept
+	case d.PacketID != 0:
+		return false // comes again through Read
+	case !s.room(&l.u.opts, d.Message.Size()):
+		return false
+	default:
+		if f.id = s.ids.take(); f.id == 0 {
+			return false
+		}
+	}
+	s.add(f)
+	l.ready[f.qos] = append(l.ready[f.qos], f)
+	return true
+}
+
+// Reserve gives a packet id for a QoS 2 message about to be committed.
+func (l *link) Reserve() (packetID uint16, ok bool) {
+	u := l.u
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	st := &l.streams[2]
+	if !l.begun || l.closed || l.leaving || l.err != nil || len(st.buf) > 0 || !l.sess.room(&u.opts, 0) {
+		st.behind = true
+		l.wakeLocked()
+		return 0, false
+	}
+	// The window has at most 65535 places, and an id for each.
+	id := l.sess.ids.take()
+	l.sess.reserved[id] = true
+	return id, id != 0
+}
+
+// Unreserve takes an id back. It may come after the link has ended; then it
+// concerns the session it was given for.
+func (l *link) Unreserve(packetID uint16) {
+	l.u.mu.Lock()
+	defer l.u.mu.Unlock()
+	if l.sess.reserved[packetID] {
+		delete(l.sess.reserved, packetID)
+		l.sess.ids.free(packetID)
+	}
+}
+
+// Wake says that a stream has something to Read.
+func (l *link) Wake(qos byte) {
+	l.u.mu.Lock()
+	defer l.u.mu.Unlock()
+	l.streams[qos].behind = true
+	l.wakeLocked()
+}
+
+// Offer0 takes a QoS 0 message from the broker: it is sent if the link is up
+// and there is room, and dropped and counted otherwise. It never waits.
 func (u *Uplink) Offer0(m *message.Message) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.dropLocked(dropQoS0Down)
+	switch l := u.link; {
+	case u.loops(m):
+		u.dropLocked(dropLoop)
+	case l == nil || l.leaving:
+		u.dropLocked(dropQoS0Down)
+	case len(l.qos0) >= u.opts.QoS0Queue:
+		u.dropLocked(dropQoS0Full)
+	default:
+		l.qos0 = append(l.qos0, m)
+		l.wakeLocked()
+	}
 }

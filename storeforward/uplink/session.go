@@ -23,7 +23,7 @@ type session struct {
 	// bytes are those of the flights.
 	bytes int
 	// reserved are ids given out by Reserve whose Offer has not come.
-	reserved int
+	reserved map[uint16]bool
 	// lanes hold what the cloud refused for now, by topic and QoS.
 	lanes map[laneKey]*lane
 	// received are the cloud's QoS 2 packet ids whose PUBREL is not done.
@@ -38,6 +38,7 @@ func newSession(received []uint16) *session {
 		bySeq:    make(map[durable.Seq]*flight),
 		lanes:    make(map[laneKey]*lane),
 		received: make(map[uint16]*receipt),
+		reserved: make(map[uint16]bool),
 	}
 	for _, id := range received {
 		s.received[id] = &receipt{id: id, qos: 2, state: receiptTaken}
@@ -79,8 +80,11 @@ type flight struct {
 	// counted says that it takes a place of the Receive Maximum.
 	counted bool
 	// probe says that it was sent to see whether the cloud still refuses.
-	probe  bool
-	sentAt time.Time
+	probe bool
+	// repeated says that the latest send was not the first: its answer may
+	// be to an earlier one and tells nothing of the round trip.
+	repeated bool
+	sentAt   time.Time
 	// passed says that the cloud acknowledged a later one of its kind.
 	passed bool
 }
@@ -88,7 +92,7 @@ type flight struct {
 // room says whether one more message of that size fits the window. One always
 // fits an empty window.
 func (s *session) room(opts *Options, size int) bool {
-	n := len(s.flights) + s.reserved
+	n := len(s.flights) + len(s.reserved)
 	return n < opts.Window && (n == 0 || s.bytes+size <= opts.WindowBytes)
 }
 
@@ -146,31 +150,6 @@ func compare[T ~uint64](a, b T) int {
 	default:
 		return 0
 	}
-}
-
-// laneKey names a lane: order is kept per topic and QoS (MQTT 5.0 §4.6).
-type laneKey struct {
-	topic string
-	qos   byte
-}
-
-// lane holds the messages of one topic and QoS of which the cloud refused one
-// for now. Others go on meanwhile; these wait for the next try of the first,
-// so that they keep their order among themselves. They keep their places in
-// the window, which bounds them.
-type lane struct {
-	flights []*flight
-	backoff backoff
-	retryAt time.Time
-	// probing says that the first is with the cloud again.
-	probing bool
-}
-
-// insert puts f in by its sequence number: refusals come in order, but behind
-// them there may already be messages that were never sent.
-func (ln *lane) insert(f *flight) {
-	i, _ := slices.BinarySearchFunc(ln.flights, f, func(a, b *flight) int { return compare(a.seq, b.seq) })
-	ln.flights = slices.Insert(ln.flights, i, f)
 }
 
 // ids is the one allocator of packet ids for PUBLISH, SUBSCRIBE and

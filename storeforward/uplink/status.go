@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"maps"
 	"time"
 
 	"holdfast/broker/packet"
@@ -59,7 +60,7 @@ type Status struct {
 	Connects         uint64 `json:"connects"`            // successful connections
 	ConnectFailures  uint64 `json:"connect_failures"`    // attempts that failed
 	SessionsLost     uint64 `json:"sessions_lost"`       // the cloud had forgotten us
-	BytesOut         uint64 `json:"bytes_out"`           // MQTT bytes, without TLS and TCP
+	BytesOut         uint64 `json:"bytes_out"`           // with TLS, without TCP and IP
 	BytesIn          uint64 `json:"bytes_in"`            // the same
 	MessagesOut      uint64 `json:"messages_out"`        // PUBLISH sent for the first time
 	MessagesIn       uint64 `json:"messages_in"`         // PUBLISH taken over here
@@ -103,9 +104,7 @@ func (u *Uplink) Status() Status {
 	u.mu.Lock()
 	st := u.status
 	st.Dropped = make(map[string]uint64, len(u.status.Dropped))
-	for k, v := range u.status.Dropped {
-		st.Dropped[k] = v
-	}
+	maps.Copy(st.Dropped, u.status.Dropped)
 	st.Window = u.opts.Window
 	st.InFlight = len(u.sess.flights)
 	for _, lane := range u.sess.lanes {
@@ -150,6 +149,14 @@ func (u *Uplink) setState(s State, reason string) {
 }
 
 func (u *Uplink) dropLocked(reason string) { u.status.Dropped[reason]++ }
+
+// drop counts, and says whether it is time for a line in the log too.
+func (u *Uplink) drop(reason string) (say bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.dropLocked(reason)
+	return u.drops.allow(reason, time.Now())
+}
 
 // lasting says that a refusal can only be changed by a person, so that
 // another attempt in a second is a nuisance.

@@ -1,7 +1,6 @@
 package uplink
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -36,6 +35,12 @@ type Uplink struct {
 	link      *link         // guarded by mu; nil while down
 	status    Status        // guarded by mu
 	roundTrip time.Duration // guarded by mu
+	drops     limiter       // guarded by mu
+	again     backoff       // guarded by mu; until refused messages of a 3.1.1 cloud are asked for again
+
+	// Of Run's goroutine: why the next birth message, and why the last
+	// connection failed or ended.
+	why, lost string
 }
 
 // New opens the uplink's queue in the store. From then on the broker may
@@ -58,6 +63,8 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 		log:   log.With("component", "uplink", "uplink", name),
 		sess:  newSession(received),
 	}
+	u.drops = make(limiter)
+	u.again = newBackoff(opts.ReconnectMin, opts.ReconnectMax)
 	u.out, u.in = compile(opts.Routes)
 	u.status = Status{
 		Name: name, URL: opts.URL, ClientID: opts.clientID(),

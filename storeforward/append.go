@@ -1,0 +1,231 @@
+package storeforward
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+)
+
+// Append takes a message for its durable recipients, at most one claim for
+// each queue. A nil error means that it was taken, and done is called exactly
+// once, from any goroutine and possibly before Append returns: with nil when
+// the message is safe for all, with an error when it will not become so.
+// Otherwise (durable.ErrFull, durable.ErrClosed) nothing was taken and done is
+// never called. A claim on a queue that does not exist or has ended is left out.
+//
+// QoS 1 claims of live streams are offered before Append returns, QoS 2 claims
+// after the commit and before done. done must not block nor call the store.
+func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.Origin, done func(error)) error {
+	now := time.Now()
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return durable.ErrClosed
+	}
+	e, err := s.entryLocked(m, claims, from, now)
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	if e.unsafe == 0 { // nobody durable wants it
+		s.mu.Unlock()
+		call(done, nil)
+		return nil
+	}
+	e.done = done
+	s.seq++
+	e.seq = s.seq
+	if from.Will != "" {
+		e.mustCommit = true
+	}
+	s.counts.appended++
+	first := s.tail.len() == 0
+	s.tail.push(e)
+	if e.m.Retain {
+		s.keepRetainedLocked(e)
+	}
+	hurry := e.mustCommit && !(m.QoS == 0 && m.Retain && from == durable.Origin{})
+	for i := range e.claims {
+		c := &e.claims[i]
+		q := c.q
+		q.appended++
+		q.messages++
+		q.bytes += e.size
+		q.unsafe++
+		s.counts.messages++
+		s.counts.bytes += e.size
+		if !s.offerLocked(e, c) {
+			hurry = true
+		}
+	}
+	switch {
+	case hurry, s.tail.bytes > s.opts.MaxUnsafeBytes, s.opts.CommitWindow == 0:
+		s.hurryLocked()
+	case first:
+		s.wakeCommitter() // it sets its timer
+	}
+	s.mu.Unlock()
+	return nil
+}
+
+// entryLocked checks that there is room for the message everywhere, or nowhere
+// (admission is all or nothing), and builds its entry.
+func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from durable.Origin, now time.Time) (*entry, error) {
+	e := &entry{m: m, at: now, received: s.clock.wall(m.Received, now), from: from, size: int64(m.Size())}
+	e.claims = e.one[:0]
+	if len(claims) > 1 {
+		e.claims = make([]claim, 0, len(claims))
+	}
+	for _, c := range claims {
+		q := s.queues[c.Queue]
+		if q == nil {
+			// It has ended. Unless that is durable, a power cut brings
+			// it back, without the message.
+			e.mustCommit = e.mustCommit || s.pendingEnds > 0
+			continue
+		}
+		if q.messages >= s.opts.MaxQueueMessages || q.bytes+e.size > s.opts.MaxQueueBytes {
+			q.refused++
+			s.counts.refused++
+			return nil, fmt.Errorf("queue of %s %q: %w", q.kind(), q.name, durable.ErrFull)
+		}
+		e.claims = append(e.claims, claim{Claim: c, q: q})
+	}
+	slices.SortFunc(e.claims, func(a, b claim) int { return int(a.Queue - b.Queue) })
+	for i := 1; i < len(e.claims); i++ {
+		if e.claims[i].Queue == e.claims[i-1].Queue {
+			return nil, fmt.Errorf("append to %q: two claims for queue %d", m.Topic, e.claims[i].Queue)
+		}
+	}
+	e.mustCommit = e.mustCommit || m.Retain || from.PacketID != 0 && s.queues[from.Queue] != nil || from.Will != ""
+	e.unsafe = len(e.claims)
+	if e.mustCommit {
+		e.unsafe++
+	}
+	if e.unsafe == 0 {
+		return e, nil
+	}
+	n := int64(len(e.claims))
+	full := s.tail.bytes+e.weight() > s.opts.MaxMemoryBytes ||
+		n > 0 && (s.counts.messages+n > s.opts.MaxMessages || s.counts.bytes+n*e.size > s.opts.MaxBytes) ||
+		s.retainedFullLocked(m) ||
+		// The id of an inbound QoS 2 message must be committed: while the disk
+		// fails there is no hope to do so soon.
+		from.PacketID != 0 && s.failing
+	if full {
+		s.counts.refused++
+		for i := range e.claims {
+			e.claims[i].q.refused++
+		}
+		return nil, durable.ErrFull
+	}
+	return e, nil
+}
+
+// offerLocked hands the claim to its recipient if it is QoS 1 and the stream is
+// live. False means that only a commit, or the recipient reading it, helps.
+func (s *Store) offerLocked(e *entry, c *claim) bool {
+	st := c.q.stream(c.QoS)
+	if c.QoS == 2 || !st.live {
+		if c.QoS == 1 {
+			st.wakeReader()
+		}
+		return false
+	}
+	if len(st.out) >= s.opts.MaxUnfinished || !c.q.r.Offer(s.deliveryLocked(e, c)) {
+		st.live = false
+		return false
+	}
+	st.handOut(e.seq, e.received, e.size)
+	return true
+}
+
+// wakeReader tells a recipient that found nothing that there is something now.
+func (st *stream) wakeReader() {
+	if st.waiting && st.q.r != nil {
+		st.waiting = false
+		st.q.r.Wake(st.qos)
+	}
+}
+
+func (s *Store) deliveryLocked(e *entry, c *claim) durable.Delivery {
+	return durable.Delivery{Seq: e.seq, Message: e.m, QoS: c.QoS, Retain: c.Retain, SubscriptionIDs: c.SubscriptionIDs}
+}
+
+// safeLocked counts one claim of an entry as safe and returns done when it was
+// the last one.
+func (s *Store) safeLocked(e *entry, c *claim) (done func(error)) {
+	c.q.unsafe--
+	e.unsafe--
+	if e.unsafe > 0 {
+		return nil
+	}
+	s.tail.remove(e)
+	s.counts.safeByAck++
+	done, e.done = e.done, nil
+	return done
+}
+
+// Acked says that the recipient has acknowledged a QoS 1 delivery with success.
+func (s *Store) Acked(q durable.QueueID, seq durable.Seq) {
+	s.mu.Lock()
+	done := s.finishLocked(s.queues[q], 1, seq)
+	s.mu.Unlock()
+	call(done, nil)
+}
+
+// finishLocked ends a delivery; when that makes the message safe it returns
+// what to call.
+func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(error)) {
+	if q == nil {
+		return nil
+	}
+	st := q.stream(qos)
+	bytes := q.bytes
+	full := len(st.out) >= s.opts.MaxUnfinished
+	if !st.finish(seq) {
+		return nil
+	}
+	s.counts.messages--
+	s.counts.bytes -= bytes - q.bytes
+	if full && len(st.out) < s.opts.MaxUnfinished {
+		st.wakeReader()
+	}
+	e := s.tail.get(seq)
+	if e == nil {
+		s.storedFinishedLocked(st)
+		return nil
+	}
+	for i := range e.claims {
+		c := &e.claims[i]
+		if c.q != q || c.state != claimUnsafe {
+			continue
+		}
+		c.state = claimFinished
+		if c.inRow {
+			s.storedFinishedLocked(st)
+		} else {
+			q.safeByAck++
+		}
+		return s.safeLocked(e, c)
+	}
+	return nil
+}
+
+// storedFinishedLocked notes that a delivery with a row has been finished: the
+// cursor must become durable soon and the row may go.
+func (s *Store) storedFinishedLocked(st *stream) {
+	st.dirty = true
+	s.deletes = true
+	s.unsaved++
+	switch s.unsaved {
+	case 1:
+		s.unsavedSince = time.Now()
+		s.wakeCommitter()
+	case s.opts.MaxUnsavedAcks:
+		s.wakeCommitter()
+	}
+}

@@ -1,0 +1,351 @@
+package storeforward
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"holdfast/broker/durable"
+)
+
+// The committer and its neighbours.
+//
+//	 any goroutine                any goroutine           recipient's goroutine
+//	   Append, Subscribe, ...       Acked, Received, ...    Read
+//	      |                            |                     |  rows: on a reader
+//	      |  under the append lock     |                     |  connection; then
+//	      v                            v                     v  the tail
+//	 +----------------------- append lock -----------------------+
+//	 | tail (entries not safe) | ops | streams | counters        |
+//	 +-----------------------------------------------------------+
+//	      ^  take: what is due            ^  settle: safe, offer QoS 2, wake
+//	      |                               |
+//	 [committer, one goroutine, owns the writing connection]
+//	      wait -> take -> BEGIN .. COMMIT (fsync) -> settle -> done(nil), unlocked
+//	                          |
+//	                          +- failed: reopen, checkpoint, look what landed,
+//	                             settle or give back, back off
+//	      | tend
+//	      v
+//	 [keeper] passive checkpoints and a quick check, on its own connection
+
+// batch is what one transaction makes durable: everything appended and changed
+// up to last.
+type batch struct {
+	last     durable.Seq
+	entries  []*entry // not safe when taken, in order
+	rows     int      // of them that are written
+	newSets  []*claimset
+	ops      []*op
+	cursors  []cursorWrite
+	deletes  []deletion
+	dropSets []*claimset
+	mark     durable.Seq // new reservation of sequence numbers; 0 is none
+	touch    bool        // note that the store is open
+	more     bool        // not everything deletable fits
+}
+
+type cursorWrite struct {
+	st     *stream
+	cursor durable.Seq
+}
+
+// deletion of the rows of a set after from, up to to.
+type deletion struct {
+	set      *claimset
+	from, to durable.Seq
+	// deleted rows, and how far it got.
+	deleted int64
+	reached durable.Seq
+}
+
+func (b *batch) empty() bool {
+	return len(b.entries) == 0 && len(b.ops) == 0 && len(b.cursors) == 0 && len(b.deletes) == 0 &&
+		len(b.dropSets) == 0 && b.mark == 0
+}
+
+// seqBlock is how many sequence numbers are reserved at once; a new block is
+// reserved when half of one is left, so it costs nothing to speak of.
+const seqBlock = 1 << 20
+
+// commitLoop is the committer goroutine.
+func (s *Store) commitLoop() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		s.mu.Lock()
+		wait, due := s.dueLocked(time.Now())
+		var b *batch
+		switch {
+		case due:
+			b = s.takeLocked()
+			if b.empty() { // all of it has been acknowledged meanwhile
+				s.committed = max(s.committed, b.last)
+				s.mu.Unlock()
+				continue
+			}
+		case s.closing:
+			s.mu.Unlock()
+			s.closeErr = s.finish()
+			return
+		}
+		s.mu.Unlock()
+		if b != nil {
+			if !s.commitOrHeal(b) {
+				s.closeErr = s.finish()
+				return
+			}
+			continue
+		}
+		if s.trim() {
+			continue
+		}
+		timer.Reset(wait)
+		select {
+		case <-s.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// dueLocked says whether a commit is due, else how long it may wait.
+func (s *Store) dueLocked(now time.Time) (wait time.Duration, due bool) {
+	wait = time.Hour
+	switch {
+	case s.commitNow, s.tail.bytes > s.opts.MaxUnsafeBytes, s.unsaved >= s.opts.MaxUnsavedAcks:
+		return 0, true
+	case s.closing && (s.tail.len() > 0 || s.unsaved > 0 || len(s.ops) > 0):
+		return 0, true
+	}
+	if e := s.tail.first(); e != nil {
+		wait = min(wait, e.at.Add(s.opts.CommitWindow).Sub(now))
+	}
+	if s.unsaved > 0 {
+		wait = min(wait, s.unsavedSince.Add(s.opts.CommitWindow).Sub(now))
+	}
+	if !s.lazySince.IsZero() {
+		wait = min(wait, s.lazySince.Add(s.opts.CommitWindow).Sub(now))
+	}
+	return wait, wait <= 0
+}
+
+// takeLocked takes everything that is not safe.
+func (s *Store) takeLocked() *batch {
+	b := &batch{last: s.seq, ops: s.ops}
+	s.ops, s.commitNow, s.lazySince = nil, false, time.Time{}
+	var claims []durable.Claim
+	var last *claimset
+	b.entries = make([]*entry, 0, s.tail.len())
+	s.tail.after(0, func(e *entry) bool {
+		b.entries = append(b.entries, e)
+		claims = claims[:0]
+		for i := range e.claims {
+			c := &e.claims[i]
+			if c.state != claimUnsafe || s.queues[c.Queue] != c.q {
+				continue
+			}
+			c.inRow = true
+			claims = append(claims, c.Claim)
+			if c.QoS == 2 {
+				s.reserveLocked(c)
+			}
+		}
+		if len(claims) == 0 {
+			return true
+		}
+		if last == nil || !sameClaims(last.claims, claims) {
+			last = s.internLocked(claims)
+		}
+		e.set = last
+		b.rows++
+		if !last.stored {
+			last.stored = true
+			b.newSets = append(b.newSets, last)
+		}
+		return true
+	})
+	if s.mark-s.seq < seqBlock/2 || s.mark < s.seq {
+		b.mark = s.seq + seqBlock
+	}
+	s.takeCursorsLocked(b)
+	return b
+}
+
+// sameClaims is what almost always holds for two messages in a row.
+func sameClaims(a, b []durable.Claim) bool {
+	return slices.EqualFunc(a, b, func(a, b durable.Claim) bool {
+		return a.Queue == b.Queue && a.QoS == b.QoS && a.Retain == b.Retain && slices.Equal(a.SubscriptionIDs, b.SubscriptionIDs)
+	})
+}
+
+// reserveLocked asks the recipient of a live QoS 2 stream for the packet id to
+// commit with the message.
+func (s *Store) reserveLocked(c *claim) {
+	st := c.q.stream(2)
+	st.inCommit = true
+	if !st.live {
+		return
+	}
+	id, ok := uint16(0), false
+	if len(st.out) < s.opts.MaxUnfinished {
+		id, ok = c.q.r.Reserve()
+	}
+	if !ok {
+		st.live = false
+		return
+	}
+	c.reserved, c.round = id, st.round
+}
+
+// takeCursorsLocked adds cursors that are behind and rows that nobody needs.
+func (s *Store) takeCursorsLocked(b *batch) {
+	if s.unsaved > 0 {
+		for _, q := range s.queues {
+			for i := range q.streams {
+				if st := &q.streams[i]; st.dirty {
+					st.dirty = false
+					b.cursors = append(b.cursors, cursorWrite{st: st, cursor: st.cursor})
+				}
+			}
+		}
+		s.unsaved = 0
+	}
+	if !s.deletes {
+		return
+	}
+	s.deletes = false
+	for _, set := range s.sets {
+		to := s.finishedToLocked(set)
+		if set.rows > 0 && to > set.from {
+			b.deletes = append(b.deletes, deletion{set: set, from: set.from, to: to})
+		}
+		if set.rows == 0 && set.stored && s.uselessLocked(set) {
+			b.dropSets = append(b.dropSets, set)
+		}
+	}
+	slices.SortFunc(b.deletes, func(x, y deletion) int { return cmp.Compare(x.from, y.from) })
+}
+
+// uselessLocked says whether a set without rows may be forgotten: no message
+// will have it again, or there are very many sets.
+func (s *Store) uselessLocked(set *claimset) bool {
+	const manySets = 4096
+	for _, e := range s.tail.entries {
+		if e != nil && e.set == set {
+			return false
+		}
+	}
+	if len(s.sets) > manySets {
+		return true
+	}
+	return slices.ContainsFunc(set.claims, func(c durable.Claim) bool { return s.queues[c.Queue] == nil })
+}
+
+// settle makes the effects of a durable batch visible, under the append lock,
+// then calls back.
+func (s *Store) settle(b *batch) {
+	var calls []func(error)
+	s.mu.Lock()
+	s.counts.commits++
+	s.counts.written += uint64(b.rows)
+	s.committed = max(s.committed, b.last)
+	s.mark = max(s.mark, b.mark)
+	for _, o := range b.ops {
+		if o.apply != nil {
+			o.apply()
+		}
+		if o.done != nil {
+			calls = append(calls, o.done)
+		}
+	}
+	for i := range b.deletes {
+		d := &b.deletes[i]
+		d.set.rows -= d.deleted
+		d.set.from = max(d.set.from, d.reached)
+		b.more = b.more || d.reached < d.to
+	}
+	for _, set := range b.dropSets {
+		delete(s.sets, set.key)
+		delete(s.setsByID, set.id)
+	}
+	if b.more && !s.closing {
+		s.deletes = true
+		s.hurryLocked()
+	}
+	wake := s.settleEntriesLocked(b, &calls)
+	for _, st := range wake {
+		st.inCommit = false
+		st.wakeReader()
+	}
+	s.mu.Unlock()
+	for _, done := range calls {
+		done(nil)
+	}
+}
+
+// settleEntriesLocked makes the entries of the batch safe and offers their
+// QoS 2 deliveries. It returns the streams that had some.
+func (s *Store) settleEntriesLocked(b *batch, calls *[]func(error)) (streams []*stream) {
+	for _, e := range b.entries {
+		if e.set != nil {
+			e.set.rows++
+		}
+		for i := range e.claims {
+			c := &e.claims[i]
+			if c.inRow {
+				c.q.committed++
+			}
+			if c.inRow && c.QoS == 2 {
+				st := c.q.stream(2)
+				if !slices.Contains(streams, st) {
+					streams = append(streams, st)
+				}
+				s.offer2Locked(e, c)
+			}
+			if c.state != claimFinished {
+				c.q.unsafe--
+			}
+		}
+		if e.from.PacketID != 0 {
+			if q := s.queues[e.from.Queue]; q != nil {
+				q.inbound[e.from.PacketID] = struct{}{}
+			}
+		}
+		if e.unsafe > 0 {
+			e.unsafe = 0
+			s.tail.remove(e)
+			if e.done != nil {
+				*calls = append(*calls, e.done)
+				e.done = nil
+			}
+		}
+	}
+	return streams
+}
+
+// offer2Locked hands over a committed QoS 2 delivery whose id was reserved.
+func (s *Store) offer2Locked(e *entry, c *claim) {
+	if c.reserved == 0 {
+		return
+	}
+	id := c.reserved
+	c.reserved = 0
+	if s.queues[c.Queue] != c.q {
+		return // it has ended
+	}
+	st := c.q.stream(2)
+	st.deliveries[e.seq] = &delivery2{packetID: id, state: stateSent, fresh: true, size: uint32(e.size)}
+	// Not to another recipient, and not past one that was not taken: those
+	// are read, with the id they have.
+	if c.q.r == nil || st.round != c.round || st.refusedAt == s.committed {
+		return
+	}
+	d := s.deliveryLocked(e, c)
+	d.PacketID = id
+	if !c.q.r.Offer(d) {
+		st.live = false
+		st.refusedAt = s.committed
+		return
+	}
+	st.handOut(e.seq, e.received, e.size)
+}

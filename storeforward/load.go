@@ -1,0 +1,209 @@
+package storeforward
+
+import (
+	"context"
+	"database/sql/driver"
+	"time"
+
+	"holdfast/broker/durable"
+)
+
+// load reads the state of the store into memory and notes the new run.
+func (s *Store) load(ctx context.Context) error {
+	for _, step := range []func(context.Context, *db) error{
+		s.loadQueues, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadMarks, s.startRun,
+	} {
+		if err := step(ctx, s.w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) loadQueues(ctx context.Context, d *db) error {
+	err := d.query(ctx, func(row []driver.Value) error {
+		q := newQueue(durable.QueueID(integer(row[0])), false, text(row[1]))
+		q.expiry = uint32(integer(row[2]))
+		s.queues[q.id], s.bySession[q.name] = q, q
+		return nil
+	}, "SELECT queue, client_id, expiry FROM session")
+	if err != nil {
+		return err
+	}
+	return d.query(ctx, func(row []driver.Value) error {
+		q := newQueue(durable.QueueID(integer(row[0])), true, text(row[1]))
+		q.state = text(row[2])
+		q.deadLetters = int(integer(row[3]))
+		s.queues[q.id], s.byUplink[q.name] = q, q
+		return nil
+	}, "SELECT queue, name, state, (SELECT count(*) FROM dead_letter d WHERE d.queue = u.queue) FROM uplink u")
+}
+
+func (s *Store) loadStreams(ctx context.Context, d *db) error {
+	return d.query(ctx, func(row []driver.Value) error {
+		q := s.queues[durable.QueueID(integer(row[0]))]
+		if q == nil {
+			return nil
+		}
+		st := q.stream(byte(integer(row[1])))
+		st.cursor = durable.Seq(integer(row[2]))
+		s.seq = max(s.seq, st.cursor)
+		return nil
+	}, "SELECT queue, qos, cursor FROM stream")
+}
+
+func (s *Store) loadSets(ctx context.Context, d *db) error {
+	var set *claimset
+	err := d.query(ctx, func(row []driver.Value) error {
+		id := integer(row[0])
+		if set == nil || set.id != id {
+			set = &claimset{id: id, stored: true}
+			s.setsByID[id] = set
+			s.lastSet = max(s.lastSet, id)
+		}
+		set.claims = append(set.claims, claimFromRow(row[1:]))
+		return nil
+	}, "SELECT claimset, queue, qos, retain, subscription_ids FROM claim ORDER BY claimset, queue")
+	for _, set := range s.setsByID {
+		set.key = string(claimKey(nil, set.claims))
+		s.sets[set.key] = set
+	}
+	return err
+}
+
+func (s *Store) loadDeliveries(ctx context.Context, d *db) error {
+	return d.query(ctx, func(row []driver.Value) error {
+		q := s.queues[durable.QueueID(integer(row[0]))]
+		if q == nil {
+			return nil
+		}
+		seq, st := durable.Seq(integer(row[1])), q.stream(2)
+		d2 := &delivery2{packetID: uint16(integer(row[2])), state: byte(integer(row[3])), size: uint32(integer(row[4]))}
+		switch {
+		case seq <= st.cursor:
+		case d2.state == stateDone:
+			st.finished[seq] = struct{}{}
+		default:
+			st.deliveries[seq] = d2
+		}
+		return nil
+	}, `SELECT d.queue, d.seq, d.packet_id, d.state, length(CAST(m.topic AS BLOB)) + length(m.payload) + coalesce(length(m.properties), 0)
+		FROM delivery2 d JOIN message m ON m.seq = d.seq`)
+}
+
+func (s *Store) loadRest(ctx context.Context, d *db) error {
+	err := d.query(ctx, func(row []driver.Value) error {
+		if q := s.queues[durable.QueueID(integer(row[0]))]; q != nil {
+			q.inbound[uint16(integer(row[1]))] = struct{}{}
+		}
+		return nil
+	}, "SELECT queue, packet_id FROM inbound")
+	if err != nil {
+		return err
+	}
+	return d.query(ctx, func(row []driver.Value) error {
+		s.retained[text(row[0])] = struct{}{}
+		s.seq = max(s.seq, durable.Seq(integer(row[1])))
+		return nil
+	}, "SELECT topic, seq FROM retained")
+}
+
+// loadMessages counts what each queue holds. It looks at every row once, without
+// its payload.
+func (s *Store) loadMessages(ctx context.Context, d *db) error {
+	s.deletes = true
+	return d.query(ctx, func(row []driver.Value) error {
+		seq, size := durable.Seq(integer(row[0])), integer(row[2])
+		s.seq = max(s.seq, seq)
+		set := s.setsByID[integer(row[1])]
+		if set == nil {
+			return nil
+		}
+		if set.rows == 0 {
+			set.from = seq - 1
+		}
+		set.rows++
+		for _, c := range set.claims {
+			q := s.queues[c.Queue]
+			if q == nil {
+				continue
+			}
+			st := q.stream(c.QoS)
+			if _, done := st.finished[seq]; done || seq <= st.cursor {
+				continue
+			}
+			q.messages++
+			q.bytes += size
+			s.counts.messages++
+			s.counts.bytes += size
+		}
+		return nil
+	}, "SELECT seq, claimset, length(CAST(topic AS BLOB)) + length(payload) + coalesce(length(properties), 0) FROM message ORDER BY seq")
+}
+
+// loadMarks starts numbering above everything that may have been given before:
+// the rows, the cursors and the mark.
+func (s *Store) loadMarks(_ context.Context, d *db) error {
+	mark, err := d.queryInt("SELECT value FROM meta WHERE key = 'seq_mark'")
+	if err != nil {
+		return err
+	}
+	next, err := d.queryInt("SELECT value FROM meta WHERE key = 'next_queue'")
+	if err != nil {
+		return err
+	}
+	s.seq = max(s.seq, durable.Seq(mark))
+	s.committed = s.seq
+	s.mark = s.seq + seqBlock
+	s.nextQueue = max(durable.QueueID(next), 1)
+	for id := range s.queues {
+		s.nextQueue = max(s.nextQueue, id+1)
+	}
+	return nil
+}
+
+// startRun continues the store's clock and numbers this start. The mark goes
+// with it: it must be durable before the first number is given.
+func (s *Store) startRun(ctx context.Context, d *db) error {
+	s.clock.start = time.Now()
+	s.clock.opened = s.clock.start.UnixMicro()
+	var last, lastWall int64
+	synced := false
+	err := d.query(ctx, func(row []driver.Value) error {
+		s.clock.number = uint64(integer(row[0]))
+		s.clock.runs = append(s.clock.runs, run{first: durable.Seq(integer(row[1])), opened: integer(row[2]), clock: integer(row[3])})
+		last, lastWall, synced = integer(row[4]), integer(row[5]), integer(row[6]) != 0
+		return nil
+	}, "SELECT number, first_seq, opened, clock, last, last_wall, synced FROM run ORDER BY number")
+	if err != nil {
+		return err
+	}
+	s.clock.number++
+	s.clock.last, s.clock.base = last, last
+	if off := s.clock.opened - lastWall; synced && s.synchronised() && off > 0 {
+		s.clock.base += off
+	}
+	s.clock.runs = append(s.clock.runs, run{first: s.seq + 1, opened: s.clock.opened, clock: s.clock.base})
+	s.touched = s.clock.start
+	for _, change := range []struct {
+		sql  string
+		args []driver.Value
+	}{
+		{"BEGIN IMMEDIATE", nil},
+		{"UPDATE meta SET value = ? WHERE key = 'seq_mark'", []driver.Value{int64(s.mark)}},
+		{"INSERT INTO run (number, first_seq, opened, clock, last, last_wall, synced) VALUES (?, ?, ?, ?, ?, ?, ?)", []driver.Value{
+			int64(s.clock.number), int64(s.seq) + 1, s.clock.opened, s.clock.base, s.clock.base, s.clock.opened, flag(s.synchronised()),
+		}},
+		// Older runs only if no message can be from them.
+		{`DELETE FROM run WHERE number < (SELECT max(number) FROM run WHERE first_seq <=
+			min(coalesce((SELECT min(seq) FROM message), ?1), coalesce((SELECT min(seq) FROM retained), ?1)))`, []driver.Value{int64(s.seq) + 1}},
+		// Who was connected when the power went has been offline since.
+		{"UPDATE session SET offline = ? WHERE offline IS NULL", []driver.Value{last}},
+		{"COMMIT", nil},
+	} {
+		if err := d.exec(change.sql, change.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,319 @@
+package storeforward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mattn/go-sqlite3"
+
+	"holdfast/broker/durable"
+)
+
+// readerConns is how many may read rows at the same time; more wait. Reads are
+// short, and the writer is never blocked by them.
+const readerConns = 2
+
+// Open opens the store, made when there is none. A database that cannot be used
+// (damaged, or not ours) is set aside with a time stamp and what can be read of
+// it is copied into a fresh one; one from a newer version is an error and left
+// unchanged.
+func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
+	if err := opts.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts: opts, log: log.With("component", "store"), disk: opts.Disk, path: opts.Path,
+		wake: make(chan struct{}, 1), tend: make(chan struct{}, 1),
+		stop: make(chan struct{}), stopped: make(chan struct{}),
+		sets: make(map[string]*claimset), setsByID: make(map[int64]*claimset),
+		queues: make(map[durable.QueueID]*queue), bySession: make(map[string]*queue), byUplink: make(map[string]*queue),
+		retained: make(map[string]struct{}),
+	}
+	s.single = s.disk != nil
+	if s.disk == nil {
+		s.disk = fileSystem{}
+	}
+	if err := s.openDatabase(ctx); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	run, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.wg.Go(s.commitLoop)
+	s.wg.Go(func() { s.keep(run) })
+	return s, nil
+}
+
+// openDatabase opens the file, and a fresh one when it is beyond use.
+func (s *Store) openDatabase(ctx context.Context) error {
+	err := s.openAndLoad(ctx)
+	if err == nil || !unusable(err) {
+		return err
+	}
+	aside, asideErr := s.moveAside()
+	if asideErr != nil {
+		return errors.Join(err, asideErr)
+	}
+	s.setAside = aside
+	s.log.Error("database set aside", "path", aside, "err", err)
+	if err := s.openWriterAndMigrate(); err != nil {
+		return err
+	}
+	s.salvaged = s.salvage(ctx, aside)
+	s.log.Warn("database salvaged", "path", aside, "result", s.salvaged)
+	err = s.load(ctx)
+	if err == nil {
+		return s.openReaders()
+	}
+	return errors.Join(err, s.closeConnections())
+}
+
+func (s *Store) openAndLoad(ctx context.Context) error {
+	if err := s.inspect(); err != nil {
+		return err
+	}
+	err := s.openWriterAndMigrate()
+	if err == nil {
+		err = s.load(ctx)
+	}
+	if err == nil {
+		err = s.openReaders()
+	}
+	if err != nil {
+		return errors.Join(err, s.closeConnections())
+	}
+	return nil
+}
+
+// errForeign means that the file is a database of some other program.
+var errForeign = errors.New("not a database of Holdfast")
+
+// unusable says whether an error means that the file will never open.
+func unusable(err error) bool {
+	if errors.Is(err, errForeign) {
+		return true
+	}
+	code, ok := sqliteCode(err)
+	return ok && (code == sqlite3.ErrCorrupt || code == sqlite3.ErrNotADB)
+}
+
+// inspect looks at an existing file without changing it.
+func (s *Store) inspect() error {
+	size, err := s.disk.Size(s.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && size == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	params := s.params()
+	if !s.single {
+		params.Set("mode", "ro")
+	}
+	d, err := openDB(s.path, params)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.inspectHeader(d), d.close())
+}
+
+func (s *Store) inspectHeader(d *db) error {
+	if s.single {
+		if err := d.script("PRAGMA locking_mode = EXCLUSIVE"); err != nil {
+			return err
+		}
+	}
+	app, err := d.queryInt("PRAGMA application_id")
+	if err != nil {
+		return err
+	}
+	version, err := d.queryInt("PRAGMA user_version")
+	if err != nil {
+		return err
+	}
+	tables, err := d.queryInt("SELECT count(*) FROM sqlite_schema")
+	if err != nil {
+		return err
+	}
+	list, err := loadMigrations(migrations)
+	if err != nil {
+		return err
+	}
+	switch {
+	case tables == 0 && version == 0:
+		return nil // power was cut while it was being made
+	case app != applicationID:
+		return errForeign
+	case version > int64(len(list)):
+		return fmt.Errorf("%s has schema %d, this release knows %d: %w", s.path, version, len(list), ErrNewerVersion)
+	default:
+		return nil
+	}
+}
+
+func (s *Store) params() url.Values {
+	// One goroutine uses a connection at a time, so it needs no mutex.
+	params := url.Values{"_mutex": {"no"}, "_busy_timeout": {"5000"}}
+	if s.single {
+		params.Set("vfs", s.disk.VFS())
+	}
+	return params
+}
+
+func (s *Store) openWriterAndMigrate() error {
+	d, err := s.openWriter()
+	if err != nil {
+		return err
+	}
+	list, err := loadMigrations(migrations)
+	if err == nil {
+		err = migrate(d, list)
+	}
+	if err == nil {
+		// The file and its log exist now; their folder must know it.
+		err = s.disk.SyncDir(filepath.Dir(s.path))
+	}
+	if err != nil {
+		return errors.Join(err, d.close())
+	}
+	s.w = d
+	return nil
+}
+
+// openWriter opens the connection that writes and asserts that its commits are
+// synced.
+func (s *Store) openWriter() (*db, error) {
+	d, err := openDB(s.path, s.params())
+	if err != nil {
+		return nil, err
+	}
+	sync := "FULL"
+	if s.opts.faults.syncOff {
+		sync = "OFF"
+	}
+	setup := "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = " + sync + `;
+		PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;
+		PRAGMA journal_size_limit = ` + strconv.FormatInt(s.opts.WALBytes, 10)
+	if s.single {
+		setup = "PRAGMA locking_mode = EXCLUSIVE; " + setup
+	}
+	if err = d.script(setup); err == nil {
+		err = assertDurable(d, sync)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+// assertDurable asks the connection itself: a pragma that does not take is silent.
+func assertDurable(d *db, sync string) error {
+	mode, err := d.queryText("PRAGMA journal_mode")
+	if err != nil {
+		return err
+	}
+	level, err := d.queryInt("PRAGMA synchronous")
+	if err != nil {
+		return err
+	}
+	if want := map[string]int64{"OFF": 0, "FULL": 2}[sync]; mode != "wal" || level != want {
+		return fmt.Errorf("database is in journal mode %q with synchronous %d, want wal and %d", mode, level, want)
+	}
+	return nil
+}
+
+func (s *Store) openReaders() error {
+	if s.single {
+		return nil
+	}
+	s.readers = make(chan *db, readerConns)
+	for range readerConns {
+		d, err := s.openReader()
+		if err != nil {
+			return err
+		}
+		s.readers <- d
+	}
+	return nil
+}
+
+func (s *Store) openReader() (*db, error) {
+	d, err := openDB(s.path, s.params())
+	if err != nil {
+		return nil, err
+	}
+	err = d.script("PRAGMA query_only = ON; PRAGMA synchronous = FULL; PRAGMA cache_size = -1024; PRAGMA wal_autocheckpoint = 0; PRAGMA trusted_schema = OFF")
+	if err == nil {
+		err = assertDurable(d, "FULL")
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+func (s *Store) closeConnections() error {
+	var err error
+	for s.readers != nil && len(s.readers) > 0 {
+		err = errors.Join(err, (<-s.readers).close())
+	}
+	if s.w != nil {
+		err = errors.Join(err, s.w.close())
+		s.w = nil
+	}
+	return err
+}
+
+// moveAside renames the database and its log with a time stamp; nothing is ever
+// deleted.
+func (s *Store) moveAside() (string, error) {
+	aside := s.path + ".aside-" + time.Now().UTC().Format("20060102T150405.000000000")
+	aside = strings.ReplaceAll(aside, " ", "")
+	// The shared memory file is an index of the log and made again.
+	for _, suffix := range []string{"-wal", "-shm", ""} {
+		switch _, err := s.disk.Size(s.path + suffix); {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return "", fmt.Errorf("set aside: %w", err)
+		}
+		if err := s.disk.Rename(s.path+suffix, aside+suffix); err != nil {
+			return "", fmt.Errorf("set aside: %w", err)
+		}
+	}
+	if err := s.disk.SyncDir(filepath.Dir(s.path)); err != nil {
+		return "", fmt.Errorf("set aside: %w", err)
+	}
+	return aside, nil
+}
+
+// fileSystem is the real disk.
+type fileSystem struct{}
+
+func (fileSystem) VFS() string { return "" }
+
+func (fileSystem) Size(name string) (int64, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+func (fileSystem) Rename(from, to string) error { return os.Rename(from, to) }
+
+func (fileSystem) SyncDir(dir string) error {
+	f, err := os.Open(dir) //nolint:gosec // the operator's own data folder
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

@@ -1,0 +1,98 @@
+package storeforward
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// salvaged tables, with their columns; the key comes first. An uplink's state is
+// left empty: its peer's session belongs to the state that is lost, so the uplink
+// starts clean. Likewise nothing is said of clocks and runs.
+var salvageTables = []struct{ name, columns string }{
+	{"meta", "key, value"},
+	{"run", "number, first_seq, opened, clock, last, last_wall, synced"},
+	{"session", "queue, client_id, expiry, offline"},
+	{"uplink", "queue, name, ''"},
+	{"subscription", "queue, filter, qos, no_local, retain_as_published, retain_handling, subscription_id"},
+	{"stream", "queue, qos, cursor"},
+	{"claim", "claimset, queue, qos, retain, subscription_ids"},
+	{"delivery2", "queue, seq, packet_id, state"},
+	{"inbound", "queue, packet_id, seq"},
+	{"retained", "topic, seq, payload, properties, qos, expiry, received, source"},
+	{"will", "client_id, delay, topic, payload, properties, qos, retain, expiry"},
+	{"dead_letter", "queue, seq, code, refused, topic, payload, properties, qos, received, source"},
+	{"message", "seq, claimset, topic, payload, properties, qos, retain, expiry, received, source"},
+}
+
+// salvage copies what can be read of a database that was set aside into the
+// fresh one, and says what that was. A table is read from its start until an
+// error, and if there was one from its end backwards as well.
+func (s *Store) salvage(ctx context.Context, aside string) string {
+	params := s.params()
+	if !s.single {
+		params.Set("mode", "ro")
+	}
+	old, err := openDB(aside, params)
+	if err != nil {
+		return "nothing: " + err.Error()
+	}
+	report, err := s.salvageFrom(ctx, old)
+	if err = errors.Join(err, old.close()); err != nil {
+		report += "; " + err.Error()
+	}
+	return report
+}
+
+func (s *Store) salvageFrom(ctx context.Context, old *db) (string, error) {
+	if s.single {
+		if err := old.script("PRAGMA locking_mode = EXCLUSIVE"); err != nil {
+			return "nothing", err
+		}
+	}
+	app, err := old.queryInt("PRAGMA application_id")
+	if err != nil || app != applicationID {
+		return "nothing", err
+	}
+	if err := s.w.exec("BEGIN IMMEDIATE"); err != nil {
+		return "nothing", err
+	}
+	var report []string
+	for _, t := range salvageTables {
+		n, damage := s.salvageTable(ctx, old, t.name, t.columns)
+		switch {
+		case damage != nil:
+			report = append(report, fmt.Sprintf("%s %d rows, then damaged (%v)", t.name, n, damage))
+		case n > 0:
+			report = append(report, fmt.Sprintf("%s %d rows", t.name, n))
+		}
+	}
+	if err := s.w.exec("COMMIT"); err != nil {
+		return "nothing", errors.Join(err, s.w.script("ROLLBACK"))
+	}
+	if len(report) == 0 {
+		return "nothing was in it", nil
+	}
+	return strings.Join(report, ", "), nil
+}
+
+func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string) (n int, damage error) {
+	marks := strings.TrimSuffix(strings.Repeat("?, ", strings.Count(columns, ",")+1), ", ")
+	insert := "INSERT OR REPLACE INTO " + table + " VALUES (" + marks + ")"
+	copyRow := func(row []driver.Value) error {
+		if s.w.exec(insert, row...) == nil { // a row that is nonsense is left behind
+			n++
+		}
+		return nil
+	}
+	key, _, _ := strings.Cut(columns, ",")
+	query := "SELECT " + columns + " FROM " + table + " ORDER BY " + key
+	damage = old.query(ctx, copyRow, query)
+	if damage != nil {
+		// The rows on the far side of the damage; what comes twice is replaced.
+		damage = errors.Join(damage, old.query(ctx, copyRow, query+" DESC"))
+	}
+	return n, damage
+}

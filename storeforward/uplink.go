@@ -1,0 +1,145 @@
+package storeforward
+
+import (
+	"context"
+
+	"holdfast/broker/durable"
+)
+
+// OpenUplink returns the queue of an uplink, made when there is none, and the
+// inbound QoS 2 packet ids whose PUBREL has not come. A new queue is durable
+// when OpenUplink returns.
+func (s *Store) OpenUplink(name string) (id durable.QueueID, received []uint16, err error) {
+	s.mu.Lock()
+	if q := s.byUplink[name]; q != nil {
+		defer s.mu.Unlock()
+		return q.id, q.receivedIDs(), nil
+	}
+	if err := s.refuseLocked(); err != nil {
+		s.mu.Unlock()
+		return 0, nil, err
+	}
+	q := newQueue(s.nextQueue, true, name)
+	s.nextQueue++
+	s.queues[q.id] = q
+	s.byUplink[name] = q
+	for i := range q.streams {
+		q.streams[i].cursor = s.seq
+	}
+	cursor := int64(s.seq)
+	durably := make(chan error, 1)
+	s.opLocked(func(d *db) error {
+		if err := d.exec("INSERT OR REPLACE INTO uplink (queue, name, state) VALUES (?, ?, '')", int64(q.id), name); err != nil {
+			return err
+		}
+		return insertQueue(d, q.id, cursor)
+	}, nil, func(err error) { durably <- err })
+	s.mu.Unlock()
+	return q.id, nil, <-durably
+}
+
+// Uplinks returns the names of the uplinks that have a queue, so that those no
+// longer configured can be shown or ended.
+func (s *Store) Uplinks() map[string]durable.QueueID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := make(map[string]durable.QueueID, len(s.byUplink))
+	for name, q := range s.byUplink {
+		names[name] = q.id
+	}
+	return names
+}
+
+// ResetUplink says that the peer has no session any more. In one transaction the
+// inbound ids are erased, released deliveries finished, and sent ones queued as
+// new ones without an id and counted as possible duplicates. Call it before
+// Attach.
+func (s *Store) ResetUplink(id durable.QueueID, done func(error)) {
+	s.mu.Lock()
+	q := s.queues[id]
+	if q == nil {
+		err := s.noQueueLocked()
+		s.mu.Unlock()
+		call(done, err)
+		return
+	}
+	s.op2Locked(q, func(d *db) error {
+		if err := d.exec("DELETE FROM inbound WHERE queue = ?", int64(id)); err != nil {
+			return err
+		}
+		if err := d.exec("UPDATE delivery2 SET state = ? WHERE queue = ? AND state = ?", int64(stateDone), int64(id), int64(stateReleased)); err != nil {
+			return err
+		}
+		return d.exec("DELETE FROM delivery2 WHERE queue = ? AND state = ?", int64(id), int64(stateSent))
+	}, func() { s.resetUplinkLocked(q) }, done)
+	s.mu.Unlock()
+}
+
+func (s *Store) resetUplinkLocked(q *queue) {
+	clear(q.inbound)
+	st := q.stream(2)
+	messages, bytes := q.messages, q.bytes
+	for seq, d2 := range st.deliveries {
+		switch d2.state {
+		case stateReleased:
+			d2.state = stateDone
+			st.finishUnread(seq, d2.size)
+			s.storedFinishedLocked(st)
+		case stateSent:
+			delete(st.deliveries, seq)
+			if !d2.fresh || st.find(seq) >= 0 {
+				q.possibleDuplicates++
+			}
+		}
+	}
+	s.counts.messages -= messages - q.messages
+	s.counts.bytes -= bytes - q.bytes
+}
+
+// SessionState returns the uplink's own mark, as last set.
+func (s *Store) SessionState(id durable.QueueID) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if q := s.queues[id]; q != nil {
+		return q.state
+	}
+	return ""
+}
+
+// SetSessionState keeps the uplink's mark; it is empty in a database that was
+// salvaged.
+func (s *Store) SetSessionState(id durable.QueueID, state string, done func(error)) {
+	s.mu.Lock()
+	q := s.queues[id]
+	if q == nil {
+		err := s.noQueueLocked()
+		s.mu.Unlock()
+		call(done, err)
+		return
+	}
+	q.state = state
+	s.opLocked(func(d *db) error {
+		return d.exec("UPDATE uplink SET state = ? WHERE queue = ?", state, int64(id))
+	}, nil, done)
+	s.mu.Unlock()
+}
+
+// StartNumber is the number of this start of the gateway; it grows by one with
+// each Open.
+func (s *Store) StartNumber() uint64 { return s.clock.number }
+
+// Backlog returns how much a queue holds that is not finished.
+func (s *Store) Backlog(id durable.QueueID) (messages, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if q := s.queues[id]; q != nil {
+		return q.messages, q.bytes
+	}
+	return 0, 0
+}
+
+// DeadLetters calls fn with the messages that the peer of an uplink has refused,
+// oldest first.
+func (s *Store) DeadLetters(ctx context.Context, id durable.QueueID, fn func(DeadLetter) error) error {
+	return s.read(ctx, func(d *db) error { return deadLetters(ctx, d, &s.clock, int64(id), fn) })
+}

@@ -1,0 +1,566 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"holdfast/broker/client"
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/broker/packet"
+)
+
+// write is the writer: it moves what is due into the connection, reads on from
+// the store when there is room, and watches the clock. It returns why the link
+// is over, or nil when ctx has ended.
+func (l *link) write(ctx context.Context) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		l.u.mu.Lock()
+		now := time.Now()
+		next := l.checkLocked(now)
+		if err := l.err; err != nil {
+			l.unlock()
+			return err
+		}
+		l.fillLocked(now)
+		qos := l.hungryLocked()
+		l.unlock()
+		l.conn.Flush()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if qos != 0 {
+			if err := l.read(ctx, qos); err != nil {
+				return err
+			}
+			continue
+		}
+		timer.Reset(time.Until(next))
+		select {
+		case <-l.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// read gets the next deliveries of a stream that is behind.
+func (l *link) read(ctx context.Context, qos byte) error {
+	u := l.u
+	ds, _, err := u.store.Read(ctx, u.queue, qos, u.opts.Batch, u.opts.WindowBytes)
+	if ctx.Err() != nil {
+		return nil // the stop is on its way; the writer sees it
+	}
+	if err != nil {
+		u.mu.Lock()
+		u.status.StoreErrors++
+		u.mu.Unlock()
+		return fmt.Errorf("%w: read QoS %d: %w", errStore, qos, err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	st := &l.streams[qos]
+	for i := range ds {
+		if ds[i].Seq > st.last {
+			st.last = ds[i].Seq
+			st.buf = append(st.buf, ds[i])
+		}
+	}
+	if len(ds) > 0 {
+		st.behind = true
+	}
+	return nil
+}
+
+// hungryLocked returns the QoS to Read, 0 for none. The mark goes before the
+// Read: a Wake or a refused Offer during it must not be lost.
+func (l *link) hungryLocked() byte {
+	for qos := byte(1); qos <= 2; qos++ {
+		if st := &l.streams[qos]; st.behind && len(st.buf) == 0 && !l.leaving && l.sess.room(&l.u.opts, 0) {
+			st.behind = false
+			return qos
+		}
+	}
+	return 0
+}
+
+// checkLocked looks at the clock: is the cloud stuck, is it time for another
+// try? It returns when to look again.
+func (l *link) checkLocked(now time.Time) time.Time {
+	next := now.Add(time.Hour)
+	by := func(t time.Time, why error) {
+		if !now.Before(t) {
+			if errors.Is(why, errStuck) {
+				l.u.status.StuckConnections++
+			}
+			l.failLocked(why)
+			return
+		}
+		next = earlier(next, t)
+	}
+	if limit := l.u.opts.AckTimeout; limit > 0 && l.err == nil {
+		for _, fs := range l.awaiting {
+			if len(fs) == 0 {
+				continue
+			}
+			since := fs[0].sentAt
+			// A slow link may take long for much, as long as it gets
+			// somewhere; but what was passed over will not come.
+			if !fs[0].passed && l.progress.After(since) {
+				since = l.progress
+			}
+			by(since.Add(limit), errStuck)
+		}
+		for _, call := range l.subs {
+			by(call.sentAt.Add(limit), errStuck)
+		}
+	}
+	if !l.askAgain.IsZero() {
+		by(l.askAgain, errAskAgain)
+	}
+	for _, ln := range l.sess.lanes {
+		if !ln.probing {
+			next = earlier(next, ln.retryAt)
+		}
+	}
+	return next
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// oldestLocked returns since when the cloud has owed us an acknowledgement.
+func (l *link) oldestLocked() (oldest time.Time, ok bool) {
+	for _, fs := range l.awaiting {
+		if len(fs) > 0 && (!ok || fs[0].sentAt.Before(oldest)) {
+			oldest, ok = fs[0].sentAt, true
+		}
+	}
+	return oldest, ok
+}
+
+// fillLocked queues everything that may go out now: acknowledgements first,
+// since others wait for them, and PUBRELs, which make room; then our own
+// status, what is to be sent again, QoS 0, and new messages, the streams in
+// turn. It stops when the connection is full.
+func (l *link) fillLocked(now time.Time) {
+	if l.err != nil {
+		return
+	}
+	l.acknowledgeLocked(now)
+	for len(l.releases) > 0 && !l.leaving {
+		f := l.releases[0]
+		l.releases = l.releases[1:]
+		l.queueLocked(&packet.Pubrel{PacketID: f.id})
+		f.state, f.sentAt, f.passed = flightReleased, now, false
+		l.awaiting[awaitPubcomp] = append(l.awaiting[awaitPubcomp], f)
+	}
+	for len(l.unsent) > 0 && !l.leaving {
+		l.queueLocked(l.unsent[0])
+		l.unsent = l.unsent[1:]
+	}
+	for !l.full && l.err == nil && len(l.own) > 0 && l.used < l.quota {
+		f := l.own[0]
+		l.own = l.own[1:]
+		l.publishLocked(f, now)
+	}
+	if l.leaving {
+		return
+	}
+	for !l.full && l.err == nil && l.used < l.quota && len(l.resend) > 0 {
+		f := l.resend[0]
+		l.resend = l.resend[1:]
+		l.publishLocked(f, now)
+	}
+	for !l.full && l.err == nil && len(l.qos0) > 0 {
+		l.publish0Locked(now)
+	}
+	if len(l.resend) > 0 {
+		return // nothing new before what is old
+	}
+	l.probeLocked(now)
+	for !l.full && l.err == nil {
+		l.admitLocked(now)
+		f := l.pickLocked()
+		if f == nil {
+			return
+		}
+		l.publishLocked(f, now)
+	}
+}
+
+// admitLocked moves deliveries that were read into flight while there is room,
+// the streams in turn, and finishes those that can never be sent.
+func (l *link) admitLocked(now time.Time) {
+	var ids []durable.Sent
+	var fs []*flight
+	for idle := 0; idle < 2; {
+		st := &l.streams[l.turn]
+		l.turn ^= 3 // 1, 2, 1 ...
+		if len(st.buf) == 0 {
+			idle++
+			continue
+		}
+		d := &st.buf[0]
+		switch {
+		case l.sess.bySeq[d.Seq] != nil: // in flight since an earlier connection
+		case d.PacketID != 0:
+			if err := l.admitOldLocked(d); err != nil {
+				l.failLocked(err)
+				return
+			}
+		case l.hopelessLocked(d, now):
+		case !l.sess.room(&l.u.opts, d.Message.Size()):
+			idle = 2
+			l.turn ^= 3
+			continue
+		default:
+			f := &flight{seq: d.Seq, msg: d.Message, qos: d.QoS, retain: d.Retain, state: flightReady}
+			f.id = l.sess.ids.take()
+			if f.qos == 2 {
+				f.state = flightSaving
+				ids = append(ids, durable.Sent{Seq: f.seq, PacketID: f.id})
+				fs = append(fs, f)
+			}
+			l.sess.add(f)
+			l.ready[f.qos] = append(l.ready[f.qos], f)
+		}
+		st.buf[0] = durable.Delivery{}
+		if st.buf = st.buf[1:]; len(st.buf) == 0 {
+			st.buf = nil
+		}
+		idle = 0
+	}
+	if len(ids) > 0 {
+		l.saveLocked(ids, fs)
+	}
+}
+
+// admitOldLocked takes a delivery with a durable id that came outside load: its
+// Offer was refused after the commit.
+func (l *link) admitOldLocked(d *durable.Delivery) error {
+	if err := l.adoptLocked(d); err != nil {
+		return err
+	}
+	f := l.sess.flights[d.PacketID]
+	if f.state == flightReceived {
+		l.releases = append(l.releases, f)
+	} else {
+		l.ready[2] = append(l.ready[2], f)
+	}
+	return nil
+}
+
+// saveLocked makes the packet ids of new QoS 2 messages durable; they go out
+// when that is done.
+func (l *link) saveLocked(ids []durable.Sent, fs []*flight) {
+	u, s := l.u, l.sess
+	l.later(func() {
+		u.store.Sent(u.queue, ids, func(err error) {
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			if u.sess != s {
+				return
+			}
+			for _, f := range fs {
+				if f.state = flightReady; err != nil {
+					s.remove(f) // it is read again by the next connection
+				}
+			}
+			if err != nil {
+				u.storeFailedLocked(err)
+			} else if u.link != nil {
+				u.link.wakeLocked()
+			}
+		})
+	})
+}
+
+// hopelessLocked says that a delivery that was never sent cannot be, and
+// finishes it.
+func (l *link) hopelessLocked(d *durable.Delivery, now time.Time) bool {
+	reason := l.hopeless(d.Message, d.QoS, now)
+	if reason == "" {
+		return false
+	}
+	l.droppedLocked(d.Seq, d.QoS, d.Message, reason)
+	return true
+}
+
+func (l *link) hopeless(m *message.Message, qos byte, now time.Time) string {
+	if l.u.loops(m) {
+		return dropLoop
+	}
+	way, remote := l.u.out.find(m.Topic)
+	if way == nil {
+		return dropNoRoute
+	}
+	if len(remote) > 65535 {
+		return dropInvalid
+	}
+	if _, alive := m.Remaining(now); !alive {
+		return dropExpired
+	}
+	p := packet.Publish{QoS: qos, PacketID: 1, HasExpiry: m.HasExpiry, Topic: l.topic(remote), Properties: m.Properties, Payload: m.Payload}
+	if l.tooLarge(&p) {
+		return dropTooLarge
+	}
+	return ""
+}
+
+func (l *link) tooLarge(p *packet.Publish) bool {
+	return uint64(p.Size(l.v)) > uint64(l.limits.MaximumPacketSize)
+}
+
+// topic returns the bytes of a topic name in a buffer used again and again.
+func (l *link) topic(name string) []byte {
+	l.name = append(l.name[:0], name...)
+	return l.name
+}
+
+// droppedLocked counts a message that will not be sent and has the store
+// finish it.
+func (l *link) droppedLocked(seq durable.Seq, qos byte, m *message.Message, reason string) {
+	u := l.u
+	u.dropLocked(reason)
+	l.warn(reason, "message dropped", "topic", m.Topic, "qos", qos, "bytes", m.Size(), "seq", uint64(seq), "reason", reason, "dropped", u.status.Dropped[reason])
+	l.later(func() {
+		u.store.Dropped(u.queue, seq, reason, u.kept)
+	})
+}
+
+// kept is the done of calls that nothing waits for.
+func (u *Uplink) kept(err error) {
+	if err == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.storeFailedLocked(err)
+}
+
+// pickLocked returns the next new message to send; nil if there is none, or
+// none may go. Those of a topic of which one was refused wait in its lane.
+func (l *link) pickLocked() *flight {
+	if l.used >= l.quota {
+		return nil
+	}
+	for range 2 {
+		qos := l.pick
+		l.pick ^= 3
+		for len(l.ready[qos]) > 0 && l.ready[qos][0].state != flightSaving {
+			f := l.ready[qos][0]
+			l.ready[qos] = l.ready[qos][1:]
+			if f.state != flightReady {
+				continue // removed meanwhile
+			}
+			if len(l.sess.lanes) > 0 {
+				if ln := l.sess.lanes[laneKey{f.msg.Topic, f.qos}]; ln != nil {
+					f.state = flightHeld
+					ln.insert(f)
+					continue
+				}
+			}
+			return f
+		}
+	}
+	return nil
+}
+
+// publishLocked sends the PUBLISH of f, for the first time or again, or
+// finishes f when it can no longer be sent.
+func (l *link) publishLocked(f *flight, now time.Time) {
+	u := l.u
+	p := &l.pub
+	*p = packet.Publish{
+		Dup: f.sent, QoS: min(f.qos, l.limits.MaximumQoS), Retain: f.retain, PacketID: f.id,
+		HasExpiry: f.msg.HasExpiry, Properties: f.msg.Properties, Payload: f.msg.Payload,
+	}
+	remote := f.remote
+	reason := ""
+	if f.seq != 0 {
+		var way *way
+		if way, remote = u.out.find(f.msg.Topic); way == nil {
+			reason = dropNoRoute
+		} else if way.strip {
+			p.Retain = false
+		}
+	}
+	left, alive := f.msg.Remaining(now)
+	switch {
+	case !alive && !f.sent:
+		reason = dropExpired
+	case f.msg.HasExpiry:
+		p.MessageExpiry = max(left, 1) // see doc.go
+	}
+	if !l.limits.Retain {
+		p.Retain = false // it would end the connection (MQTT 5.0 §3.2.2.3.5)
+	}
+	p.Topic = l.topic(remote)
+	if reason == "" && l.tooLarge(p) {
+		reason = dropTooLarge
+	}
+	if reason != "" {
+		l.giveUpLocked(f, reason)
+		return
+	}
+	alias, known := l.aliases[remote]
+	switch {
+	case known:
+		p.Topic, p.TopicAlias = nil, alias
+	case len(l.aliases) < min(u.opts.TopicAliases, int(l.limits.TopicAliasMaximum)) && f.seq != 0:
+		alias = uint16(len(l.aliases) + 1)
+		p.TopicAlias = alias
+		if l.tooLarge(p) { // by the three bytes of the alias
+			p.TopicAlias = 0
+		}
+	}
+	switch err := l.conn.Queue(p); {
+	case errors.Is(err, client.ErrOutputFull):
+		l.full = true
+		l.putBackLocked(f)
+		return
+	case err != nil:
+		l.queueFailedLocked(err)
+		l.putBackLocked(f)
+		return
+	}
+	if p.TopicAlias != 0 && !known {
+		l.aliases[remote] = alias
+	}
+	switch {
+	case !f.sent:
+		u.status.MessagesOut++
+		if p.QoS < f.qos {
+			u.status.Downgraded++
+		}
+	default:
+		u.status.Resends++
+		if f.qos == 1 {
+			u.status.Duplicates++
+		}
+	}
+	f.repeated = f.sent
+	if f.order == 0 {
+		l.sess.order++
+		f.order = l.sess.order
+	}
+	f.sent, f.state, f.sentAt, f.passed = true, flightSent, now, false
+	f.counted = true
+	l.used++
+	to := awaitPuback
+	if p.QoS == 2 {
+		to = awaitPubrec
+	}
+	l.awaiting[to] = append(l.awaiting[to], f)
+}
+
+// putBackLocked returns what could not be queued to the front of its queue.
+func (l *link) putBackLocked(f *flight) {
+	switch {
+	case f.seq == 0:
+		l.own = append([]*flight{f}, l.own...)
+	case f.order != 0:
+		l.resend = append([]*flight{f}, l.resend...)
+	default:
+		l.ready[f.qos] = append([]*flight{f}, l.ready[f.qos]...)
+	}
+}
+
+// giveUpLocked finishes a message in flight that cannot be sent.
+func (l *link) giveUpLocked(f *flight, reason string) {
+	if f.seq == 0 {
+		l.warn("", "status message not sent", "topic", f.remote, "reason", reason)
+		l.sess.remove(f)
+		return
+	}
+	u, s := l.u, l.sess
+	l.acceptedLocked(f) // what waits behind it may go
+	if f.qos == 1 {
+		l.droppedLocked(f.seq, f.qos, f.msg, reason)
+		s.remove(f)
+		return
+	}
+	f.state = flightEnding
+	u.dropLocked(reason)
+	l.warn(reason, "message dropped", "topic", f.msg.Topic, "qos", f.qos, "packet_id", f.id, "bytes", f.size, "seq", uint64(f.seq), "reason", reason, "dropped", u.status.Dropped[reason])
+	l.later(func() { u.store.Dropped(u.queue, f.seq, reason, u.ended(s, f, flightReady)) })
+}
+
+// ended returns the done of a call that finishes f: its packet id is free when
+// it is durable. If the store fails, f goes back to where it was.
+func (u *Uplink) ended(s *session, f *flight, back flightState) func(error) {
+	return func(err error) {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.sess != s {
+			return
+		}
+		if err != nil {
+			f.state = back
+			u.storeFailedLocked(err)
+			return
+		}
+		s.remove(f)
+		if u.link != nil {
+			u.link.wakeLocked()
+		}
+	}
+}
+
+// publish0Locked sends the oldest QoS 0 message, or drops it.
+func (l *link) publish0Locked(now time.Time) {
+	u := l.u
+	m := l.qos0[0]
+	if reason := l.hopeless(m, 0, now); reason != "" {
+		u.dropLocked(reason)
+		l.qos0 = l.qos0[1:]
+		return
+	}
+	way, remote := u.out.find(m.Topic)
+	p := &l.pub
+	*p = packet.Publish{
+		Retain: m.Retain && !way.strip && l.limits.Retain, HasExpiry: m.HasExpiry,
+		Topic: l.topic(remote), Properties: m.Properties, Payload: m.Payload,
+	}
+	p.MessageExpiry, _ = m.Remaining(now)
+	if alias, known := l.aliases[remote]; known {
+		p.Topic, p.TopicAlias = nil, alias
+	}
+	switch err := l.conn.Queue(p); {
+	case errors.Is(err, client.ErrOutputFull):
+		l.full = true
+		return
+	case err != nil:
+		l.queueFailedLocked(err)
+		return
+	}
+	u.status.MessagesOut++
+	l.qos0 = l.qos0[1:]
+}
+
+// queueLocked queues a packet other than PUBLISH, which is never refused for
+// want of room.
+func (l *link) queueLocked(p packet.Packet) {
+	if err := l.conn.Queue(p); err != nil {
+		l.queueFailedLocked(err)
+	}
+}
+
+// queueFailedLocked gives the link up for want of a way to say something. When
+// the connection is over the reader knows why, and says so.
+func (l *link) queueFailedLocked(err error) {
+	if !errors.Is(err, client.ErrClosed) {
+		l.failLocked(fmt.Errorf("send: %w", err))
+	}
+	l.full = true
+}
