@@ -1,0 +1,261 @@
+package modbus
+
+import (
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"holdfast/adapters/reading"
+)
+
+// Why a point has no value though its registers were read.
+const (
+	reasonInvalid = "invalid value"
+	reasonNaN     = "not a number"
+	reasonBCD     = "not BCD"
+)
+
+// Types lists what a point's type can be, in the order a manual would.
+func Types() []string {
+	return []string{
+		"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+		"float16", "float32", "float64", "bcd16", "bcd32", "bcd64", "string",
+	}
+}
+
+// typeRegisters is how many registers a type takes; string says so itself.
+func typeRegisters(typ string) int {
+	switch typ {
+	case "bool", "int8", "uint8", "int16", "uint16", "float16", "bcd16":
+		return 1
+	case "int32", "uint32", "float32", "bcd32":
+		return 2
+	case "int64", "uint64", "float64", "bcd64":
+		return 4
+	default:
+		return 0
+	}
+}
+
+// order says where the bytes of a value are on the wire, in two independent
+// steps: A is the most significant byte, and a register carries its first byte
+// first (MODBUS Application Protocol V1.1b3 §4.2).
+type order struct {
+	wordsReversed bool // the least significant register comes first
+	bytesSwapped  bool // within each register the low byte comes first
+}
+
+// parseOrder reads the name of an order; width is how many registers it names.
+func parseOrder(s string) (o order, width int, ok bool) {
+	switch s {
+	case "AB", "ABCD", "ABCDEFGH":
+	case "BA", "BADC", "BADCFEHG":
+		o.bytesSwapped = true
+	case "CDAB", "GHEFCDAB":
+		o.wordsReversed = true
+	case "DCBA", "HGFEDCBA":
+		o = order{wordsReversed: true, bytesSwapped: true}
+	default:
+		return order{}, 0, false
+	}
+	return o, len(s) / 2, true
+}
+
+// orderNames says for an error message which orders a value of n registers has.
+func orderNames(n int) string {
+	switch n {
+	case 1:
+		return "AB or BA"
+	case 2:
+		return "ABCD, DCBA, BADC or CDAB"
+	default:
+		return "ABCDEFGH, HGFEDCBA, BADCFEHG or GHEFCDAB (or their short forms ABCD, DCBA, BADC, CDAB)"
+	}
+}
+
+// arrange puts wire bytes into the order ABCD..., into dst.
+func (o order) arrange(dst, wire []byte) {
+	n := len(wire) / 2
+	for i := range n {
+		from := i
+		if o.wordsReversed {
+			from = n - 1 - i
+		}
+		hi, lo := wire[2*from], wire[2*from+1]
+		if o.bytesSwapped {
+			hi, lo = lo, hi
+		}
+		dst[2*i], dst[2*i+1] = hi, lo
+	}
+}
+
+// format is how the registers of one point become a value.
+type format struct {
+	typ      string
+	order    order
+	n        int // registers, or 1 bit
+	bit      int // noBit, or the bit of the register
+	scale    float64
+	offset   float64
+	decimals int // -1: as they come
+	// invalid are bit patterns that mean "no value"; with floats also the
+	// numbers invalidValues.
+	invalid       []uint64
+	invalidValues []float64
+}
+
+// decode turns the wire bytes of the point, 2n of them, into a value; nil with
+// a reason when they are no measurement. A number that is not there must never
+// come out as 0.
+func (f *format) decode(wire []byte) (value any, reason string) {
+	var buf [8]byte
+	if f.typ == "string" {
+		return f.decodeString(wire)
+	}
+	b := buf[:2*f.n]
+	f.order.arrange(b, wire)
+	var raw uint64
+	for _, x := range b {
+		raw = raw<<8 | uint64(x)
+	}
+	if f.bit != noBit {
+		return raw>>f.bit&1 != 0, ""
+	}
+	if f.typ == "int8" || f.typ == "uint8" {
+		raw &= 0xff
+	}
+	if slices.Contains(f.invalid, raw) {
+		return nil, reasonInvalid
+	}
+	switch f.typ {
+	case "bool":
+		return raw != 0, ""
+	case "int8":
+		return f.signed(int64(int8(raw)))
+	case "int16":
+		return f.signed(int64(int16(raw)))
+	case "int32":
+		return f.signed(int64(int32(raw)))
+	case "int64":
+		return f.signed(int64(raw))
+	case "float16":
+		return f.float(float16(uint16(raw)))
+	case "float32":
+		return f.float(reading.Float32(math.Float32frombits(uint32(raw))))
+	case "float64":
+		return f.float(math.Float64frombits(raw))
+	case "bcd16", "bcd32", "bcd64":
+		v, ok := bcd(raw)
+		if !ok {
+			return nil, reasonBCD
+		}
+		return f.unsigned(v)
+	default: // uint8, uint16, uint32, uint64
+		return f.unsigned(raw)
+	}
+}
+
+func (f *format) plain() bool { return f.scale == 1 && f.offset == 0 }
+
+func (f *format) unsigned(v uint64) (any, string) {
+	if f.plain() {
+		return v, ""
+	}
+	return f.scaled(float64(v))
+}
+
+func (f *format) signed(v int64) (any, string) {
+	if f.plain() {
+		return v, ""
+	}
+	return f.scaled(float64(v))
+}
+
+func (f *format) float(v float64) (any, string) {
+	if slices.Contains(f.invalidValues, v) {
+		return nil, reasonInvalid
+	}
+	return f.scaled(v)
+}
+
+func (f *format) scaled(v float64) (any, string) {
+	if !f.plain() {
+		v = reading.Scale(v, f.scale, f.offset)
+	}
+	if f.decimals >= 0 {
+		v = round(v, f.decimals)
+	}
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return nil, reasonNaN
+	}
+	return v, ""
+}
+
+// round rounds to n decimals, with a result that prints with no more of them.
+func round(v float64, n int) float64 {
+	var buf [64]byte
+	r, err := strconv.ParseFloat(string(strconv.AppendFloat(buf[:0], v, 'f', n, 64)), 64)
+	if err != nil {
+		return v
+	}
+	return r
+}
+
+// decodeString takes two characters per register, cut at the first NUL, without
+// the blanks that fill it up. What is not UTF-8 is read as Latin-1.
+func (f *format) decodeString(wire []byte) (any, string) {
+	b := make([]byte, len(wire))
+	f.order.arrange(b, wire)
+	blank := true
+	for _, x := range b {
+		blank = blank && x == 0xff
+	}
+	if blank {
+		return nil, reasonInvalid
+	}
+	s := string(b)
+	if end := strings.IndexByte(s, 0); end >= 0 {
+		s = s[:end]
+	}
+	if !utf8.ValidString(s) {
+		r := make([]rune, len(s))
+		for i := range len(s) {
+			r[i] = rune(s[i])
+		}
+		s = string(r)
+	}
+	return strings.TrimSpace(s), ""
+}
+
+// bcd reads four bits per digit.
+func bcd(raw uint64) (v uint64, ok bool) {
+	for shift := 60; shift >= 0; shift -= 4 {
+		d := raw >> shift & 0xf
+		if d > 9 {
+			return 0, false
+		}
+		v = v*10 + d
+	}
+	return v, true
+}
+
+// float16 is the half precision of IEEE 754-2008 §3.6.
+func float16(h uint16) float64 {
+	sign := 1.0
+	if h&0x8000 != 0 {
+		sign = -1
+	}
+	exp, frac := int(h>>10&0x1f), float64(h&0x3ff)
+	switch exp {
+	case 0:
+		return sign * math.Ldexp(frac, -24)
+	case 31:
+		if frac != 0 {
+			return math.NaN()
+		}
+		return math.Inf(int(sign))
+	}
+	return sign * math.Ldexp(1024+frac, exp-25)
+}

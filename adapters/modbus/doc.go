@@ -1,0 +1,31 @@
+// Package modbus polls field devices by Modbus: the codec of the protocol (RTU
+// frames, functions 1 to 6, 15 and 16, exceptions), the decoding of registers
+// into values, and [Bus], which reads everything behind one serial line in its
+// rhythm and hands over readings.
+//
+// What it holds to (each from FIELD.md, each with a test):
+//
+//   - A late answer never becomes another register's value. An answer to a read
+//     does not repeat the address, so after a timeout the unit is left alone for
+//     twice the timeout and what it says then is thrown away; the line is silent
+//     and its buffer empty before each request; a frame of the unit that answers
+//     something else makes all it says suspect. What remains: an answer later
+//     than three timeouts after its request, of the same function and length as
+//     the one awaited then; a second copy of an answer that comes once the next
+//     request is out; and bytes hurt so that the CRC fits, 1 in 65536 of those
+//     garbled.
+//   - A unit that does not answer takes at most a tenth of the bus from the
+//     others, whether it is dead (probed at 1 to 60 s back-off) or answers now
+//     and then.
+//   - One register that a unit refuses costs itself, not its block: the block is
+//     halved until it is found, and it is asked again after a minute to an hour.
+//   - A register without a value is null with quality "bad", never 0.
+//
+// Register references ([ParseRegister]) are protocol addresses, zero-based:
+// what a manual calls 40001 is holding:0.
+//
+// It writes nothing to devices by itself, opens no port (see adapters/port) and
+// does not know where readings go. [Bus.Run] is one goroutine, which owns the
+// line; it starts no other. Errors to test for: [*ExceptionError],
+// [ErrNoAnswer], [ErrGarbled], [ErrMismatch], [ErrMalformed].
+package modbus

@@ -1,0 +1,242 @@
+package modbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+)
+
+// Wire is an open serial line; *port.Port is one. It is used by the bus
+// goroutine alone, but for SetReadDeadline, which also ends a waiting Read when
+// the bus is stopped.
+type Wire interface {
+	io.ReadWriteCloser
+	// SetReadDeadline makes Read return os.ErrDeadlineExceeded at t.
+	SetReadDeadline(t time.Time) error
+	// Drain returns when all that was written has left.
+	Drain() error
+	// Discard throws away what has been received and says how much.
+	Discard() (int, error)
+	// Done is closed when the line is gone or closed.
+	Done() <-chan struct{}
+}
+
+// Why an exchange brought no data. A refusal is an [*ExceptionError].
+var (
+	// ErrNoAnswer: nothing usable came within the timeout. An answer may
+	// still come, so the unit must be left alone for a while.
+	ErrNoAnswer = errors.New("no answer")
+	// ErrGarbled: the answer came, with a wrong checksum.
+	ErrGarbled = errors.New("garbled answer")
+)
+
+// settle is how long the line must be silent for what came to be all of it. It
+// is no t1.5 or t3.5: USB adapters hand over bytes in batches 16 ms apart.
+const settle = 50 * time.Millisecond
+
+// received is the most bytes kept of one exchange; a line that brings more is
+// not answering but babbling.
+const received = 4 * maxADU
+
+// link exchanges RTU frames over a wire, one request at a time. It is owned by
+// the bus goroutine.
+type link struct {
+	w       Wire
+	char    time.Duration
+	silence time.Duration // before each request
+	echo    echoMode
+	last    time.Time // when the line last carried a byte, as far as we know
+
+	adu []byte
+	buf []byte
+
+	n linkCounters // since the link was made; the bus collects them
+}
+
+// linkCounters are what the line brought besides answers.
+type linkCounters struct {
+	stray   uint64 // bytes that belonged to no answer
+	foreign uint64 // frames of units that were not asked
+	echoes  uint64 // requests that came back
+}
+
+func newLink(w Wire, o Options, now time.Time) *link {
+	l := &link{w: w, char: o.CharTime, silence: o.Silence, last: now, buf: make([]byte, received)}
+	if l.silence == 0 {
+		l.silence = max(7*o.CharTime/2, minSilence)
+		if o.CharTime > 0 && o.CharTime < fastChar {
+			l.silence = minSilence
+		}
+	}
+	return l
+}
+
+// From 19200 baud up the silence is fixed (MODBUS Serial Line V1.02 §2.5.1.1).
+const (
+	minSilence = 1750 * time.Microsecond
+	fastChar   = 11 * time.Second / 19200
+)
+
+// exchange sends r and returns the data of its answer, which are valid until
+// the following call, and when the answer was complete. Errors are ErrNoAnswer,
+// ErrGarbled, ErrMismatch, *ExceptionError, the context's, or else those of the
+// wire, after which the link is of no use.
+func (l *link) exchange(ctx context.Context, r Request, timeout, pause time.Duration) (data []byte, at time.Time, err error) {
+	pdu, err := r.AppendPDU(make([]byte, 0, maxADU))
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	l.adu = AppendRTU(l.adu[:0], r.Unit, pdu)
+	if err := l.quiet(ctx, l.silence+pause); err != nil {
+		return nil, time.Time{}, err
+	}
+	end, err := l.send()
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	answer, at, err := l.receive(ctx, r, end.Add(timeout+time.Duration(r.answerLen()+3)*l.char))
+	if err != nil {
+		return nil, at, err
+	}
+	data, err = r.ParseAnswer(answer)
+	return data, at, err
+}
+
+// quiet waits until the line has been silent for d, and throws away what it
+// carried meanwhile: leftovers of an earlier answer that must not be taken for
+// the next one.
+func (l *link) quiet(ctx context.Context, d time.Duration) error {
+	babble := time.Now().Add(max(time.Second, 2*d))
+	for {
+		n, err := l.w.Discard()
+		if err != nil {
+			return fmt.Errorf("discard: %w", err)
+		}
+		now := time.Now()
+		if n > 0 {
+			l.n.stray += uint64(n)
+			l.last = now
+		}
+		wait := l.last.Add(d).Sub(now)
+		// A line that never falls silent is spoken on all the same: the
+		// unit may hear us, and if not it is that unit's timeout.
+		if wait <= 0 || now.After(babble) {
+			return ctx.Err()
+		}
+		n, err = l.read(ctx, l.buf, now.Add(wait))
+		if n > 0 {
+			l.n.stray += uint64(n)
+			l.last = time.Now()
+		}
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+// send writes the request and returns when its last bit is gone: after the
+// driver says so, and not before the time the characters take, since a USB
+// adapter still has some when the kernel has none.
+func (l *link) send() (end time.Time, err error) {
+	start := time.Now()
+	if _, err := l.w.Write(l.adu); err != nil {
+		return time.Time{}, fmt.Errorf("write: %w", err)
+	}
+	if err := l.w.Drain(); err != nil {
+		return time.Time{}, fmt.Errorf("drain: %w", err)
+	}
+	end = time.Now()
+	if wire := start.Add(time.Duration(len(l.adu)) * l.char); wire.After(end) {
+		end = wire
+	}
+	l.last = end
+	return end, nil
+}
+
+// receive collects bytes until they hold the answer to r or the deadline has
+// passed.
+func (l *link) receive(ctx context.Context, r Request, deadline time.Time) (pdu []byte, at time.Time, err error) {
+	n := 0
+	for {
+		// Only what has been silent for a while is judged as a whole.
+		until := deadline
+		if settled := l.last.Add(settle); n > 0 && settled.Before(until) && settled.After(time.Now()) {
+			until = settled
+		}
+		m, err := l.read(ctx, l.buf[n:], until)
+		now := time.Now()
+		if m > 0 {
+			n += m
+			l.last = now
+		}
+		silent := false
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			silent = m == 0
+		default:
+			return nil, time.Time{}, err
+		}
+		s := scanAnswer(l.buf[:n], r, l.adu, l.echo, silent)
+		over := !now.Before(deadline) && silent || n == len(l.buf)
+		if s.pdu == nil && !s.mismatch && !(silent && s.garbled) && !over {
+			continue
+		}
+		return l.judge(s, n)
+	}
+}
+
+// judge turns what came into the answer or the error it means.
+func (l *link) judge(s scan, n int) (pdu []byte, at time.Time, err error) {
+	l.n.foreign += uint64(s.foreign)
+	l.n.stray += uint64(s.skipped)
+	if s.echo {
+		l.n.echoes++
+	}
+	switch {
+	case s.mismatch:
+		// A frame of this unit that we did not ask for now is the answer
+		// to something earlier: nothing it says next can be trusted.
+		return nil, l.last, ErrMismatch
+	case s.pdu != nil:
+		l.n.stray += uint64(n - s.end)
+		if s.echo {
+			l.echo = echoBack
+		} else if s.plain {
+			l.echo = echoNone
+		}
+		return s.pdu, l.last, nil
+	case s.garbled:
+		return nil, l.last, ErrGarbled
+	case n > 0:
+		return nil, l.last, fmt.Errorf("%w, only %d bytes that make none", ErrNoAnswer, n)
+	default:
+		return nil, l.last, ErrNoAnswer
+	}
+}
+
+// read reads until the time given, or until ctx ends: whoever watches ctx sets
+// a deadline in the past after it has, so a deadline set before the check below
+// cannot hide that.
+func (l *link) read(ctx context.Context, b []byte, until time.Time) (int, error) {
+	if err := l.w.SetReadDeadline(until); err != nil {
+		return 0, fmt.Errorf("set read deadline: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := l.w.Read(b)
+	if cerr := ctx.Err(); cerr != nil && n == 0 {
+		return 0, cerr
+	}
+	if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("read: %w", err)
+	}
+	return n, err
+}

@@ -1,0 +1,378 @@
+package modbus
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/adapters/reading"
+)
+
+// Options are those of one bus: everything behind one serial port. The zero
+// value of a field that must not be zero stands for its default, so that a
+// configuration need not name it.
+type Options struct {
+	// CharTime is how long one character takes on the wire, start, parity
+	// and stop bits included (port.Options.CharTime). 0 if the line has no
+	// such thing.
+	CharTime time.Duration `toml:"-"`
+	// Silence is how long the line must be quiet before a request: 0 means
+	// three and a half characters, 1.75 ms from 19200 baud up (MODBUS Serial
+	// Line V1.02 §2.5.1.1). 0 to 1s.
+	Silence time.Duration `toml:"silence"`
+	// ChangePause is an additional silence before a request to another unit
+	// than the last one. 0 to 1s.
+	ChangePause time.Duration `toml:"change_pause"`
+	// WarmUp is how long the line is left alone after it was opened: many
+	// adapters lose their first bytes. 0 to 1m.
+	WarmUp time.Duration `toml:"warm_up"`
+	// Prefix is what the topic of a reading starts with:
+	// prefix/device/point.
+	Prefix string `toml:"-"`
+	// Devices are what is polled.
+	Devices []Device `toml:"-"`
+}
+
+// DefaultOptions are right for an ordinary RS-485 line.
+func DefaultOptions() Options {
+	return Options{WarmUp: 100 * time.Millisecond, Prefix: "sensors"}
+}
+
+// Device is one device, or a part of one that is polled in its own rhythm:
+// several Devices may have the same unit.
+type Device struct {
+	// Name is the device's level in topics and its name in status and log.
+	Name string `toml:"-"`
+	// Unit is the address on the bus, 1 to 247.
+	Unit int `toml:"unit"`
+	// Every is how often all points are read, 10ms to 24h.
+	Every time.Duration `toml:"every"`
+	// Timeout is how long an answer may take to begin, from the end of the
+	// request, 10ms to 1m. After a timeout the unit is left alone for twice
+	// as long, so that a late answer cannot be taken for that to another
+	// question. 0 means 1s.
+	Timeout time.Duration `toml:"timeout"`
+	// Pause is how long the unit needs between an answer and the next
+	// request, 0 to 10s.
+	Pause time.Duration `toml:"pause"`
+	// Retries is how often a request is sent again at once when its answer
+	// came garbled, or in a later turn when none came, before its points are
+	// bad. 0 to 10; nil means 2.
+	Retries *int `toml:"retries"`
+	// MaxGap is how many addresses nobody asked for may be read along to
+	// join two points in one request, 0 to 124; nil means 8.
+	MaxGap *int `toml:"max_gap"`
+	// MaxRegisters is the most registers the device gives at once, 4 to 125;
+	// 0 means 125. A point of more registers than this is refused.
+	MaxRegisters int `toml:"max_registers"`
+	// MaxBits is the most coils or discrete inputs the device gives at once,
+	// 1 to 2000; 0 means 2000.
+	MaxBits int `toml:"max_bits"`
+	// Holes are addresses never to be read, alone or along with others:
+	// "holding:100-110", "coil:7".
+	Holes []string `toml:"holes"`
+	// Order is the byte order of points that do not name one: "ABCD"
+	// (big-endian, the default), "DCBA", "BADC" or "CDAB".
+	Order string `toml:"order"`
+	// QoS of the readings, 0 to 2; nil means 1.
+	QoS *int `toml:"qos"`
+	// Points are the values read.
+	Points []Point `toml:"point"`
+}
+
+// Point is one value of a device.
+type Point struct {
+	// Name is the last level of the topic.
+	Name string `toml:"name"`
+	// Register says where the value starts: see [ParseRegister].
+	Register string `toml:"register"`
+	// Type is one of [Types]; empty means bool for bits, else uint16.
+	Type string `toml:"type"`
+	// Length is the number of registers of a string, 1 to 125.
+	Length int `toml:"length"`
+	// Order is the byte order, most significant byte A: "AB" or "BA" for one
+	// register, "ABCD", "DCBA", "BADC", "CDAB" for two, the same names or
+	// "ABCDEFGH", "HGFEDCBA", "BADCFEHG", "GHEFCDAB" for four. Empty means
+	// the device's.
+	Order string `toml:"order"`
+	// Scale and Offset make the value: raw*scale+offset. A Scale of 0 means 1.
+	Scale  float64 `toml:"scale"`
+	Offset float64 `toml:"offset"`
+	// Decimals rounds the value, 0 to 15; nil leaves it as it is.
+	Decimals *int `toml:"decimals"`
+	// Unit is what the value is measured in, for people: "°C".
+	Unit string `toml:"unit"`
+	// Invalid are register contents that mean "no value" and become null:
+	// bit patterns (0x8000), for signed types also the number itself
+	// (-32768), for floats also the number (-9999).
+	Invalid []int64 `toml:"invalid"`
+}
+
+// Defaults of Device, where nil or 0 stands for them.
+const (
+	DefaultTimeout = time.Second // 500 ms lost 5 answers in 1000 for a user, 600 ms none (FIELD.md)
+	DefaultRetries = 2
+	DefaultMaxGap  = 8
+	DefaultQoS     = 1
+)
+
+// DefaultDevice returns a device with all defaults spelled out.
+func DefaultDevice() Device {
+	return Device{
+		Every: 5 * time.Second, Timeout: DefaultTimeout, Retries: new(DefaultRetries), MaxGap: new(DefaultMaxGap),
+		MaxRegisters: MaxReadRegisters, MaxBits: MaxReadBits, Order: "ABCD", QoS: new(DefaultQoS),
+	}
+}
+
+// Validate reports the first value out of range, naming its key.
+func (o Options) Validate() error {
+	if o.CharTime < 0 {
+		return fmt.Errorf("char_time: %v is negative", o.CharTime)
+	}
+	if o.Silence < 0 || o.Silence > time.Second {
+		return fmt.Errorf("silence: %v is outside 0s..1s", o.Silence)
+	}
+	if o.ChangePause < 0 || o.ChangePause > time.Second {
+		return fmt.Errorf("change_pause: %v is outside 0s..1s", o.ChangePause)
+	}
+	if o.WarmUp < 0 || o.WarmUp > time.Minute {
+		return fmt.Errorf("warm_up: %v is outside 0s..1m", o.WarmUp)
+	}
+	if o.Prefix == "" || strings.ContainsAny(o.Prefix, "+#\x00") {
+		return fmt.Errorf("prefix: %q is no start of a topic", o.Prefix)
+	}
+	names := map[string]bool{}
+	for i := range o.Devices {
+		d := &o.Devices[i]
+		if err := d.Validate(); err != nil {
+			return err
+		}
+		if names[d.Name] {
+			return fmt.Errorf("device.%s: this name is taken", d.Name)
+		}
+		names[d.Name] = true
+	}
+	return nil
+}
+
+// Validate reports the first value out of range, naming its key from the
+// device's table on: "device.boiler.point[1].register: ...".
+func (d *Device) Validate() error {
+	_, err := compile(d)
+	return err
+}
+
+// compiled is a device in the form the bus works with.
+type compiled struct {
+	name    string
+	unit    byte
+	every   time.Duration
+	timeout time.Duration
+	pause   time.Duration
+	retries int
+	maxGap  int
+	maxRegs int
+	maxBits int
+	holes   []span
+	qos     byte
+	points  []*point
+}
+
+// point is a Point in the form the bus works with.
+type point struct {
+	name string
+	unit string
+	reg  Register
+	f    format
+	// bad: the last reading said that the point cannot be read. It is said
+	// once, not in every cycle.
+	bad bool
+}
+
+// end is the address behind the point.
+func (p *point) end() int { return int(p.reg.Addr) + p.f.n }
+
+func compile(d *Device) (*compiled, error) {
+	at := func(key string) string { return "device." + d.Name + "." + key }
+	if err := reading.ValidName(d.Name); err != nil {
+		return nil, fmt.Errorf("device: the name %w", err)
+	}
+	c := &compiled{
+		name: d.Name, unit: byte(d.Unit), every: d.Every, timeout: d.Timeout, pause: d.Pause,
+		retries: orDefault(d.Retries, DefaultRetries), maxGap: orDefault(d.MaxGap, DefaultMaxGap),
+		maxRegs: d.MaxRegisters, maxBits: d.MaxBits, qos: byte(orDefault(d.QoS, DefaultQoS)),
+	}
+	if c.timeout == 0 {
+		c.timeout = DefaultTimeout
+	}
+	if c.maxRegs == 0 {
+		c.maxRegs = MaxReadRegisters
+	}
+	if c.maxBits == 0 {
+		c.maxBits = MaxReadBits
+	}
+	switch {
+	case d.Unit < 1 || d.Unit > 247:
+		return nil, fmt.Errorf("%s: %d is outside 1..247", at("unit"), d.Unit)
+	case d.Every < 10*time.Millisecond || d.Every > 24*time.Hour:
+		return nil, fmt.Errorf("%s: %v is outside 10ms..24h", at("every"), d.Every)
+	case c.timeout < 10*time.Millisecond || c.timeout > time.Minute:
+		return nil, fmt.Errorf("%s: %v is outside 10ms..1m", at("timeout"), d.Timeout)
+	case d.Pause < 0 || d.Pause > 10*time.Second:
+		return nil, fmt.Errorf("%s: %v is outside 0s..10s", at("pause"), d.Pause)
+	case c.retries < 0 || c.retries > 10:
+		return nil, fmt.Errorf("%s: %d is outside 0..10", at("retries"), c.retries)
+	case c.maxGap < 0 || c.maxGap >= MaxReadRegisters:
+		return nil, fmt.Errorf("%s: %d is outside 0..124", at("max_gap"), c.maxGap)
+	case c.maxRegs < 4 || c.maxRegs > MaxReadRegisters:
+		return nil, fmt.Errorf("%s: %d is outside 4..125", at("max_registers"), c.maxRegs)
+	case c.maxBits < 1 || c.maxBits > MaxReadBits:
+		return nil, fmt.Errorf("%s: %d is outside 1..2000", at("max_bits"), c.maxBits)
+	case d.QoS != nil && (*d.QoS < 0 || *d.QoS > 2):
+		return nil, fmt.Errorf("%s: %d is outside 0..2", at("qos"), *d.QoS)
+	case len(d.Points) == 0:
+		return nil, fmt.Errorf("%s: there is no point to read", at("point"))
+	}
+	for i, h := range d.Holes {
+		sp, err := parseSpan(h)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", at(fmt.Sprintf("holes[%d]", i)), err)
+		}
+		c.holes = append(c.holes, sp)
+	}
+	var common order
+	if d.Order != "" {
+		o, width, ok := parseOrder(d.Order)
+		if !ok || width != 2 {
+			return nil, fmt.Errorf("%s: %q is none of ABCD, DCBA, BADC, CDAB", at("order"), d.Order)
+		}
+		common = o
+	}
+	names := map[string]bool{}
+	for i := range d.Points {
+		p, err := compilePoint(&d.Points[i], common, c)
+		if err != nil {
+			return nil, fmt.Errorf("%s.%w", at(fmt.Sprintf("point[%d]", i)), err)
+		}
+		if names[p.name] {
+			return nil, fmt.Errorf("%s: %q is taken by another point", at(fmt.Sprintf("point[%d].name", i)), p.name)
+		}
+		names[p.name] = true
+		c.points = append(c.points, p)
+	}
+	return c, nil
+}
+
+// compilePoint returns errors that start with the key within the point.
+func compilePoint(o *Point, common order, c *compiled) (*point, error) {
+	if err := reading.ValidName(o.Name); err != nil {
+		return nil, fmt.Errorf("name: %w", err)
+	}
+	reg, err := ParseRegister(o.Register)
+	if err != nil {
+		return nil, fmt.Errorf("register: %w", err)
+	}
+	p := &point{name: o.Name, unit: o.Unit, reg: reg}
+	p.f = format{typ: o.Type, bit: reg.Bit, order: common, scale: o.Scale, offset: o.Offset, decimals: orDefault(o.Decimals, -1)}
+	f := &p.f
+	single := reg.Table.Bits() || reg.Bit != noBit
+	switch {
+	case f.typ == "" && single:
+		f.typ = "bool"
+	case f.typ == "":
+		f.typ = "uint16"
+	case !slices.Contains(Types(), f.typ):
+		return nil, fmt.Errorf("type: %q is none of %s", f.typ, strings.Join(Types(), ", "))
+	case single && f.typ != "bool":
+		return nil, fmt.Errorf("type: %q cannot be read from the single bit %v, want bool", f.typ, reg)
+	}
+	f.n = typeRegisters(f.typ)
+	if f.typ == "string" {
+		if o.Length < 1 || o.Length > c.maxRegs {
+			return nil, fmt.Errorf("length: %d is outside 1..%d registers", o.Length, c.maxRegs)
+		}
+		f.n = o.Length
+	} else if o.Length != 0 {
+		return nil, fmt.Errorf("length: only a string has one, not %s", f.typ)
+	}
+	if p.end() > 1<<16 {
+		return nil, fmt.Errorf("register: %v and %d more go past 65535", reg, f.n-1)
+	}
+	for _, h := range c.holes {
+		if h.table == reg.Table && int(h.first) < p.end() && h.last >= reg.Addr {
+			return nil, fmt.Errorf("register: %v lies in a hole", reg)
+		}
+	}
+	if err := compileOrder(o, f); err != nil {
+		return nil, err
+	}
+	if err := compileNumber(o, f, single); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func compileOrder(o *Point, f *format) error {
+	if o.Order == "" {
+		return nil
+	}
+	order, width, ok := parseOrder(o.Order)
+	fits := width == f.n || width == 2 && f.n == 4 || f.typ == "string" && width <= 2
+	if !ok || !fits {
+		return fmt.Errorf("order: %q is no order of %d bytes, want %s", o.Order, 2*f.n, orderNames(f.n))
+	}
+	f.order = order
+	return nil
+}
+
+func compileNumber(o *Point, f *format, single bool) error {
+	number := f.typ != "bool" && f.typ != "string"
+	finite := func(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
+	switch {
+	case !finite(o.Scale):
+		return fmt.Errorf("scale: %v is not a number", o.Scale)
+	case !finite(o.Offset):
+		return fmt.Errorf("offset: %v is not a number", o.Offset)
+	case !number && (o.Scale != 0 || o.Offset != 0 || o.Decimals != nil):
+		return fmt.Errorf("type: a %s has no scale, offset or decimals", f.typ)
+	case o.Decimals != nil && (*o.Decimals < 0 || *o.Decimals > 15):
+		return fmt.Errorf("decimals: %d is outside 0..15", *o.Decimals)
+	case single && len(o.Invalid) > 0, f.typ == "string" && len(o.Invalid) > 0:
+		return errors.New("invalid: a single bit or a string has no invalid values")
+	}
+	if f.scale == 0 {
+		f.scale = 1
+	}
+	width := 16 * f.n
+	if f.typ == "int8" || f.typ == "uint8" {
+		width = 8
+	}
+	float := strings.HasPrefix(f.typ, "float")
+	for i, v := range o.Invalid {
+		bits := uint64(v)
+		if width < 64 {
+			if !float && (v >= 1<<width || v < -1<<(width-1)) {
+				return fmt.Errorf("invalid[%d]: %d does not fit into %d bits", i, v, width)
+			}
+			bits &= 1<<width - 1
+		}
+		if float {
+			f.invalidValues = append(f.invalidValues, float64(v))
+			if v < 0 || width < 64 && v >= 1<<width {
+				continue // a number, no bit pattern
+			}
+		}
+		f.invalid = append(f.invalid, bits)
+	}
+	return nil
+}
+
+func orDefault(p *int, def int) int {
+	if p == nil {
+		return def
+	}
+	return *p
+}

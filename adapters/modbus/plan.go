@@ -1,0 +1,99 @@
+package modbus
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// block is one request and the points its answer holds. All fields are the bus
+// goroutine's; those that Status shows are changed under Bus.mu.
+type block struct {
+	dev    *device
+	req    Request
+	points []*point // by address, at least one
+
+	due      time.Time     // when it is to be read next
+	attempts int           // failed in a row since it was due
+	misses   int           // cycles missed in a row
+	missedAt time.Time     // the first of them
+	refused  time.Duration // the unit refuses it: how long it is left alone now; 0 if it does not
+}
+
+// plan joins the points of a device into as few requests as its options allow:
+// points that touch, overlap or lie at most max_gap apart, within one table,
+// up to the size limit, never across a declared hole, never with a point cut
+// in two. Points the unit refuses are left out, and not read along either.
+func plan(d *device, refused map[*point]bool) []*block {
+	ps := slices.DeleteFunc(slices.Clone(d.points), func(p *point) bool { return refused[p] })
+	holes := slices.Clone(d.holes)
+	for p := range refused {
+		holes = append(holes, span{table: p.reg.Table, first: p.reg.Addr, last: uint16(p.end() - 1)})
+	}
+	slices.SortStableFunc(ps, func(a, b *point) int {
+		return cmp.Or(cmp.Compare(a.reg.Table, b.reg.Table), cmp.Compare(a.reg.Addr, b.reg.Addr))
+	})
+	var bs []*block
+	for len(ps) > 0 {
+		n, end := 1, ps[0].end()
+		for n < len(ps) && d.joins(ps[0], end, ps[n], holes) {
+			end = max(end, ps[n].end())
+			n++
+		}
+		bs = append(bs, newBlock(d, ps[:n:n]))
+		ps = ps[n:]
+	}
+	return bs
+}
+
+// joins says whether p can be read with a block that starts at first and ends
+// before end.
+func (c *compiled) joins(first *point, end int, p *point, holes []span) bool {
+	if p.reg.Table != first.reg.Table || int(p.reg.Addr)-end > c.maxGap {
+		return false
+	}
+	limit := c.maxRegs
+	if p.reg.Table.Bits() {
+		limit = c.maxBits
+	}
+	if max(end, p.end())-int(first.reg.Addr) > limit {
+		return false
+	}
+	for _, h := range holes {
+		if h.table == p.reg.Table && int(h.last) >= end && h.first < p.reg.Addr {
+			return false
+		}
+	}
+	return true
+}
+
+// newBlock reads these points, which are in order, with one request.
+func newBlock(d *device, points []*point) *block {
+	first, end := points[0].reg, 0
+	for _, p := range points {
+		end = max(end, p.end())
+	}
+	return &block{
+		dev: d, points: points,
+		req: Request{Unit: d.compiled.unit, Function: first.Table.Read(), Addr: first.Addr, Count: uint16(end - int(first.Addr))},
+	}
+}
+
+// split halves a block the unit will not answer as a whole. The halves stay
+// apart: that is how the culprit between them, or in the gap between them, is
+// remembered.
+func (b *block) split() (low, high *block) {
+	half := len(b.points) / 2
+	low, high = newBlock(b.dev, b.points[:half:half]), newBlock(b.dev, b.points[half:])
+	low.due, high.due = b.due, b.due
+	return low, high
+}
+
+// decode returns the value of p in the data that answers the block.
+func (b *block) decode(p *point, data []byte) (value any, reason string) {
+	i := int(p.reg.Addr - b.req.Addr)
+	if p.reg.Table.Bits() {
+		return data[i/8]>>(i%8)&1 != 0, ""
+	}
+	return p.f.decode(data[2*i : 2*(i+p.f.n)])
+}
