@@ -116,7 +116,7 @@ func (u *Uplink) clientOptions(clean bool) (client.Options, error) {
 
 // tlsConfig reads the files, anew each time: renewed certificates are taken up
 // with the next connection.
-func (o *Options) tlsConfig() (*tls.Config, error) {
+func (o Options) tlsConfig() (*tls.Config, error) {
 	c := &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		ServerName:         o.ServerName,

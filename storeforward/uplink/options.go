@@ -149,7 +149,7 @@ func DefaultOptions() Options {
 }
 
 // Validate says what is wrong with o, naming the key.
-func (o Options) Validate() error { //nolint:recvcheck // the shape all packages share
+func (o Options) Validate() error {
 	var errs []error
 	fail := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("uplink.%s: "+format, append([]any{key}, args...)...))
@@ -244,13 +244,13 @@ func (o Options) Validate() error { //nolint:recvcheck // the shape all packages
 	return errors.Join(errs...)
 }
 
-func (o *Options) clientID() string {
+func (o Options) clientID() string {
 	if o.ClientID != "" {
 		return o.ClientID
 	}
 	return o.Gateway
 }
 
-func (o *Options) statusTopic() string {
+func (o Options) statusTopic() string {
 	return strings.ReplaceAll(o.StatusTopic, "{gateway}", o.Gateway)
 }

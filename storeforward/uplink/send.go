@@ -150,8 +150,8 @@ func (l *link) oldestLocked() (oldest time.Time, ok bool) {
 
 // fillLocked queues everything that may go out now: acknowledgements first,
 // since others wait for them, and PUBRELs, which make room; then our own
-// status, what is to be sent again, QoS 0, and new messages, the streams in
-// turn. It stops when the connection is full.
+// status, subscriptions, what is to be sent again, QoS 0, and new messages, the
+// streams in turn. It stops when the connection is full.
 func (l *link) fillLocked(now time.Time) {
 	if l.err != nil {
 		return
@@ -164,14 +164,14 @@ func (l *link) fillLocked(now time.Time) {
 		f.state, f.sentAt, f.passed = flightReleased, now, false
 		l.awaiting[awaitPubcomp] = append(l.awaiting[awaitPubcomp], f)
 	}
-	for len(l.unsent) > 0 && !l.leaving {
-		l.queueLocked(l.unsent[0])
-		l.unsent = l.unsent[1:]
-	}
 	for !l.full && l.err == nil && len(l.own) > 0 && l.used < l.quota {
 		f := l.own[0]
 		l.own = l.own[1:]
 		l.publishLocked(f, now)
+	}
+	for len(l.unsent) > 0 && !l.leaving {
+		l.queueLocked(l.unsent[0])
+		l.unsent = l.unsent[1:]
 	}
 	if l.leaving {
 		return
@@ -374,178 +374,6 @@ func (l *link) pickLocked() *flight {
 		}
 	}
 	return nil
-}
-
-// publishLocked sends the PUBLISH of f, for the first time or again, or
-// finishes f when it can no longer be sent.
-func (l *link) publishLocked(f *flight, now time.Time) {
-	u := l.u
-	p := &l.pub
-	*p = packet.Publish{
-		Dup: f.sent, QoS: min(f.qos, l.limits.MaximumQoS), Retain: f.retain, PacketID: f.id,
-		HasExpiry: f.msg.HasExpiry, Properties: f.msg.Properties, Payload: f.msg.Payload,
-	}
-	remote := f.remote
-	reason := ""
-	if f.seq != 0 {
-		var way *way
-		if way, remote = u.out.find(f.msg.Topic); way == nil {
-			reason = dropNoRoute
-		} else if way.strip {
-			p.Retain = false
-		}
-	}
-	left, alive := f.msg.Remaining(now)
-	switch {
-	case !alive && !f.sent:
-		reason = dropExpired
-	case f.msg.HasExpiry:
-		p.MessageExpiry = max(left, 1) // see doc.go
-	}
-	if !l.limits.Retain {
-		p.Retain = false // it would end the connection (MQTT 5.0 §3.2.2.3.5)
-	}
-	p.Topic = l.topic(remote)
-	if reason == "" && l.tooLarge(p) {
-		reason = dropTooLarge
-	}
-	if reason != "" {
-		l.giveUpLocked(f, reason)
-		return
-	}
-	alias, known := l.aliases[remote]
-	switch {
-	case known:
-		p.Topic, p.TopicAlias = nil, alias
-	case len(l.aliases) < min(u.opts.TopicAliases, int(l.limits.TopicAliasMaximum)) && f.seq != 0:
-		alias = uint16(len(l.aliases) + 1)
-		p.TopicAlias = alias
-		if l.tooLarge(p) { // by the three bytes of the alias
-			p.TopicAlias = 0
-		}
-	}
-	switch err := l.conn.Queue(p); {
-	case errors.Is(err, client.ErrOutputFull):
-		l.full = true
-		l.putBackLocked(f)
-		return
-	case err != nil:
-		l.queueFailedLocked(err)
-		l.putBackLocked(f)
-		return
-	}
-	if p.TopicAlias != 0 && !known {
-		l.aliases[remote] = alias
-	}
-	switch {
-	case !f.sent:
-		u.status.MessagesOut++
-		if p.QoS < f.qos {
-			u.status.Downgraded++
-		}
-	default:
-		u.status.Resends++
-		if f.qos == 1 {
-			u.status.Duplicates++
-		}
-	}
-	f.repeated = f.sent
-	if f.order == 0 {
-		l.sess.order++
-		f.order = l.sess.order
-	}
-	f.sent, f.state, f.sentAt, f.passed = true, flightSent, now, false
-	f.counted = true
-	l.used++
-	to := awaitPuback
-	if p.QoS == 2 {
-		to = awaitPubrec
-	}
-	l.awaiting[to] = append(l.awaiting[to], f)
-}
-
-// putBackLocked returns what could not be queued to the front of its queue.
-func (l *link) putBackLocked(f *flight) {
-	switch {
-	case f.seq == 0:
-		l.own = append([]*flight{f}, l.own...)
-	case f.order != 0:
-		l.resend = append([]*flight{f}, l.resend...)
-	default:
-		l.ready[f.qos] = append([]*flight{f}, l.ready[f.qos]...)
-	}
-}
-
-// giveUpLocked finishes a message in flight that cannot be sent.
-func (l *link) giveUpLocked(f *flight, reason string) {
-	if f.seq == 0 {
-		l.warn("", "status message not sent", "topic", f.remote, "reason", reason)
-		l.sess.remove(f)
-		return
-	}
-	u, s := l.u, l.sess
-	l.acceptedLocked(f) // what waits behind it may go
-	if f.qos == 1 {
-		l.droppedLocked(f.seq, f.qos, f.msg, reason)
-		s.remove(f)
-		return
-	}
-	f.state = flightEnding
-	u.dropLocked(reason)
-	l.warn(reason, "message dropped", "topic", f.msg.Topic, "qos", f.qos, "packet_id", f.id, "bytes", f.size, "seq", uint64(f.seq), "reason", reason, "dropped", u.status.Dropped[reason])
-	l.later(func() { u.store.Dropped(u.queue, f.seq, reason, u.ended(s, f, flightReady)) })
-}
-
-// ended returns the done of a call that finishes f: its packet id is free when
-// it is durable. If the store fails, f goes back to where it was.
-func (u *Uplink) ended(s *session, f *flight, back flightState) func(error) {
-	return func(err error) {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if u.sess != s {
-			return
-		}
-		if err != nil {
-			f.state = back
-			u.storeFailedLocked(err)
-			return
-		}
-		s.remove(f)
-		if u.link != nil {
-			u.link.wakeLocked()
-		}
-	}
-}
-
-// publish0Locked sends the oldest QoS 0 message, or drops it.
-func (l *link) publish0Locked(now time.Time) {
-	u := l.u
-	m := l.qos0[0]
-	if reason := l.hopeless(m, 0, now); reason != "" {
-		u.dropLocked(reason)
-		l.qos0 = l.qos0[1:]
-		return
-	}
-	way, remote := u.out.find(m.Topic)
-	p := &l.pub
-	*p = packet.Publish{
-		Retain: m.Retain && !way.strip && l.limits.Retain, HasExpiry: m.HasExpiry,
-		Topic: l.topic(remote), Properties: m.Properties, Payload: m.Payload,
-	}
-	p.MessageExpiry, _ = m.Remaining(now)
-	if alias, known := l.aliases[remote]; known {
-		p.Topic, p.TopicAlias = nil, alias
-	}
-	switch err := l.conn.Queue(p); {
-	case errors.Is(err, client.ErrOutputFull):
-		l.full = true
-		return
-	case err != nil:
-		l.queueFailedLocked(err)
-		return
-	}
-	u.status.MessagesOut++
-	l.qos0 = l.qos0[1:]
 }
 
 // queueLocked queues a packet other than PUBLISH, which is never refused for

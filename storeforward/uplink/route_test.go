@@ -1,0 +1,101 @@
+package uplink
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestRoutesMapTopics(t *testing.T) {
+	routes := []Route{
+		{Direction: DirectionOut, Filter: "alarm/#", Prefix: "site/7/", QoS: new(2)},
+		{Direction: DirectionBoth, Filter: "shared/+", Prefix: "fleet/", LocalPrefix: "here/", Retain: RetainStrip},
+		{Direction: DirectionOut, Filter: "#", Prefix: "site/7/all/", QoS: new(0)},
+		{Direction: DirectionIn, Filter: "#", Prefix: "cmd/7/"},
+	}
+	for i := range routes {
+		if err := routes[i].validate(); err != nil {
+			t.Fatalf("route %d: %v", i, err)
+		}
+	}
+	out, in := compile(routes)
+	tests := map[string]struct {
+		in    bool
+		topic string
+		want  string
+		qos   byte
+		strip bool
+	}{
+		"out with a prefix":                 {topic: "alarm/door", want: "site/7/alarm/door", qos: 2},
+		"out with both prefixes":            {topic: "here/shared/x", want: "fleet/shared/x", qos: 2, strip: true},
+		"the first route wins":              {topic: "alarm", want: "site/7/alarm", qos: 2},
+		"a later route takes the rest":      {topic: "sensors/a", want: "site/7/all/sensors/a", qos: 0},
+		"no wildcard covers $SYS":           {topic: "$SYS/uptime"},
+		"in with a prefix":                  {in: true, topic: "cmd/7/valve", want: "valve", qos: 2},
+		"in with both prefixes":             {in: true, topic: "fleet/shared/x", want: "here/shared/x", qos: 2, strip: true},
+		"in with nothing behind the prefix": {in: true, topic: "cmd/7"},
+		"in from elsewhere":                 {in: true, topic: "cmd/8/valve"},
+		"in cannot reach $SYS":              {in: true, topic: "cmd/7/$SYS/uptime"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w, got := out.find(tt.topic)
+			if tt.in {
+				w, got = in.inbound(tt.topic)
+			}
+			if got != tt.want {
+				t.Fatalf("%q became %q, want %q", tt.topic, got, tt.want)
+			}
+			if w != nil && (w.qos != tt.qos || w.strip != tt.strip) {
+				t.Errorf("%q: qos %d strip %v, want %d %v", tt.topic, w.qos, w.strip, tt.qos, tt.strip)
+			}
+		})
+	}
+}
+
+func TestValidateNamesTheKey(t *testing.T) {
+	tests := map[string]struct {
+		change func(*Options)
+		want   string
+	}{
+		"defaults":              {func(*Options) {}, ""},
+		"no url":                {func(o *Options) { o.URL = "" }, "uplink.url: is missing"},
+		"http":                  {func(o *Options) { o.URL = "http://x" }, `uplink.url: scheme "http"`},
+		"password in the url":   {func(o *Options) { o.URL = "mqtt://u:secret@x" }, "uplink.url: carries a user"},
+		"broken url":            {func(o *Options) { o.URL = "mqtt://u:secret@x:port" }, "uplink.url: cannot be read"},
+		"password alone":        {func(o *Options) { o.Password = "secret" }, "uplink.password:"},
+		"insecure without tls":  {func(o *Options) { o.Insecure = true }, "uplink.insecure:"},
+		"certificate alone":     {func(o *Options) { o.URL = "mqtts://x"; o.CertFile = "c" }, "uplink.cert_file:"},
+		"protocol":              {func(o *Options) { o.Protocol = "4" }, "uplink.protocol:"},
+		"keep alive too short":  {func(o *Options) { o.KeepAlive = 1 }, "uplink.keep_alive:"},
+		"window zero":           {func(o *Options) { o.Window = 0 }, "uplink.window: 0 is outside 1..65535"},
+		"batch zero":            {func(o *Options) { o.Batch = 0 }, "uplink.batch: 0 is outside 1..1000"},
+		"reconnect upside down": {func(o *Options) { o.ReconnectMax = o.ReconnectMin / 2 }, "uplink.reconnect_max:"},
+		"status topic":          {func(o *Options) { o.StatusTopic = "a/#" }, "uplink.status_topic:"},
+		"route direction":       {func(o *Options) { o.Routes[0].Direction = "up" }, `uplink.route[0].direction: "up"`},
+		"route filter":          {func(o *Options) { o.Routes[1].Filter = "a/#/b" }, "uplink.route[1].filter:"},
+		"route shared":          {func(o *Options) { o.Routes[0].Filter = "$share/g/a" }, "uplink.route[0].filter:"},
+		"route prefix":          {func(o *Options) { o.Routes[0].Prefix = "a/+/" }, "uplink.route[0].prefix:"},
+		"route prefix no slash": {func(o *Options) { o.Routes[0].Prefix = "a"; o.Routes[0].Filter = "#" }, "uplink.route[0].prefix:"},
+		"route qos":             {func(o *Options) { o.Routes[0].QoS = new(3) }, "uplink.route[0].qos: 3 is outside 0..2"},
+		"route retain":          {func(o *Options) { o.Routes[0].Retain = "no" }, "uplink.route[0].retain:"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			o := testOptions()
+			tt.change(&o)
+			err := o.Validate()
+			if tt.want == "" {
+				if err != nil {
+					t.Fatalf("Validate() = %v, want nil", err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Fatalf("Validate() = %v, want %q in it", err, tt.want)
+			}
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("Validate() shows a password: %v", err)
+			}
+		})
+	}
+}
