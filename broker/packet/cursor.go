@@ -24,7 +24,7 @@ func (c *cursor) fail(err *Error) {
 // short fails a field that needs more bytes than are left.
 func (c *cursor) short(field string, need int) {
 	if c.err == nil {
-		c.fail(malformed(field, "needs %d bytes, %d are left", need, len(c.b)))
+		c.fail(malformed(field, "needs %d bytes, has %d", need, len(c.b)))
 	}
 }
 
@@ -145,7 +145,7 @@ func errPacketID() *Error { return protocol(fieldPacketID, "0 is not allowed") }
 // end fails if anything is left.
 func (c *cursor) end() {
 	if len(c.b) > 0 {
-		c.fail(malformed("remaining length", "%d bytes follow the last field", len(c.b)))
+		c.fail(malformed("remaining length", "%d more than the fields take", len(c.b)))
 	}
 }
 

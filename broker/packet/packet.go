@@ -206,7 +206,7 @@ func (c *cursor) remaining() (minimal bool) {
 	case k < 0:
 		c.fail(malformed(field, "takes more than 4 bytes"))
 	case int(n) != len(c.b)-k:
-		c.fail(malformed(field, "%d announces other than the %d bytes there are", n, len(c.b)-k))
+		c.fail(malformed(field, "is %d, but %d bytes follow", n, len(c.b)-k))
 	default:
 		c.b = c.b[k:]
 	}

@@ -105,12 +105,12 @@ func (r *Reader) frame() ([]byte, error) {
 	if len(unread) == 0 {
 		return nil, nil
 	}
-	n, err := Frame(unread, r.limit)
-	if err != nil {
-		return nil, err
-	}
 	if err := checkHeader(unread[0], r.version); err != nil {
 		err.Type = Type(unread[0] >> 4)
+		return nil, err
+	}
+	n, err := Frame(unread, r.limit)
+	if err != nil {
 		return nil, err
 	}
 	if r.need = n; n == 0 || n > len(unread) {
@@ -145,13 +145,13 @@ func (r *Reader) fill() error {
 // goes back to the small buffer, or to a moderate one in a burst.
 func (r *Reader) makeRoom() {
 	switch {
+	case r.Buffered() == 0 && (!r.burst || len(r.buf) > max(minLent, r.size)):
+		r.start, r.end = 0, 0
+		r.useOwn()
+	case r.burst && len(r.buf) < minLent:
+		r.useLent(minLent)
 	case r.Buffered() == 0:
 		r.start, r.end = 0, 0
-		if !r.burst || r.size >= minLent {
-			r.useOwn()
-		} else if len(r.buf) != minLent {
-			r.useLent(minLent)
-		}
 	case r.end < len(r.buf):
 	case r.need <= len(r.buf): // then something before start is done with
 		r.end = copy(r.buf, r.buf[r.start:r.end])

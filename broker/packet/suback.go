@@ -16,20 +16,14 @@ func (c *cursor) suback(v Version) *Suback {
 	if v >= V5 {
 		c.properties(TypeSuback, &p.Properties)
 	}
-	p.Reasons = c.reasons(TypeSuback)
-	if v < V5 {
-		// MQTT 3.1.1 §3.9.3 [MQTT-3.9.3-2]; 3.1 has no failure, see AppendTo.
-		for _, r := range p.Reasons {
-			if r > ReasonUnspecified {
-				c.fail(malformed("return code", "0x%02x is reserved", byte(r)))
-			}
-		}
-	}
+	p.Reasons = c.reasons(TypeSuback, v)
 	return p
 }
 
-// reasons takes one code for each filter, as many as there are.
-func (c *cursor) reasons(t Type) []ReasonCode {
+// reasons takes one code for each filter, as many as there are. Of 3.x only
+// SUBACK has codes (MQTT 3.1.1 §3.9.3 [MQTT-3.9.3-2]); 3.1 has none for failure,
+// see [Suback.AppendTo].
+func (c *cursor) reasons(t Type, v Version) []ReasonCode {
 	if c.err != nil {
 		return nil
 	}
@@ -39,7 +33,11 @@ func (c *cursor) reasons(t Type) []ReasonCode {
 	}
 	reasons := make([]ReasonCode, len(c.b))
 	for i := range reasons {
-		reasons[i] = c.reason(t, c.byte(fieldReason))
+		code := c.byte(fieldReason)
+		if v < V5 && code > 2 && code != byte(ReasonUnspecified) {
+			c.fail(malformed("return code", "0x%02x is reserved", code))
+		}
+		reasons[i] = c.reason(t, code)
 	}
 	return reasons
 }

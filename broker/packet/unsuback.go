@@ -15,7 +15,7 @@ func (c *cursor) unsuback(v Version) *Unsuback {
 	p := &Unsuback{PacketID: c.packetID()}
 	if v >= V5 {
 		c.properties(TypeUnsuback, &p.Properties)
-		p.Reasons = c.reasons(TypeUnsuback)
+		p.Reasons = c.reasons(TypeUnsuback, v)
 	}
 	return p
 }
