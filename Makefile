@@ -54,7 +54,6 @@ build: ## dist/holdfast for this machine
 # The steps of .ci/test, each of them also a target of its own.
 .PHONY: vet unit integration
 vet:
-	$(GO) vet $(BUILD) ./...
 	$(GO) vet -trimpath -buildvcs=false -tags "$(TAGS) integration" ./...
 
 # -vet=off: vet has run over everything already.
