@@ -35,13 +35,13 @@
 // memory the connection is a Clean Start; when the cloud has no session the
 // store forgets ids and counts possible duplicates before any other packet.
 //
-// When the cloud has kept the session, PUBRELs go first (in the order of their
-// PUBRECs, exempt from Receive Maximum: they make room), then the PUBLISHes not
-// acknowledged, in the order of their first send, under their ids and with DUP
-// set, then new ones (MQTT 5.0 §4.4, §4.6). Our own birth message goes before
-// all of them; an unacknowledged one of an earlier connection is not sent
-// again, since the new one says more (! MQTT 5.0 [MQTT-4.4.0-1]: it is QoS 1,
-// for which the receiver keeps nothing). After a restart of the process QoS 1
+// The birth message goes first. When the cloud has kept the session, the PUBRELs
+// follow (in the order of their PUBRECs, exempt from Receive Maximum: they make
+// room), then the PUBLISHes not acknowledged, in the order of their first send,
+// under their ids and with DUP set, then new ones (MQTT 5.0 §4.4, §4.6). A birth
+// message of an earlier connection is not sent again, since the new one says
+// more (! MQTT 5.0 [MQTT-4.4.0-1]: it is QoS 1, for which the receiver keeps
+// nothing). After a restart of the process QoS 1
 // is sent again under new ids.
 //
 // A refusal with 0x80, 0x83 or 0x97 keeps the message and everything of its

@@ -141,37 +141,76 @@ func (u *Uplink) serve(ctx context.Context, conn *client.Conn, wake chan struct{
 	return err
 }
 
-// load takes over the QoS 2 deliveries that have a packet id from before, so
-// that no id in use is given out again; with them come those whose PUBREL is
-// due. What has no id yet stays in the buffer.
+// load reads both streams up to what is in flight. The store takes an
+// acknowledgement only for what it has handed to this recipient, so this comes
+// before anything is sent again. With QoS 2 it goes on until there are no more
+// packet ids from before, so that none in use is given out again; the PUBRELs
+// that are due come with them. What is not in flight stays in the buffers.
 func (l *link) load(ctx context.Context) error {
-	for {
-		ds, _, err := l.u.store.Read(ctx, l.u.queue, 2, l.u.opts.Batch, l.u.opts.WindowBytes)
-		if err != nil {
-			return fmt.Errorf("%w: read QoS 2: %w", errStore, err)
+	for qos := byte(1); qos <= 2; qos++ {
+		if err := l.loadStream(ctx, qos); err != nil {
+			return err
 		}
-		l.u.mu.Lock()
+	}
+	return nil
+}
+
+// loadPatience is how long the store may take to make durable what the last
+// connection left to it; with a disk that fails we try again later.
+const loadPatience = 5 * time.Second
+
+func (l *link) loadStream(ctx context.Context, qos byte) error {
+	u, st := l.u, &l.streams[qos]
+	ctx, cancel := context.WithTimeoutCause(ctx, loadPatience, errors.New("it takes too long"))
+	defer cancel()
+	for {
+		u.mu.Lock()
+		st.behind = false
+		u.mu.Unlock()
+		ds, live, err := u.store.Read(ctx, u.queue, qos, u.opts.Batch, u.opts.WindowBytes)
+		if err != nil {
+			return fmt.Errorf("%w: read QoS %d: %w", errStore, qos, err)
+		}
+		u.mu.Lock()
 		for i := range ds {
 			d := &ds[i]
-			l.streams[2].last = d.Seq
+			st.last = d.Seq
 			switch {
 			case l.sess.bySeq[d.Seq] != nil: // in flight all along
 			case d.PacketID == 0:
-				l.streams[2].buf = append(l.streams[2].buf, *d)
+				st.buf = append(st.buf, *d)
 			default:
 				err = errors.Join(err, l.adoptLocked(d))
 			}
 		}
-		more := len(ds) > 0 && len(l.streams[2].buf) == 0
-		l.streams[1].behind, l.streams[2].behind = true, true
-		l.u.mu.Unlock()
-		if err != nil {
+		done := live || st.last >= l.newestLocked(qos) && (qos == 1 || len(st.buf) > 0)
+		wait := !done && len(ds) == 0 && !st.behind
+		if done {
+			st.behind = true
+		}
+		u.mu.Unlock()
+		if err != nil || done {
 			return err
 		}
-		if !more {
-			return nil
+		if !wait {
+			continue
+		}
+		select {
+		case <-l.wake:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: read QoS %d: %w", errStore, qos, context.Cause(ctx))
 		}
 	}
+}
+
+// newestLocked returns the newest message of that QoS in flight.
+func (l *link) newestLocked(qos byte) (newest durable.Seq) {
+	for seq, f := range l.sess.bySeq {
+		if f.qos == qos && f.state != flightEnding {
+			newest = max(newest, seq)
+		}
+	}
+	return newest
 }
 
 // adoptLocked puts a QoS 2 delivery with a durable packet id in flight.
@@ -218,6 +257,9 @@ func (l *link) begin() {
 		case flightSaving:
 			l.ready[f.qos] = append(l.ready[f.qos], f)
 		case flightReceived, flightReleased:
+			if f.state == flightReleased {
+				u.status.ResentReleases++
+			}
 			f.state = flightReceived
 			l.releases = append(l.releases, f)
 		case flightReceiving, flightEnding: // the store is at it

@@ -149,25 +149,25 @@ func (l *link) oldestLocked() (oldest time.Time, ok bool) {
 }
 
 // fillLocked queues everything that may go out now: acknowledgements first,
-// since others wait for them, and PUBRELs, which make room; then our own
-// status, subscriptions, what is to be sent again, QoS 0, and new messages, the
+// since others wait for them, our own status, PUBRELs, which make room,
+// subscriptions, what is to be sent again, QoS 0, and new messages, the
 // streams in turn. It stops when the connection is full.
 func (l *link) fillLocked(now time.Time) {
 	if l.err != nil {
 		return
 	}
 	l.acknowledgeLocked(now)
+	for !l.full && l.err == nil && len(l.own) > 0 && l.used < l.quota {
+		f := l.own[0]
+		l.own = l.own[1:]
+		l.publishLocked(f, now)
+	}
 	for len(l.releases) > 0 && !l.leaving {
 		f := l.releases[0]
 		l.releases = l.releases[1:]
 		l.queueLocked(&packet.Pubrel{PacketID: f.id})
 		f.state, f.sentAt, f.passed = flightReleased, now, false
 		l.awaiting[awaitPubcomp] = append(l.awaiting[awaitPubcomp], f)
-	}
-	for !l.full && l.err == nil && len(l.own) > 0 && l.used < l.quota {
-		f := l.own[0]
-		l.own = l.own[1:]
-		l.publishLocked(f, now)
 	}
 	for len(l.unsent) > 0 && !l.leaving {
 		l.queueLocked(l.unsent[0])
