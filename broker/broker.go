@@ -2,11 +2,20 @@ package broker
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
+	"holdfast/broker/packet"
+	"holdfast/broker/topic"
 )
 
 // Broker is an MQTT server. Use [New].
@@ -14,7 +23,43 @@ type Broker struct {
 	opts  Options
 	store Store
 	log   *slog.Logger
+	clock *clock
+	count counters
+	begun time.Time
+
+	trie     topic.Trie[*subscription]
+	plans    plans
+	groups   groups
+	retained retained
+	// reauthorized grows when rights may have changed: plans are void.
+	reauthorized atomic.Uint64
+	connNumber   atomic.Uint64
+
+	// spawn starts a goroutine that ends with Shutdown. It is called by
+	// goroutines that Shutdown waits for.
+	spawn func(func(context.Context))
+	wg    sync.WaitGroup
+
+	mu         sync.Mutex
+	state      state                     // guarded by mu
+	closing    bool                      // guarded by mu; set once by Shutdown
+	cancel     context.CancelFunc        // guarded by mu; ends the goroutines of spawn
+	sessions   map[string]*session       // guarded by mu; by client id
+	conns      map[*conn]struct{}        // guarded by mu
+	listeners  map[net.Listener]struct{} // guarded by mu
+	wills      map[string]*pendingWill   // guarded by mu; by client id
+	busy       map[string]chan struct{}  // guarded by mu; see workOnLocked
+	recipients map[string]*recipient     // guarded by mu; by name
 }
+
+// state is how far a broker's life has come.
+type state byte
+
+const (
+	stateNew state = iota
+	stateStarted
+	stateClosed
+)
 
 // Route is one topic filter a [Recipient] wants, and the QoS it wants at most.
 type Route struct {
@@ -32,51 +77,268 @@ type Recipient struct {
 	Offer0 func(m *message.Message)
 }
 
-// Status is a snapshot of the broker.
-type Status struct {
-	Clients int `json:"clients"`
-}
-
 // New checks the options and returns a broker that is not yet started.
 func New(opts Options, store Store, log *slog.Logger) (*Broker, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
 	}
-	return &Broker{opts: opts, store: store, log: log.With("component", "broker")}, nil
+	return &Broker{
+		opts: opts, store: store, log: log.With("component", "broker"), clock: newClock(),
+		sessions:   make(map[string]*session),
+		conns:      make(map[*conn]struct{}),
+		listeners:  make(map[net.Listener]struct{}),
+		wills:      make(map[string]*pendingWill),
+		busy:       make(map[string]chan struct{}),
+		recipients: make(map[string]*recipient),
+	}, nil
 }
 
-// Start loads sessions, retained messages and wills from the store.
-func (b *Broker) Start(ctx context.Context) error { return ctx.Err() }
+// Start loads sessions, retained messages and wills from the store, and starts
+// the session clock. ctx bounds the loading only.
+func (b *Broker) Start(ctx context.Context) error {
+	b.mu.Lock()
+	if b.state != stateNew {
+		b.mu.Unlock()
+		return errors.New("start broker: it was started before")
+	}
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	b.spawn = func(f func(context.Context)) { b.wg.Go(func() { f(life) }) }
+	b.cancel = cancel
+	b.mu.Unlock()
+	if err := b.load(ctx); err != nil {
+		cancel()
+		return fmt.Errorf("start broker: %w", err)
+	}
+	b.begun = time.Now()
+	b.spawn(b.clock.loop)
+	b.clock.after(sweepInterval, b.sweepRetained)
+	if b.opts.SysInterval > 0 {
+		b.clock.after(0, b.publishSys)
+	}
+	b.mu.Lock()
+	b.state = stateStarted
+	b.mu.Unlock()
+	return nil
+}
+
+// load takes over what the store kept.
+func (b *Broker) load(ctx context.Context) error {
+	sessions, err := b.store.Sessions(ctx)
+	if err != nil {
+		return fmt.Errorf("load sessions: %w", err)
+	}
+	now := time.Now()
+	for _, kept := range sessions {
+		b.loadSession(kept, now)
+	}
+	if err := b.store.Retained(ctx, func(m *message.Message) error {
+		if topic.ValidName(m.Topic) == nil {
+			b.retained.set(m)
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("load retained messages: %w", err)
+	}
+	wills, err := b.store.Wills(ctx)
+	if err != nil {
+		return fmt.Errorf("load wills: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, w := range wills {
+		// Clients need a moment to come back after a power cut
+		// (PROMISES, Sessions, wills, lifetimes).
+		d := max(time.Duration(w.Delay)*time.Second, b.opts.WillGrace)
+		b.delayWillLocked(w.ClientID, &will{m: w.Message, delay: w.Delay, stored: true}, d, true)
+	}
+	b.log.Info("state loaded", "sessions", len(sessions), "retained", b.retained.index.Len(), "wills", len(wills))
+	return nil
+}
+
+func (b *Broker) loadSession(kept durable.Session, now time.Time) {
+	s := b.newSession(kept.ClientID)
+	s.queue, s.expiry = kept.Queue, kept.Expiry
+	if s.expiry == 0 {
+		b.store.End(s.queue, nil) // it was to end with its connection
+		return
+	}
+	s.subs = make(map[string]*subscription, len(kept.Subscriptions))
+	for _, sub := range kept.Subscriptions {
+		added := &subscription{Subscription: sub, session: s, inner: sub.Filter}
+		if group, inner, shared, err := topic.ParseShared(sub.Filter); err == nil && shared {
+			added.share, added.inner = group, inner
+		}
+		if topic.ValidFilter(added.inner) != nil {
+			continue
+		}
+		s.subs[sub.Filter] = added
+		b.addSubscription(added)
+	}
+	s.in = make(map[uint16]*inbound, len(kept.Received))
+	for _, id := range kept.Received {
+		s.in[id] = &inbound{state: inReceived}
+	}
+	// A clock that was set back in between gives no session more time than it
+	// asked for.
+	off := max(0, now.Sub(kept.Offline))
+	if kept.Offline.IsZero() {
+		off = 0
+	}
+	b.mu.Lock()
+	b.sessions[s.clientID] = s
+	b.expireLaterLocked(s, s.expiry, max(0, time.Duration(s.expiry)*time.Second-off))
+	b.mu.Unlock()
+}
 
 // Serve accepts connections until ctx ends, l is closed or the broker is shut
 // down; it closes l. It returns nil unless accepting failed.
 func (b *Broker) Serve(ctx context.Context, l net.Listener, policy Listener) error {
-	_ = policy
-	<-ctx.Done()
-	return l.Close()
+	if err := policy.Validate(); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	if b.state != stateStarted || b.closing {
+		b.mu.Unlock()
+		l.Close()
+		return ErrClosed
+	}
+	b.listeners[l] = struct{}{}
+	b.wg.Add(1)
+	b.mu.Unlock()
+	defer b.wg.Done()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer func() {
+		l.Close()
+		b.mu.Lock()
+		delete(b.listeners, l)
+		b.mu.Unlock()
+	}()
+	for {
+		nc, err := l.Accept()
+		if err == nil {
+			b.accept(nc, policy)
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) || ctx.Err() != nil || !b.open() {
+			return nil
+		}
+		if !temporary(err) {
+			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		}
+		b.log.Error("connection not accepted", "listener", policy.Name, "err", err, "delay", acceptRetry)
+		select {
+		case <-ctx.Done():
+		case <-time.After(acceptRetry):
+		}
+	}
 }
 
-// Shutdown tells the clients (0x8B), keeps their sessions and wills, and waits
-// for all goroutines until ctx ends.
-func (b *Broker) Shutdown(ctx context.Context) error { return ctx.Err() }
+// acceptRetry is the pause when the machine has no file descriptors left.
+const acceptRetry = 100 * time.Millisecond
 
-// Publish takes a message from within the process: adapters, uplinks.
-func (b *Broker) Publish(m *message.Message, from durable.Origin, done func(error)) error {
-	return b.store.Append(m, nil, from, done)
+func temporary(err error) bool {
+	var ne interface{ Temporary() bool }
+	return errors.As(err, &ne) && ne.Temporary()
 }
 
-// AddRecipient makes an uplink a recipient of everything its routes match.
-func (b *Broker) AddRecipient(r Recipient) error { _ = r; return nil }
+// ServeConn serves one connection that something else accepted, a WebSocket or
+// a pipe. It returns at once.
+func (b *Broker) ServeConn(nc net.Conn, policy Listener) { b.accept(nc, policy) }
 
-// RemoveRecipient ends that; what is queued for it stays in the store.
-func (b *Broker) RemoveRecipient(name string) { _ = name }
+// halfOpen is how many connections beyond MaxConnections may be in their
+// handshake, so that their clients can be told that the server is busy. More
+// are closed unheard.
+const halfOpen = 64
 
-// Watch calls fn for every message that matches one of the filters, best
-// effort, from the goroutine that routes it; fn must return at once.
-func (b *Broker) Watch(filters []string, fn func(*message.Message)) (stop func()) {
-	_, _ = filters, fn
-	return func() {}
+func (b *Broker) accept(nc net.Conn, policy Listener) {
+	c := b.newConn(nc, policy)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state != stateStarted || b.closing || len(b.conns) >= b.opts.MaxConnections+halfOpen {
+		b.count.connectsRefused.Add(1)
+		nc.Close()
+		return
+	}
+	b.conns[c] = struct{}{}
+	b.spawn(c.serve)
 }
 
-// Status returns a snapshot.
-func (b *Broker) Status() Status { return Status{} }
+func (b *Broker) removeConn(c *conn) {
+	b.mu.Lock()
+	delete(b.conns, c)
+	b.mu.Unlock()
+}
+
+// full says whether there are as many connections as there may be; the caller
+// is one of them.
+func (b *Broker) full() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.conns) > b.opts.MaxConnections
+}
+
+func (b *Broker) open() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state == stateStarted && !b.closing
+}
+
+// Shutdown stops accepting, tells the clients (0x8B), keeps their sessions and
+// wills for the next start, and waits for all goroutines. When ctx ends first
+// it cuts the connections, and returns ctx's error after waiting all the same.
+func (b *Broker) Shutdown(ctx context.Context) error {
+	b.mu.Lock()
+	if b.state == stateNew {
+		b.state = stateClosed
+		b.mu.Unlock()
+		return nil
+	}
+	b.closing = true
+	listeners := slices.Collect(maps.Keys(b.listeners))
+	conns := slices.Collect(maps.Keys(b.conns))
+	cancel := b.cancel
+	b.mu.Unlock()
+
+	var errs []error
+	for _, l := range listeners {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	for _, c := range conns {
+		c.end(packet.ReasonServerShuttingDown, "the gateway stops", false)
+	}
+	cut := context.AfterFunc(ctx, func() {
+		for _, c := range conns {
+			c.nc.Close()
+		}
+	})
+	defer cut()
+	for _, c := range conns {
+		<-c.gone
+	}
+	cancel()
+	b.wg.Wait()
+	b.mu.Lock()
+	b.state = stateClosed
+	b.mu.Unlock()
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// Reauthorize says that rights may have changed: what Auth answered about
+// ActionReceive is asked again.
+func (b *Broker) Reauthorize() { b.reauthorized.Add(1) }
+
+// mayReceive asks whether a session may be sent messages of a topic. A session
+// that was loaded and whose client has not yet returned keeps what it was
+// granted when it subscribed: who the client is will be known when it connects.
+func (b *Broker) mayReceive(s *session, name string) bool {
+	if b.opts.Auth == nil {
+		return true
+	}
+	s.mu.Lock()
+	id := s.identity
+	s.mu.Unlock()
+	return id.ClientID == "" || b.opts.Auth.Authorize(id, ActionReceive, name)
+}

@@ -12,6 +12,9 @@ type Options struct {
 	// MaxConnections is how many clients may be connected at once, all
 	// listeners together; one more is answered with 0x89 server busy.
 	MaxConnections int `toml:"max_connections"`
+	// MaxSessions is how many sessions may exist, connected or kept for their
+	// clients; one more persistent one is refused with 0x97.
+	MaxSessions int `toml:"max_sessions"`
 	// ConnectTimeout is the time from accepting a connection to its complete
 	// CONNECT packet, TLS handshake and authentication included.
 	ConnectTimeout time.Duration `toml:"connect_timeout"`
@@ -77,6 +80,7 @@ type Options struct {
 func DefaultOptions() Options {
 	return Options{
 		MaxConnections:   1024,
+		MaxSessions:      10_000, // a client that makes up a new id each time ends here
 		ConnectTimeout:   10 * time.Second,
 		MaxConnectSize:   64 << 10, // a will of 60 kB; Mosquitto reads 256 MB from a stranger
 		MaxPacketSize:    1 << 20,  // a firmware chunk or a camera still; not a film
@@ -103,6 +107,7 @@ func (o Options) Validate() error {
 		v, low, upper int
 	}{
 		{"max_connections", o.MaxConnections, 1, 1_000_000},
+		{"max_sessions", o.MaxSessions, 1, 10_000_000},
 		{"max_connect_size", o.MaxConnectSize, 256, 16 << 20},
 		{"max_packet_size", o.MaxPacketSize, 1024, 268_435_460},
 		{"receive_maximum", o.ReceiveMaximum, 1, 65535},

@@ -1,0 +1,626 @@
+// Package brokertest has what tests of other packages need of a broker: a
+// broker on a loopback port ([Start]), a client that records what it is sent
+// ([Client]), and a store in RAM ([MemoryStore]). It is for tests only.
+package brokertest
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+)
+
+// MemoryStore implements broker.Store in RAM. It keeps the rules of the durable
+// store: live and catching-up streams, a committer goroutine that calls done,
+// QoS 2 packet ids reserved with the commit. A restart is played by starting
+// another broker on the same store after [MemoryStore.Restart].
+type MemoryStore struct {
+	mu      sync.Mutex // the append lock
+	wake    sync.Cond  // for the committer
+	seq     durable.Seq
+	nextQ   durable.QueueID
+	queues  map[durable.QueueID]*queue
+	kept    map[string]*message.Message // retained
+	wills   map[string]durable.Will
+	work    []work
+	held    bool
+	closed  bool
+	full    error // what Append returns, nil for none
+	failing error // what commits end with, nil for success
+	commits int
+	done    chan struct{}
+}
+
+// queue is a session's queue, or an uplink's.
+type queue struct {
+	session  *durable.Session // nil for an uplink
+	r        durable.Recipient
+	streams  [2]stream
+	bySeq    map[durable.Seq]*record
+	received map[uint16]bool
+	dropped  map[string]int
+}
+
+// stream is the deliveries of one QoS, in order.
+type stream struct {
+	records []*record
+	pos     int // the next to read
+	live    bool
+}
+
+// record is one claim.
+type record struct {
+	entry    *entry
+	claim    durable.Claim
+	packetID uint16
+	state    recordState
+}
+
+type recordState byte
+
+const (
+	stateNew recordState = iota
+	stateSent
+	stateReleased
+	stateFinished
+)
+
+// entry is one appended message.
+type entry struct {
+	seq       durable.Seq
+	m         *message.Message
+	records   []*record
+	from      durable.Origin
+	done      func(error)
+	unsafe    int // claims not yet acknowledged
+	safe      bool
+	committed bool
+}
+
+// work is what the committer has to do.
+type work struct {
+	entry *entry
+	apply func() // under the lock, when committed; nil for none
+	undo  func() // under the lock, when it fails; nil for none
+	done  func(error)
+}
+
+// NewMemoryStore returns an empty store. Close it.
+func NewMemoryStore() *MemoryStore {
+	s := &MemoryStore{
+		queues: make(map[durable.QueueID]*queue),
+		kept:   make(map[string]*message.Message),
+		wills:  make(map[string]durable.Will),
+		done:   make(chan struct{}),
+	}
+	s.wake.L = &s.mu
+	go s.commitLoop()
+	return s
+}
+
+// Close commits what waits and ends the committer.
+func (s *MemoryStore) Close() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.closed, s.held = true, false
+	s.wake.Signal()
+	s.mu.Unlock()
+	<-s.done
+}
+
+// Restart forgets who is attached, as a new process would.
+func (s *MemoryStore) Restart() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range s.queues {
+		q.detach()
+		if q.session != nil && q.session.Offline.IsZero() {
+			q.session.Offline = time.Now()
+		}
+	}
+}
+
+// Hold stops commits until Release; appends are still offered and taken.
+func (s *MemoryStore) Hold() {
+	s.mu.Lock()
+	s.held = true
+	s.mu.Unlock()
+}
+
+// Unhold lets commits go on.
+func (s *MemoryStore) Unhold() {
+	s.mu.Lock()
+	s.held = false
+	s.wake.Signal()
+	s.mu.Unlock()
+}
+
+// SetFull makes Append return err (durable.ErrFull), or work again with nil.
+func (s *MemoryStore) SetFull(err error) {
+	s.mu.Lock()
+	s.full = err
+	s.mu.Unlock()
+}
+
+// SetFailing makes every commit fail with err, or succeed again with nil.
+func (s *MemoryStore) SetFailing(err error) {
+	s.mu.Lock()
+	s.failing = err
+	s.mu.Unlock()
+}
+
+// Commits returns how many pieces of work have been committed.
+func (s *MemoryStore) Commits() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.commits
+}
+
+// Backlog returns how many deliveries of a client are not finished.
+func (s *MemoryStore) Backlog(clientID string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range s.queues {
+		if q.session != nil && q.session.ClientID == clientID {
+			return len(q.bySeq)
+		}
+	}
+	return 0
+}
+
+// Dropped returns how many deliveries of a client were dropped for that reason.
+func (s *MemoryStore) Dropped(q durable.QueueID, seq durable.Seq, reason string, done func(error)) {
+	s.change(q, func(q *queue) {
+		q.dropped[reason]++
+		s.finishLocked(q, seq)
+	}, done)
+}
+
+// DroppedFor returns how many deliveries of a client were dropped, by reason.
+func (s *MemoryStore) DroppedFor(clientID, reason string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range s.queues {
+		if q.session != nil && q.session.ClientID == clientID {
+			return q.dropped[reason]
+		}
+	}
+	return 0
+}
+
+// NewQueue makes the queue of an uplink.
+func (s *MemoryStore) NewQueue() durable.QueueID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.newQueueLocked(nil)
+}
+
+func (s *MemoryStore) newQueueLocked(session *durable.Session) durable.QueueID {
+	s.nextQ++
+	s.queues[s.nextQ] = &queue{
+		session: session, bySeq: make(map[durable.Seq]*record),
+		received: make(map[uint16]bool), dropped: make(map[string]int),
+	}
+	return s.nextQ
+}
+
+// WillOf returns the kept will of a client.
+func (s *MemoryStore) WillOf(clientID string) (durable.Will, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w, ok := s.wills[clientID]
+	return w, ok
+}
+
+// Sessions implements broker.Store.
+func (s *MemoryStore) Sessions(context.Context) ([]durable.Session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []durable.Session
+	for id, q := range s.queues {
+		if q.session == nil {
+			continue
+		}
+		kept := *q.session
+		kept.Queue = id
+		kept.Subscriptions = slices.Clone(kept.Subscriptions)
+		for packetID := range q.received {
+			kept.Received = append(kept.Received, packetID)
+		}
+		all = append(all, kept)
+	}
+	return all, nil
+}
+
+// Retained implements broker.Store.
+func (s *MemoryStore) Retained(_ context.Context, fn func(*message.Message) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.kept {
+		if _, alive := m.Remaining(time.Now()); !alive {
+			continue
+		}
+		if err := fn(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Wills implements broker.Store.
+func (s *MemoryStore) Wills(context.Context) ([]durable.Will, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []durable.Will
+	for _, w := range s.wills {
+		all = append(all, w)
+	}
+	return all, nil
+}
+
+// Append implements broker.Store.
+func (s *MemoryStore) Append(m *message.Message, claims []durable.Claim, from durable.Origin, done func(error)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return durable.ErrClosed
+	}
+	if s.full != nil {
+		return s.full
+	}
+	s.seq++
+	e := &entry{seq: s.seq, m: m, from: from, done: done}
+	for _, c := range claims {
+		q := s.queues[c.Queue]
+		if q == nil {
+			continue
+		}
+		r := &record{entry: e, claim: c}
+		e.records = append(e.records, r)
+		e.unsafe++
+		q.bySeq[e.seq] = r
+		st := &q.streams[c.QoS-1]
+		st.records = append(st.records, r)
+		if c.QoS != 1 || !st.live {
+			continue
+		}
+		if q.r.Offer(r.delivery()) {
+			st.pos = len(st.records)
+		} else {
+			st.live = false
+		}
+	}
+	s.work = append(s.work, work{entry: e})
+	s.wake.Signal()
+	return nil
+}
+
+func (r *record) delivery() durable.Delivery {
+	d := durable.Delivery{
+		Seq: r.entry.seq, Message: r.entry.m, QoS: r.claim.QoS, Retain: r.claim.Retain,
+		SubscriptionIDs: r.claim.SubscriptionIDs, PacketID: r.packetID,
+		Resend: r.state == stateSent, Released: r.state == stateReleased,
+	}
+	if d.Released {
+		d.Message = nil
+	}
+	return d
+}
+
+// commitLoop is the committer: one piece of work after the other.
+func (s *MemoryStore) commitLoop() {
+	defer close(s.done)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		for s.held || len(s.work) == 0 {
+			if s.closed && !s.held {
+				return
+			}
+			s.wake.Wait()
+		}
+		batch := s.work
+		s.work = nil
+		err := s.failing
+		for _, w := range batch {
+			done := w.done
+			if w.entry != nil {
+				done = s.commitLocked(w.entry, err)
+			} else if err == nil && w.apply != nil {
+				w.apply()
+			} else if err != nil && w.undo != nil {
+				w.undo()
+			}
+			s.commits++
+			if done != nil {
+				s.mu.Unlock()
+				done(err)
+				s.mu.Lock()
+			}
+		}
+	}
+}
+
+// commitLocked commits one message and returns who is to be told.
+func (s *MemoryStore) commitLocked(e *entry, err error) func(error) {
+	if err != nil {
+		if e.safe {
+			return nil
+		}
+		e.safe = true
+		for _, r := range e.records {
+			if q := s.queues[r.claim.Queue]; q != nil {
+				s.finishLocked(q, e.seq)
+			}
+		}
+		return e.done
+	}
+	e.committed = true
+	for _, r := range e.records {
+		if q := s.queues[r.claim.Queue]; q != nil && r.claim.QoS == 2 && r.state == stateNew {
+			q.offerExactlyOnce(r)
+		}
+	}
+	if e.m.Retain {
+		if len(e.m.Payload) == 0 {
+			delete(s.kept, e.m.Topic)
+		} else {
+			s.kept[e.m.Topic] = e.m
+		}
+	}
+	if q := s.queues[e.from.Queue]; q != nil && e.from.PacketID != 0 {
+		q.received[e.from.PacketID] = true
+	}
+	if e.from.Will != "" {
+		delete(s.wills, e.from.Will)
+	}
+	if e.safe {
+		return nil
+	}
+	e.safe = true
+	return e.done
+}
+
+// offerExactlyOnce gives a committed QoS 2 delivery its packet id and offers
+// it, or lets the recipient catch up.
+func (q *queue) offerExactlyOnce(r *record) {
+	st := &q.streams[1]
+	if !st.live {
+		if q.r != nil {
+			q.r.Wake(2)
+		}
+		return
+	}
+	id, ok := q.r.Reserve()
+	if !ok {
+		st.live = false
+		q.r.Wake(2)
+		return
+	}
+	r.packetID, st.pos = id, len(st.records)
+	d := r.delivery()
+	r.state = stateSent
+	if !q.r.Offer(d) {
+		st.live = false
+		st.pos = slices.Index(st.records, r)
+	}
+}
+
+// change queues a change of a queue; it takes effect in call order.
+func (s *MemoryStore) change(id durable.QueueID, apply func(*queue), done func(error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.failing
+	if q := s.queues[id]; q != nil && err == nil {
+		apply(q)
+	}
+	s.work = append(s.work, work{done: done})
+	s.wake.Signal()
+}
+
+// CreateSession implements broker.Store.
+func (s *MemoryStore) CreateSession(clientID string, expiry uint32, done func(error)) durable.QueueID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := s.newQueueLocked(&durable.Session{ClientID: clientID, Expiry: expiry})
+	s.work = append(s.work, work{done: done, undo: func() { delete(s.queues, id) }})
+	s.wake.Signal()
+	return id
+}
+
+// UpdateSession implements broker.Store.
+func (s *MemoryStore) UpdateSession(q durable.QueueID, expiry uint32, connected bool, done func(error)) {
+	s.change(q, func(q *queue) {
+		q.session.Expiry, q.session.Offline = expiry, time.Time{}
+		if !connected {
+			q.session.Offline = time.Now()
+		}
+	}, done)
+}
+
+// End implements broker.Store.
+func (s *MemoryStore) End(id durable.QueueID, done func(error)) {
+	s.change(id, func(q *queue) {
+		for seq := range q.bySeq {
+			s.finishLocked(q, seq)
+		}
+		delete(s.queues, id)
+	}, done)
+}
+
+// Subscribe implements broker.Store.
+func (s *MemoryStore) Subscribe(q durable.QueueID, subs []durable.Subscription, done func(error)) {
+	s.change(q, func(q *queue) {
+		for _, sub := range subs {
+			q.unsubscribe(sub.Filter)
+			q.session.Subscriptions = append(q.session.Subscriptions, sub)
+		}
+	}, done)
+}
+
+// Unsubscribe implements broker.Store.
+func (s *MemoryStore) Unsubscribe(q durable.QueueID, filters []string, done func(error)) {
+	s.change(q, func(q *queue) {
+		for _, f := range filters {
+			q.unsubscribe(f)
+		}
+	}, done)
+}
+
+func (q *queue) unsubscribe(filter string) {
+	q.session.Subscriptions = slices.DeleteFunc(q.session.Subscriptions, func(sub durable.Subscription) bool {
+		return sub.Filter == filter
+	})
+}
+
+// SetWill implements broker.Store.
+func (s *MemoryStore) SetWill(w durable.Will, done func(error)) {
+	s.later(func() { s.wills[w.ClientID] = w }, done)
+}
+
+// ClearWill implements broker.Store.
+func (s *MemoryStore) ClearWill(clientID string, done func(error)) {
+	s.later(func() { delete(s.wills, clientID) }, done)
+}
+
+func (s *MemoryStore) later(apply func(), done func(error)) {
+	s.mu.Lock()
+	s.work = append(s.work, work{apply: apply, done: done})
+	s.wake.Signal()
+	s.mu.Unlock()
+}
+
+// Attach implements broker.Store.
+func (s *MemoryStore) Attach(id durable.QueueID, r durable.Recipient) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queues[id]
+	if q == nil {
+		return durable.ErrNoQueue
+	}
+	q.detach()
+	q.r = r
+	return nil
+}
+
+func (q *queue) detach() {
+	q.r = nil
+	for i := range q.streams {
+		q.streams[i].live, q.streams[i].pos = false, 0
+	}
+}
+
+// Detach implements broker.Store.
+func (s *MemoryStore) Detach(id durable.QueueID, r durable.Recipient) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if q := s.queues[id]; q != nil && q.r == r {
+		q.detach()
+	}
+}
+
+// Read implements broker.Store.
+func (s *MemoryStore) Read(ctx context.Context, id durable.QueueID, qos byte, most, maxBytes int) ([]durable.Delivery, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queues[id]
+	if q == nil {
+		return nil, false, durable.ErrNoQueue
+	}
+	st := &q.streams[qos-1]
+	var ds []durable.Delivery
+	size := 0
+	for ; st.pos < len(st.records) && len(ds) < most; st.pos++ {
+		r := st.records[st.pos]
+		if qos == 2 && !r.entry.committed {
+			return ds, false, ctx.Err()
+		}
+		if r.state == stateFinished {
+			continue
+		}
+		if size += r.entry.m.Size(); len(ds) > 0 && size > maxBytes {
+			break
+		}
+		ds = append(ds, r.delivery())
+	}
+	if len(ds) == 0 {
+		st.live = true
+	}
+	return ds, st.live, ctx.Err()
+}
+
+// finishLocked ends a delivery; a message all of whose claims ended is safe.
+func (s *MemoryStore) finishLocked(q *queue, seq durable.Seq) *record {
+	r := q.bySeq[seq]
+	if r == nil {
+		return nil
+	}
+	delete(q.bySeq, seq)
+	r.state = stateFinished
+	r.entry.unsafe--
+	st := &q.streams[r.claim.QoS-1]
+	for len(st.records) > 0 && st.records[0].state == stateFinished {
+		st.records = st.records[1:]
+		st.pos = max(0, st.pos-1)
+	}
+	return r
+}
+
+// Acked implements broker.Store: a message that all recipients have
+// acknowledged is safe before any commit.
+func (s *MemoryStore) Acked(id durable.QueueID, seq durable.Seq) {
+	s.mu.Lock()
+	var done func(error)
+	if q := s.queues[id]; q != nil {
+		r := s.finishLocked(q, seq)
+		if r != nil && r.entry.unsafe == 0 && !r.entry.safe && !r.entry.m.Retain && r.entry.from == (durable.Origin{Queue: r.entry.from.Queue}) {
+			r.entry.safe = true
+			done = r.entry.done
+		}
+	}
+	s.mu.Unlock()
+	if done != nil {
+		done(nil)
+	}
+}
+
+// Refused implements broker.Store.
+func (s *MemoryStore) Refused(q durable.QueueID, seq durable.Seq, _ byte, done func(error)) {
+	s.change(q, func(q *queue) { s.finishLocked(q, seq) }, done)
+}
+
+// Sent implements broker.Store.
+func (s *MemoryStore) Sent(q durable.QueueID, ids []durable.Sent, done func(error)) {
+	s.change(q, func(q *queue) {
+		for _, x := range ids {
+			if r := q.bySeq[x.Seq]; r != nil {
+				r.packetID, r.state = x.PacketID, stateSent
+			}
+		}
+	}, done)
+}
+
+// Received implements broker.Store.
+func (s *MemoryStore) Received(q durable.QueueID, seq durable.Seq, done func(error)) {
+	s.change(q, func(q *queue) {
+		if r := q.bySeq[seq]; r != nil {
+			r.state = stateReleased
+		}
+	}, done)
+}
+
+// Completed implements broker.Store.
+func (s *MemoryStore) Completed(q durable.QueueID, seq durable.Seq, done func(error)) {
+	s.change(q, func(q *queue) { s.finishLocked(q, seq) }, done)
+}
+
+// Release implements broker.Store.
+func (s *MemoryStore) Release(q durable.QueueID, packetID uint16, done func(error)) {
+	s.change(q, func(q *queue) { delete(q.received, packetID) }, done)
+}

@@ -1,0 +1,308 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"holdfast/broker/packet"
+)
+
+// readBuffer is what an idle connection keeps for reading, in bytes: a small
+// PUBLISH, or a PINGREQ many times over. The Reader borrows more in a burst.
+const readBuffer = 256
+
+// batch is after how many packets of one burst the recipients are flushed all
+// the same, so that a client that never pauses does not hold up what it sent.
+const batch = 64
+
+// conn is one client's connection. Its fields are set during the handshake,
+// before any other goroutine sees it, and belong to its reader goroutine
+// unless said otherwise.
+type conn struct {
+	b        *Broker
+	nc       net.Conn
+	reader   *packet.Reader
+	out      output // safe for all goroutines
+	line     ackLine
+	cork     cork
+	listener Listener
+	number   uint64 // no two connections of a broker have the same
+	since    time.Time
+
+	version   packet.Version
+	session   *session // nil before the CONNACK
+	identity  Identity
+	silence   time.Duration // 1.5 times the keep alive, 0 for none
+	maxPacket int           // the client's maximum packet size, 0 for none
+	window    int           // QoS 1 and 2 deliveries it may have unacknowledged
+	aliases   []string      // topic alias -> topic name, [0] unused
+	will      *will
+	normal    bool // a DISCONNECT without error has come
+
+	connected atomic.Bool // a CONNACK with success has been queued
+
+	cause atomic.Pointer[cause] // why the connection ends; the first one counts
+	quit  chan struct{}         // closed with cause set
+	gone  chan struct{}         // closed when the session is free of this connection
+}
+
+// cause is why a connection ends.
+type cause struct {
+	reason packet.ReasonCode
+	detail string
+	silent bool // nothing is sent: the peer is gone, or has said goodbye itself
+}
+
+// errEnded is returned by handlers that have ended the connection themselves.
+var errEnded = errors.New("connection ended")
+
+func (b *Broker) newConn(nc net.Conn, l Listener) *conn {
+	c := &conn{
+		b: b, nc: nc, listener: l, number: b.connNumber.Add(1), since: time.Now(),
+		quit: make(chan struct{}), gone: make(chan struct{}),
+	}
+	c.reader = packet.NewReader(c, readBuffer)
+	c.reader.SetMax(b.opts.MaxConnectSize)
+	c.out.init(nc, b.opts.MaxOutput, b.wg.Go)
+	c.out.written = c.wrote
+	c.out.drained = c.drained
+	c.line.send = c.acknowledge
+	c.line.moved = make(chan struct{}, 1)
+	return c
+}
+
+// Read counts what comes in; the packet reader reads through it.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.nc.Read(p)
+	if n > 0 {
+		c.b.count.bytesIn.Add(uint64(n))
+	}
+	return n, err
+}
+
+// wrote is called by the flusher after each write.
+func (c *conn) wrote(n int, err error) {
+	if err == nil {
+		c.b.count.bytesOut.Add(uint64(n))
+		return
+	}
+	c.end(packet.ReasonUnspecified, "write: "+err.Error(), true)
+}
+
+// drained is called by the flusher when there is room again.
+func (c *conn) drained() {
+	if s := c.session; s != nil {
+		s.proceed(c, nil)
+	}
+}
+
+// serve is the reader goroutine, from accept to the end.
+func (c *conn) serve(ctx context.Context) {
+	err := c.handshake(ctx)
+	for err == nil {
+		err = c.next()
+	}
+	c.endBy(err)
+	c.leave()
+	close(c.gone)
+	c.cork.flush()
+	c.out.finish()
+	if cause := c.cause.Load(); !cause.silent && cause.reason.Failed() {
+		linger(c.nc)
+	}
+	c.nc.Close()
+	c.b.removeConn(c)
+}
+
+// next reads and handles up to a batch of packets, waiting for the first.
+func (c *conn) next() error {
+	c.cork.flush()
+	if c.line.length() >= c.b.opts.ReceiveMaximum {
+		if err := c.awaitLine(); err != nil {
+			return err
+		}
+	}
+	if c.silence > 0 && !c.reader.More() {
+		// The keep alive counts packets, not bytes: a deadline for the whole
+		// packet (MQTT 5.0 §3.1.2.10 [MQTT-3.1.2-22]).
+		if err := c.deadline(time.Now().Add(c.silence)); err != nil {
+			return err
+		}
+	}
+	for range batch {
+		p, err := c.reader.Next()
+		if err != nil {
+			return err
+		}
+		c.b.count.packetsIn.Add(1)
+		if err := packet.FromClient(p); err != nil {
+			return err
+		}
+		if err := c.handle(p); err != nil {
+			return err
+		}
+		if !c.reader.More() {
+			return nil
+		}
+	}
+	return nil
+}
+
+// awaitLine pauses reading until the store has caught up with a client that
+// cannot be told a receive maximum. Only commits are waited for, never the
+// client, and its keep alive does not run meanwhile.
+func (c *conn) awaitLine() error {
+	for c.line.length() >= c.b.opts.ReceiveMaximum {
+		select {
+		case <-c.line.moved:
+		case <-c.quit:
+			return errEnded
+		}
+	}
+	return nil
+}
+
+// deadline sets the read deadline without undoing the one that end sets to
+// wake the reader.
+func (c *conn) deadline(t time.Time) error {
+	if err := c.nc.SetReadDeadline(t); err != nil {
+		return err
+	}
+	if c.cause.Load() != nil {
+		return errEnded
+	}
+	return nil
+}
+
+// handle acts on one packet of a connected client.
+func (c *conn) handle(p packet.Packet) error {
+	switch p := p.(type) {
+	case *packet.Publish:
+		return c.handlePublish(p)
+	case *packet.Puback:
+		return c.handlePuback(p)
+	case *packet.Pubrec:
+		return c.handlePubrec(p)
+	case *packet.Pubrel:
+		return c.handlePubrel(p)
+	case *packet.Pubcomp:
+		return c.handlePubcomp(p)
+	case *packet.Subscribe:
+		return c.handleSubscribe(p)
+	case *packet.Unsubscribe:
+		return c.handleUnsubscribe(p)
+	case *packet.Pingreq:
+		return c.reply(&packet.Pingresp{})
+	case *packet.Disconnect:
+		return c.handleDisconnect(p)
+	case *packet.Connect:
+		// MQTT 5.0 §3.1 [MQTT-3.1.0-2], MQTT 3.1.1 §3.1 [MQTT-3.1.0-2].
+		return protocolError(p.Type(), "packet type", "a second CONNECT")
+	case *packet.Auth:
+		// No authentication method was agreed in the CONNECT
+		// (MQTT 5.0 §4.12 [MQTT-4.12.0-6]).
+		return protocolError(p.Type(), "packet type", "there was no authentication method in CONNECT")
+	default:
+		return protocolError(p.Type(), "packet type", "comes from servers only")
+	}
+}
+
+func protocolError(t packet.Type, field, detail string) error {
+	return &packet.Error{Reason: packet.ReasonProtocolError, Type: t, Field: field, Detail: detail}
+}
+
+// reply queues an answer, to be flushed at the end of the batch.
+func (c *conn) reply(p packet.Packet) error {
+	if !c.out.packet(&c.cork, p, c.version) {
+		return c.overrun()
+	}
+	return nil
+}
+
+// tell queues a packet from any goroutine and flushes.
+func (c *conn) tell(p packet.Packet) {
+	if !c.out.packet(nil, p, c.version) {
+		_ = c.overrun()
+	}
+}
+
+// overrun ends a connection whose client does not read.
+func (c *conn) overrun() error {
+	c.end(packet.ReasonQuotaExceeded, "the client does not read", false)
+	return errEnded
+}
+
+// acknowledge queues the acknowledgement whose turn has come; ackLine.send.
+func (c *conn) acknowledge(a *ack, k *cork) {
+	if a.reason.Failed() && c.version < packet.V5 {
+		// 3.x has no way to say no: without the acknowledgement the client
+		// keeps the message and sends it again.
+		c.line.dead = true
+		c.end(a.reason, "message not taken", true)
+		return
+	}
+	var p packet.Packet
+	if a.qos == 1 {
+		p = &packet.Puback{PacketID: a.packetID, Reason: a.reason}
+	} else {
+		p = &packet.Pubrec{PacketID: a.packetID, Reason: a.reason}
+	}
+	if !c.out.packet(k, p, c.version) {
+		_ = c.overrun()
+	}
+}
+
+// end ends the connection, from any goroutine: the client is told why if it
+// can be told, what waits for it is written within closeGrace, and the reader
+// wakes up. Only the first call counts. It waits for nothing.
+func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
+	if !c.cause.CompareAndSwap(nil, &cause{reason, detail, silent}) {
+		return
+	}
+	_ = c.nc.SetWriteDeadline(time.Now().Add(closeGrace))
+	// Before the CONNACK no DISCONNECT may be sent (MQTT 5.0 §3.14
+	// [MQTT-3.14.0-1]).
+	if !silent && c.connected.Load() && c.version == packet.V5 {
+		p := &packet.Disconnect{Reason: reason}
+		p.Properties.ReasonString = detail
+		if c.maxPacket > 0 {
+			if b, err := p.AppendTo(nil, c.version); err != nil || len(b) > c.maxPacket {
+				p.Properties.ReasonString = "" // MQTT 5.0 §3.14.2.2.3 [MQTT-3.14.2-3]
+			}
+		}
+		c.out.packet(nil, p, c.version)
+	}
+	close(c.quit)
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// endBy ends the connection for the error its reader met.
+func (c *conn) endBy(err error) {
+	var wire *packet.Error
+	switch {
+	case errors.Is(err, errEnded):
+		c.end(packet.ReasonUnspecified, "", true)
+	case errors.As(err, &wire):
+		c.b.count.protocolErrors.Add(1)
+		c.end(wire.Reason, wire.Error(), false)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.end(packet.ReasonKeepAliveTimeout, "silent for too long", false)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		c.end(packet.ReasonUnspecified, "the client closed the connection", true)
+	default:
+		c.end(packet.ReasonUnspecified, "read: "+err.Error(), true)
+	}
+}
+
+// remote is the peer's address for logs.
+func (c *conn) remote() string {
+	if a := c.nc.RemoteAddr(); a != nil {
+		return a.String()
+	}
+	return ""
+}

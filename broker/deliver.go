@@ -1,0 +1,221 @@
+package broker
+
+import (
+	"time"
+
+	"holdfast/broker/message"
+	"holdfast/broker/packet"
+)
+
+// frames renders one message for its recipients: every form it needs once, to
+// be copied for each of them. It is for one goroutine.
+type frames struct {
+	m      *message.Message
+	expiry uint32 // what is left of it, in seconds
+	shared [2][2]packet.Shared
+	made   [2][2]bool // by 5.0 or not, QoS above 0 or not
+}
+
+// framesOf prepares m for sending at now. It returns false when the message
+// has expired. One with an interval of 0 goes to whom it can go at once.
+func framesOf(m *message.Message, now time.Time) (frames, bool) {
+	left, alive := m.Remaining(now)
+	return frames{m: m, expiry: left}, alive || m.Expiry == 0
+}
+
+// form is how one recipient gets a message.
+type form struct {
+	qos    byte
+	retain bool
+	dup    bool
+	id     uint16
+	subIDs []uint32
+}
+
+func (f *frames) publish(qos byte) packet.Publish {
+	return packet.Publish{
+		QoS: qos, Topic: []byte(f.m.Topic), Payload: f.m.Payload, Properties: f.m.Properties,
+		HasExpiry: f.m.HasExpiry, MessageExpiry: f.expiry,
+	}
+}
+
+func (f *frames) share(v packet.Version, qos byte) packet.Shared {
+	five, acknowledged := 0, 0
+	if v == packet.V5 {
+		five = 1
+	}
+	if qos > 0 {
+		acknowledged = 1
+	}
+	if !f.made[five][acknowledged] {
+		p := f.publish(qos)
+		// An error leaves an empty frame, which is never sent. There is none:
+		// the topic was checked when the message came.
+		f.shared[five][acknowledged], _ = p.Share(v)
+		f.made[five][acknowledged] = true
+	}
+	return f.shared[five][acknowledged]
+}
+
+// outcome is what became of a packet for one connection.
+type outcome byte
+
+const (
+	queued outcome = iota
+	tooLarge
+	closed
+)
+
+// publish queues a PUBLISH.
+func (c *conn) publish(k *cork, f *frames, how form) outcome {
+	if c.version == packet.V5 && len(how.subIDs) > 0 {
+		return c.publishAlone(k, f, how)
+	}
+	s := f.share(c.version, how.qos)
+	if c.maxPacket > 0 && s.Size() > c.maxPacket {
+		return tooLarge // MQTT 5.0 §3.1.2.11.4 [MQTT-3.1.2-24]
+	}
+	ok := c.out.queue(k, func(b []byte) []byte {
+		b, _ = s.AppendTo(b, how.dup, how.qos, how.retain, how.id)
+		return b
+	})
+	return c.published(ok)
+}
+
+// publishAlone queues a PUBLISH nobody else gets in the same form.
+func (c *conn) publishAlone(k *cork, f *frames, how form) outcome {
+	p := f.publish(how.qos)
+	p.Dup, p.Retain, p.PacketID, p.SubscriptionIDs = how.dup, how.retain, how.id, how.subIDs
+	if c.maxPacket > 0 && p.Size(c.version) > c.maxPacket {
+		return tooLarge
+	}
+	ok := c.out.queue(k, func(b []byte) []byte {
+		b, _ = p.AppendTo(b, c.version)
+		return b
+	})
+	return c.published(ok)
+}
+
+func (c *conn) published(ok bool) outcome {
+	if !ok {
+		return closed
+	}
+	c.b.count.messagesOut.Add(1)
+	return queued
+}
+
+// deliver hands a message to a session whose deliveries are not in the store:
+// QoS 0 to any, QoS 1 and 2 to one that ends with its connection. ids are the
+// identifiers of the matching subscriptions.
+func (s *session) deliver(f *frames, qos byte, retain bool, ids []uint32, k *cork) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.conn
+	if c == nil {
+		return
+	}
+	if qos == 0 {
+		if !c.out.room() {
+			s.b.count.droppedSlow.Add(1)
+			return
+		}
+		if c.publish(k, f, form{retain: retain, subIDs: ids}) == tooLarge {
+			s.b.count.droppedTooLarge.Add(1)
+		}
+		return
+	}
+	if s.pending.len() == 0 && s.roomLocked() > 0 && c.out.room() {
+		s.sendLocked(k, f, form{qos: qos, retain: retain, subIDs: ids})
+		return
+	}
+	size := f.m.Size()
+	if s.pending.count >= s.b.opts.MaxQueued || s.pending.count > 0 && s.pending.bytes+size > s.b.opts.MaxQueuedBytes {
+		s.b.count.droppedQueueFull.Add(uint64(s.pending.count) + 1)
+		s.pending = fifo{}
+		c.end(packet.ReasonQuotaExceeded, "too many messages are waiting for the client", false)
+		return
+	}
+	s.pending.push(waiting{m: f.m, qos: qos, retain: retain, ids: ids})
+}
+
+// sendLocked sends a QoS 1 or 2 message that is not in the store.
+func (s *session) sendLocked(k *cork, f *frames, how form) {
+	how.id = s.ids.next(s.out)
+	switch s.conn.publish(k, f, how) {
+	case tooLarge:
+		s.b.count.droppedTooLarge.Add(1)
+	case queued:
+		s.setOutLocked(how.id, &outbound{qos: how.qos, state: outSent, conn: s.conn.number})
+		s.inflight++
+	case closed: // the session ends with the connection
+	}
+}
+
+func (s *session) setOutLocked(id uint16, o *outbound) {
+	if s.out == nil {
+		s.out = make(map[uint16]*outbound)
+	}
+	s.out[id] = o
+}
+
+// freeLocked gives a packet id back, and its place in the window.
+func (s *session) freeLocked(id uint16, o *outbound) {
+	delete(s.out, id)
+	if o.seq != 0 {
+		delete(s.sent, o.seq)
+	}
+	if s.conn != nil && o.conn == s.conn.number {
+		s.inflight--
+	}
+}
+
+// hand puts retained messages in line for a new subscription. They take no
+// place of MaxQueued: the index holds them anyway.
+func (s *session) hand(ws []waiting, k *cork) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == nil {
+		return
+	}
+	for _, w := range ws {
+		s.pending.push(w)
+	}
+	s.sendPendingLocked(k)
+}
+
+// sendPendingLocked sends what waits in RAM while there is room.
+func (s *session) sendPendingLocked(k *cork) {
+	now := time.Now()
+	for s.pending.len() > 0 && s.conn.out.room() {
+		w := s.pending.front()
+		if w.qos > 0 && s.roomLocked() <= 0 {
+			return
+		}
+		f, alive := framesOf(w.m, now)
+		how := form{qos: w.qos, retain: w.retain, subIDs: w.ids}
+		switch {
+		case !alive:
+			s.b.count.droppedExpired.Add(1)
+		case w.qos == 0:
+			if s.conn.publish(k, &f, how) == tooLarge {
+				s.b.count.droppedTooLarge.Add(1)
+			}
+		default:
+			s.sendLocked(k, &f, how)
+		}
+		s.pending.pop()
+	}
+}
+
+// proceed sends what waited for room on the connection. k is the reader's cork
+// if the reader calls, else nil.
+func (s *session) proceed(c *conn, k *cork) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c {
+		return
+	}
+	s.sendPendingLocked(k)
+	s.sendStoredLocked(k)
+	s.kickLocked()
+}

@@ -1,0 +1,57 @@
+// Package broker is the MQTT server of the gateway, versions 3.1, 3.1.1 and
+// 5.0: listeners, connections, sessions, routing, retained messages, wills and
+// $SYS. It never writes to disk itself (that is the [Store]'s), knows no
+// device and no cloud: an uplink is a [Recipient], an adapter calls
+// [Broker.Publish].
+//
+// # The way of a message
+//
+// route takes every message, whoever sent it. It finds the recipients by the
+// subscription trie (kept per topic in a plan until the trie changes), hands
+// those that are durable (persistent sessions, uplinks, the retained store) to
+// Store.Append, and the others straight to their sockets.
+//
+//	reader goroutine        route                    store
+//	----------------        -----                    -----
+//	PUBLISH -> ackLine.push -> Append(claims) ------> offers QoS 1 to live
+//	                           |                      recipients; commits; offers
+//	                           v                      QoS 2
+//	                        online sessions             |
+//	PUBACK  <- ackLine.finish <------- done(nil) -------+
+//
+// An acknowledgement leaves when the store says that the message is safe, and
+// not before the acknowledgements of earlier PUBLISH packets of the same
+// connection (the acknowledgement line). A QoS 2 message goes onward when its
+// turn in the line comes, so once only and after the commit.
+//
+// # Goroutines
+//
+//	accept loop     one per listener     Serve            until the listener closes
+//	reader          one per connection   accept loop      until its read fails
+//	flusher         while output waits   whoever queued   until the queue is empty
+//	pump            while a persistent   acknowledgement, until its streams are live
+//	                session catches up   Wake             or its window is full
+//	session clock   one                  Start            until Shutdown
+//
+// [Broker.Shutdown] waits for all of them.
+//
+// # Lock order
+//
+// From outermost to innermost; nobody takes one that stands above what it
+// holds, and the store is never called with any but retained.mu held:
+//
+//	retained.mu       keeps retained messages in RAM in the order of the store
+//	the store's append lock (Offer, Reserve, Wake, and perhaps done, come with it)
+//	ackLine.mu        one connection's acknowledgement line
+//	session.mu        packet ids, windows and queues of one session
+//	output.mu         what waits for one socket
+//
+// Broker.mu (the maps of sessions and connections), clock.mu, groups.mu and the
+// locks inside the trie are held for a few lines that take no other lock.
+//
+// # Errors
+//
+// [Broker.Publish] returns [durable.ErrFull] when the store refuses a message,
+// [ErrTopic] for a topic that cannot be published to and [ErrClosed] after
+// Shutdown.
+package broker

@@ -1,0 +1,330 @@
+package broker
+
+import (
+	"errors"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/broker/packet"
+	"holdfast/broker/topic"
+)
+
+// inbound is one QoS 2 packet id of a client, from its PUBLISH to its PUBREL
+// (MQTT 5.0 §4.3.3). Guarded by session.mu.
+type inbound struct {
+	state inState
+	// conn is the connection on which it takes a place of the receive
+	// maximum.
+	conn uint64
+	// joined are the acknowledgements of the same PUBLISH sent again while it
+	// was being committed, each with the line it stands in.
+	joined []joinedAck
+}
+
+type joinedAck struct {
+	line *ackLine
+	ack  *ack
+}
+
+// inState is how far an inbound QoS 2 message has come.
+type inState byte
+
+const (
+	inCommitting inState = iota // PUBREC follows
+	inReceived                  // PUBREC sent, or about to be
+	inReleasing                 // PUBREL came; PUBCOMP follows
+	inFailed                    // not committed; the id is free
+)
+
+// handlePublish takes a client's message (MQTT 5.0 §3.3).
+func (c *conn) handlePublish(p *packet.Publish) error {
+	b := c.b
+	b.count.messagesIn.Add(1)
+	if err := c.resolveAlias(p); err != nil {
+		return err
+	}
+	plan := b.lookup(p.Topic)
+	if plan == nil {
+		// Only names that were valid have a plan.
+		if err := topic.ValidName(p.Topic); err != nil {
+			return &packet.Error{
+				Reason: packet.ReasonTopicNameInvalid, Type: p.Type(), Field: "topic name",
+				Detail: "it has wildcards, or is no topic name", // [MQTT-3.3.2-2]
+			}
+		}
+		name := string(p.Topic)
+		if levels(name) > b.opts.MaxTopicLevels {
+			return c.answer(p, packet.ReasonTopicNameInvalid)
+		}
+		plan = b.planFor(name)
+	}
+	if reserved(plan.topic) || !c.mayPublish(plan.topic) {
+		return c.deny(p)
+	}
+	switch p.QoS {
+	case 0:
+		return c.publishAtMostOnce(p, plan)
+	case 1:
+		return c.publishAtLeastOnce(p, plan)
+	default:
+		return c.publishExactlyOnce(p, plan)
+	}
+}
+
+// resolveAlias puts the topic name in place of an alias, and remembers one
+// that is set (MQTT 5.0 §3.3.2.3.4).
+func (c *conn) resolveAlias(p *packet.Publish) error {
+	if p.TopicAlias == 0 {
+		return nil
+	}
+	n := int(p.TopicAlias)
+	if n > c.b.opts.MaxTopicAliases { // [MQTT-3.3.2-9]
+		return &packet.Error{
+			Reason: packet.ReasonTopicAliasInvalid, Type: p.Type(), Field: "topic alias",
+			Detail: "larger than the topic alias maximum of the CONNACK",
+		}
+	}
+	if len(p.Topic) > 0 {
+		for len(c.aliases) <= n {
+			c.aliases = append(c.aliases, "")
+		}
+		if c.aliases[n] != string(p.Topic) {
+			c.aliases[n] = string(p.Topic)
+		}
+		return nil
+	}
+	if n >= len(c.aliases) || c.aliases[n] == "" {
+		return protocolError(p.Type(), "topic alias", "was never set on this connection") // MQTT 5.0 §3.3.2.3.4
+	}
+	p.Topic = append(p.Topic, c.aliases[n]...)
+	return nil
+}
+
+// message copies a PUBLISH out of the reader's buffer: payload and properties
+// in one piece.
+func (c *conn) message(p *packet.Publish, plan *plan) *message.Message {
+	piece := make([]byte, len(p.Payload)+len(p.Properties))
+	n := copy(piece, p.Payload)
+	copy(piece[n:], p.Properties)
+	m := &message.Message{
+		Topic: plan.topic, Payload: piece[:n:n], QoS: p.QoS, Retain: p.Retain,
+		HasExpiry: p.HasExpiry, Expiry: p.MessageExpiry, Received: time.Now(), From: c.session.clientID,
+	}
+	if len(p.Properties) > 0 {
+		m.Properties = piece[n:]
+	}
+	return m
+}
+
+func (c *conn) publishAtMostOnce(p *packet.Publish, plan *plan) error {
+	m := c.message(p, plan)
+	j := &job{m: m, plan: plan, from: durable.Origin{Queue: c.session.queue}, cork: &c.cork}
+	if err := c.b.route(j); err != nil {
+		c.b.count.refused.Add(1)
+	}
+	return nil
+}
+
+func (c *conn) publishAtLeastOnce(p *packet.Publish, plan *plan) error {
+	a := &ack{packetID: p.PacketID, qos: 1, counted: true}
+	if err := c.push(a); err != nil {
+		return err
+	}
+	j := &job{m: c.message(p, plan), plan: plan, from: durable.Origin{Queue: c.session.queue}, ack: a, cork: &c.cork}
+	j.done = func(err error) { c.line.finish(a, c.b.answerTo(j, err), c.corkOf(j)) }
+	if err := c.b.route(j); err != nil {
+		j.inline = true
+		j.done(err)
+	}
+	return nil
+}
+
+// publishExactlyOnce claims the packet id before anything else happens: the
+// same PUBLISH sent again joins the wait for its commit, or is acknowledged
+// again, but never goes onward twice (MQTT 5.0 §4.3.3 [MQTT-4.3.3-10]).
+func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
+	s, id := c.session, p.PacketID
+	in, again, counted := s.claim(id, c.number)
+	a := &ack{packetID: id, qos: 2, counted: counted}
+	if err := c.push(a); err != nil {
+		if !again {
+			s.committed(id, in, err)
+		}
+		return err
+	}
+	if again {
+		if reason, known := s.join(in, joinedAck{&c.line, a}); known {
+			c.line.finish(a, reason, &c.cork)
+		}
+		return nil
+	}
+	j := &job{m: c.message(p, plan), plan: plan, ack: a, cork: &c.cork}
+	if s.queue != 0 {
+		j.from = durable.Origin{Queue: s.queue, PacketID: id}
+	}
+	j.done = func(err error) {
+		joined := s.committed(id, in, err)
+		reason := c.b.answerTo(j, err)
+		c.line.finish(a, reason, c.corkOf(j))
+		for _, x := range joined {
+			x.line.finish(x.ack, reason, nil)
+		}
+	}
+	if err := c.b.route(j); err != nil {
+		j.inline = true
+		j.ack.onward = nil
+		j.done(err)
+	}
+	return nil
+}
+
+// claim takes an inbound packet id for a PUBLISH, or finds that it is taken.
+// counted says that it takes a place of that connection's receive maximum.
+func (s *session) claim(id uint16, conn uint64) (in *inbound, again, counted bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	in, again = s.in[id]
+	if !again {
+		in = &inbound{}
+		if s.in == nil {
+			s.in = make(map[uint16]*inbound)
+		}
+		s.in[id] = in
+	}
+	counted = in.conn != conn
+	in.conn = conn
+	return in, again, counted
+}
+
+// join lets the acknowledgement of a PUBLISH that was sent again wait for the
+// commit of the first, or says what it is if that is known.
+func (s *session) join(in *inbound, a joinedAck) (reason packet.ReasonCode, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch in.state {
+	case inCommitting:
+		in.joined = append(in.joined, a)
+		return 0, false
+	case inReleasing:
+		// The client has released it, so this is another message under an id
+		// that is not free before our PUBCOMP.
+		return packet.ReasonPacketIDInUse, true
+	case inFailed:
+		return packet.ReasonQuotaExceeded, true
+	case inReceived:
+	}
+	return packet.ReasonSuccess, true
+}
+
+// committed records that an inbound QoS 2 message is safe, or withdraws its
+// claim, and returns who waits for it besides the first.
+func (s *session) committed(id uint16, in *inbound, err error) []joinedAck {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	joined := in.joined
+	in.joined = nil
+	if err == nil {
+		in.state = inReceived
+		return joined
+	}
+	in.state = inFailed
+	if s.in[id] == in {
+		delete(s.in, id)
+	}
+	return joined
+}
+
+// corkOf is the reader's cork while the reader itself calls, else nil.
+func (c *conn) corkOf(j *job) *cork {
+	if j.inline {
+		return &c.cork
+	}
+	return nil
+}
+
+// answerTo turns what became of a message into the reason code of its
+// acknowledgement.
+func (b *Broker) answerTo(j *job, err error) packet.ReasonCode {
+	switch {
+	case err == nil && j.matched || err == nil && j.m.Retain:
+		return packet.ReasonSuccess
+	case err == nil:
+		return packet.ReasonNoMatchingSubscribers // MQTT 5.0 §3.4.2.1
+	}
+	b.count.refused.Add(1)
+	if errors.Is(err, durable.ErrFull) {
+		return packet.ReasonQuotaExceeded
+	}
+	b.count.storeErrors.Add(1)
+	return packet.ReasonImplementationSpecific
+}
+
+// answer refuses a message that can be told so; at QoS 0 it is counted only.
+func (c *conn) answer(p *packet.Publish, reason packet.ReasonCode) error {
+	c.b.count.refused.Add(1)
+	if p.QoS == 0 {
+		return nil
+	}
+	a := &ack{packetID: p.PacketID, qos: p.QoS, counted: true}
+	if p.QoS == 2 {
+		s := c.session
+		s.mu.Lock()
+		_, claimed := s.in[p.PacketID]
+		s.mu.Unlock()
+		if claimed {
+			// Rights were taken away between a PUBLISH and its resend.
+			reason = packet.ReasonPacketIDInUse
+			a.counted = false
+		}
+	}
+	if err := c.push(a); err != nil {
+		return err
+	}
+	c.line.finish(a, reason, &c.cork)
+	return nil
+}
+
+// deny refuses a message its publisher has no right to. 3.x has no word for
+// that but a positive acknowledgement, or to close the connection, which the
+// client would only open again for the same message (MQTT 3.1.1 §3.3.5
+// [MQTT-3.3.5-2]).
+func (c *conn) deny(p *packet.Publish) error {
+	c.b.count.denied.Add(1)
+	c.b.log.Debug("publish denied", "client_id", c.session.clientID, "topic", string(p.Topic), "qos", p.QoS)
+	if c.version >= packet.V5 {
+		return c.answer(p, packet.ReasonNotAuthorized)
+	}
+	if p.QoS == 0 {
+		return nil
+	}
+	// After a PUBREC the client sends a PUBREL, which finds no packet id and
+	// gets its PUBCOMP all the same.
+	a := &ack{packetID: p.PacketID, qos: p.QoS}
+	if err := c.push(a); err != nil {
+		return err
+	}
+	c.line.finish(a, packet.ReasonSuccess, &c.cork)
+	return nil
+}
+
+func (c *conn) mayPublish(name string) bool {
+	a := c.b.opts.Auth
+	return a == nil || a.Authorize(c.identity, ActionPublish, name)
+}
+
+// push gives a PUBLISH its place in the acknowledgement line. Only 5.0 clients
+// know a receive maximum; the others are slowed down by awaitLine.
+func (c *conn) push(a *ack) error {
+	limit := c.b.opts.ReceiveMaximum
+	if c.version < packet.V5 {
+		limit = 1 << 30
+	}
+	if c.line.push(a, limit) {
+		return nil
+	}
+	return &packet.Error{
+		Reason: packet.ReasonReceiveMaximumExceeded, Type: packet.TypePublish, Field: "receive maximum",
+		Detail: "more publications unacknowledged than the CONNACK allowed",
+	}
+}

@@ -1,0 +1,164 @@
+package broker
+
+import (
+	"errors"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/broker/packet"
+	"holdfast/broker/topic"
+)
+
+// handleSubscribe adds subscriptions and hands out retained messages
+// (MQTT 5.0 §3.8). On a persistent session the SUBACK waits until the
+// subscriptions are durable.
+func (c *conn) handleSubscribe(p *packet.Subscribe) error {
+	s := c.session
+	reasons := make([]packet.ReasonCode, len(p.Filters))
+	var added []*subscription // those granted; the last one wins of equal filters
+	var kept []durable.Subscription
+	var fresh []bool // whether there was none of that filter before
+	for i, f := range p.Filters {
+		sub, reason, err := c.subscription(f, p.Properties.SubscriptionID)
+		if err != nil {
+			return err
+		}
+		reasons[i] = reason
+		if sub == nil {
+			continue
+		}
+		old, ok := s.putSubscription(sub, c.b.opts.MaxSubscriptions)
+		if !ok {
+			reasons[i] = packet.ReasonQuotaExceeded
+			continue
+		}
+		// The new one first: between the two a message finds both, and goes
+		// out once (MQTT 5.0 §3.8.4 [MQTT-3.8.4-3]).
+		c.b.addSubscription(sub)
+		if old != nil {
+			c.b.dropSubscription(old)
+		}
+		added = append(added, sub)
+		fresh = append(fresh, old == nil)
+		kept = append(kept, sub.Subscription)
+	}
+	if c.version < packet.V5 {
+		for i, r := range reasons {
+			if r.Failed() {
+				reasons[i] = packet.ReasonUnspecified // the one failure 3.1.1 knows (§3.9.3)
+			}
+		}
+	}
+	suback := &packet.Suback{PacketID: p.PacketID, Reasons: reasons}
+	if s.queue == 0 || len(kept) == 0 {
+		if err := c.reply(suback); err != nil {
+			return err
+		}
+	} else {
+		c.b.store.Subscribe(s.queue, kept, func(err error) {
+			if err != nil {
+				c.storeFailed(err)
+				return
+			}
+			c.tell(suback)
+		})
+	}
+	for i, sub := range added {
+		if sub.share == "" && (sub.RetainHandling == 0 || sub.RetainHandling == 1 && fresh[i]) {
+			c.handRetained(sub)
+		}
+	}
+	return nil
+}
+
+// subscription judges one filter. An error ends the connection; a nil
+// subscription goes with the reason why.
+func (c *conn) subscription(f packet.Filter, id uint32) (*subscription, packet.ReasonCode, error) {
+	if topic.ValidFilter(f.Filter) != nil || levels(f.Filter) > c.b.opts.MaxTopicLevels {
+		return nil, packet.ReasonTopicFilterInvalid, nil
+	}
+	sub := &subscription{session: c.session, inner: f.Filter}
+	sub.Subscription = durable.Subscription{
+		Filter: f.Filter, QoS: f.QoS, NoLocal: f.NoLocal,
+		RetainAsPublished: f.RetainAsPublished, RetainHandling: f.RetainHandling, ID: id,
+	}
+	if c.version == packet.V5 { // $share means nothing in 3.x
+		group, inner, shared, err := topic.ParseShared(f.Filter)
+		switch {
+		case err != nil:
+			return nil, packet.ReasonTopicFilterInvalid, nil
+		case shared && f.NoLocal:
+			return nil, 0, protocolError(packet.TypeSubscribe, "no local", "on a shared subscription") // [MQTT-3.8.3-4]
+		case shared:
+			sub.share, sub.inner = group, inner
+		}
+	}
+	if a := c.b.opts.Auth; a != nil && !a.Authorize(c.identity, ActionSubscribe, sub.inner) {
+		c.b.count.denied.Add(1)
+		return nil, packet.ReasonNotAuthorized, nil
+	}
+	return sub, packet.ReasonCode(f.QoS), nil // granted as asked
+}
+
+// putSubscription keeps a subscription in the session; false means that it
+// holds as many as it may.
+func (s *session) putSubscription(sub *subscription, limit int) (old *subscription, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old = s.subs[sub.Filter]
+	if old == nil && len(s.subs) >= limit {
+		return nil, false
+	}
+	if s.subs == nil {
+		s.subs = make(map[string]*subscription)
+	}
+	s.subs[sub.Filter] = sub
+	return old, true
+}
+
+// handRetained gives a new subscription the retained messages it matches, with
+// the RETAIN flag set (MQTT 5.0 §3.3.1.3 [MQTT-3.3.1-8]).
+func (c *conn) handRetained(sub *subscription) {
+	s := c.session
+	var ws []waiting
+	var ids []uint32
+	if sub.ID != 0 {
+		ids = []uint32{sub.ID}
+	}
+	for _, m := range c.b.retained.matching(sub.inner) {
+		if !c.b.mayReceive(s, m.Topic) {
+			continue
+		}
+		qos := min(m.QoS, sub.QoS)
+		if qos > 0 && s.queue != 0 {
+			c.keepRetained(m, durable.Claim{Queue: s.queue, QoS: qos, Retain: true, SubscriptionIDs: ids})
+			continue
+		}
+		ws = append(ws, waiting{m: m, qos: qos, retain: true, ids: ids, free: true})
+	}
+	if len(ws) > 0 {
+		s.hand(ws, &c.cork)
+	}
+}
+
+// keepRetained puts a retained message into the queue of a persistent session.
+func (c *conn) keepRetained(m *message.Message, claim durable.Claim) {
+	again := *m
+	again.Retain = false // it is the retained message already
+	err := c.b.store.Append(&again, []durable.Claim{claim}, durable.Origin{}, nil)
+	if err == nil {
+		return
+	}
+	c.b.count.droppedQueueFull.Add(1)
+	if !errors.Is(err, durable.ErrFull) {
+		c.b.count.storeErrors.Add(1)
+	}
+	c.b.log.Warn("retained message not queued", "client_id", c.session.clientID, "topic", m.Topic, "err", err)
+}
+
+// storeFailed ends the connection whose request could not be made durable; it
+// is not answered. Called by the store.
+func (c *conn) storeFailed(err error) {
+	c.b.count.storeErrors.Add(1)
+	c.end(packet.ReasonServerUnavailable, "the session could not be stored: "+err.Error(), false)
+}

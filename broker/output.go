@@ -1,0 +1,189 @@
+package broker
+
+import (
+	"net"
+	"sync"
+	"time"
+
+	"holdfast/broker/packet"
+)
+
+// controlRoom is how many bytes of acknowledgements may wait beyond
+// Options.MaxOutput. A client that lets 64 kB of them wait is not reading.
+const controlRoom = 64 << 10
+
+// maxPooled is the largest buffer that goes back to the pool; larger ones came
+// from single large messages and would pin RAM.
+const maxPooled = 64 << 10
+
+// buffers lends output buffers: an idle connection has none.
+var buffers = sync.Pool{New: func() any { return new(make([]byte, 0, 4096)) }}
+
+// output is what waits for one connection's socket. Whoever queues writes
+// nothing itself: it starts the flusher, or leaves that to its cork, so that a
+// socket that does not drain delays nobody else.
+type output struct {
+	nc      net.Conn
+	spawn   func(func())
+	written func(bytes int, err error) // after each write
+	drained func()                     // there is room again after it was refused
+	limit   int                        // Options.MaxOutput
+
+	mu       sync.Mutex
+	buf      *[]byte // guarded by mu; whole packets waiting, nil for none
+	writing  int     // guarded by mu; bytes in the hands of the flusher
+	flushing bool    // guarded by mu; the flusher runs
+	corked   bool    // guarded by mu; a cork will flush
+	refused  bool    // guarded by mu; somebody waits for drained
+	closed   bool    // guarded by mu; nothing is taken any more
+	idle     sync.Cond
+}
+
+func (o *output) init(nc net.Conn, limit int, spawn func(func())) {
+	o.nc, o.limit, o.spawn = nc, limit, spawn
+	o.idle.L = &o.mu
+}
+
+func (o *output) sizeLocked() int {
+	if o.buf == nil {
+		return o.writing
+	}
+	return len(*o.buf) + o.writing
+}
+
+// room says whether a publication may be queued. A single one may be larger
+// than the limit, but it waits until what is before it has gone down.
+// When it says no, drained is called later.
+func (o *output) room() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.roomLocked()
+}
+
+func (o *output) roomLocked() bool {
+	if o.closed || o.sizeLocked() < o.limit {
+		return !o.closed
+	}
+	o.refused = true
+	return false
+}
+
+// queue appends what encode appends. It returns false when the connection
+// takes nothing any more, or when its client does not even read
+// acknowledgements. With a cork the flush is left to that.
+func (o *output) queue(k *cork, encode func(b []byte) []byte) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.sizeLocked() > o.limit+controlRoom {
+		return false
+	}
+	if o.buf == nil {
+		o.buf, _ = buffers.Get().(*[]byte)
+	}
+	*o.buf = encode(*o.buf)
+	if k == nil {
+		o.flushLocked()
+	} else if !o.corked {
+		o.corked = true
+		k.outputs = append(k.outputs, o)
+	}
+	return true
+}
+
+func (o *output) flushLocked() {
+	if o.flushing || o.buf == nil || o.closed {
+		return
+	}
+	o.flushing = true
+	o.spawn(o.flush)
+}
+
+// flush is the flusher's goroutine.
+func (o *output) flush() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.buf != nil && !o.closed {
+		b := o.buf
+		o.buf, o.writing = nil, len(*b)
+		o.mu.Unlock()
+		_, err := o.nc.Write(*b)
+		o.written(len(*b), err)
+		if cap(*b) <= maxPooled {
+			*b = (*b)[:0]
+			buffers.Put(b)
+		}
+		o.mu.Lock()
+		o.writing = 0
+		if err != nil {
+			o.closed, o.buf = true, nil
+		}
+		if o.refused && o.sizeLocked() < o.limit/2 {
+			o.refused = false
+			o.mu.Unlock()
+			o.drained()
+			o.mu.Lock()
+		}
+	}
+	o.flushing = false
+	o.idle.Broadcast()
+}
+
+// finish waits until what is queued has been written or the write deadline has
+// passed, and takes nothing more.
+func (o *output) finish() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.flushing {
+		o.idle.Wait()
+	}
+	o.closed = true
+	o.buf = nil
+}
+
+// packet queues a control packet. What cannot be encoded is a mistake of ours:
+// it is left out, and the test that made it fails on its absence.
+func (o *output) packet(k *cork, p packet.Packet, v packet.Version) bool {
+	return o.queue(k, func(b []byte) []byte {
+		b, _ = p.AppendTo(b, v)
+		return b
+	})
+}
+
+// cork collects the outputs to flush once a batch of packets has been handled.
+// It belongs to one reader goroutine.
+type cork struct{ outputs []*output }
+
+func (k *cork) flush() {
+	for i, o := range k.outputs {
+		o.mu.Lock()
+		o.corked = false
+		o.flushLocked()
+		o.mu.Unlock()
+		k.outputs[i] = nil
+	}
+	k.outputs = k.outputs[:0]
+}
+
+// closeGrace is how long a closing connection may take to send its last bytes
+// and to read ours; a peer on the other side of a slow modem needs a round
+// trip, and nothing waits for it but its own goroutine.
+const closeGrace = time.Second
+
+// linger ends the sending side and reads on for a moment, so that the kernel
+// does not answer bytes that are still arriving with a reset that would destroy
+// our DISCONNECT on its way.
+func linger(nc net.Conn) {
+	half, ok := nc.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	if nc.SetReadDeadline(time.Now().Add(closeGrace)) != nil {
+		return
+	}
+	var sink [512]byte
+	for range 128 { // 64 kB; more is a flood, not a rest
+		if _, err := nc.Read(sink[:]); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,218 @@
+package broker
+
+import (
+	"slices"
+	"sync"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+)
+
+// maxPlans is how many topics have their plan remembered. A gateway's topics
+// are its points, a few thousand; beyond that all are forgotten and begin anew.
+const maxPlans = 8192
+
+// plan is who gets messages of one topic. It does not change: it is good as
+// long as the trie stays what it was.
+type plan struct {
+	topic      string
+	generation uint64
+	sessions   []target
+	groups     []*group
+	recipients []recipientTarget
+	watches    []*watch
+}
+
+// target is one session and its subscriptions that match; usually one.
+type target struct {
+	s    *session
+	subs []*subscription
+	grant
+	noLocal bool // some of subs are
+}
+
+// grant is what several subscriptions of one session come to: one delivery at
+// the highest QoS, with all their identifiers (MQTT 5.0 §3.3.4 [MQTT-3.3.4-2]).
+type grant struct {
+	qos       byte
+	asWritten bool // retain as published
+	ids       []uint32
+}
+
+type recipientTarget struct {
+	r   *recipient
+	qos byte
+}
+
+// plans remembers them.
+type plans struct {
+	mu sync.RWMutex
+	m  map[string]*plan // guarded by mu
+}
+
+// lookup returns the plan of a topic, if there is one that is still good. The
+// name may be bytes of a packet: nothing is allocated.
+func (b *Broker) lookup(name []byte) *plan {
+	b.plans.mu.RLock()
+	p := b.plans.m[string(name)]
+	b.plans.mu.RUnlock()
+	if p == nil || p.generation != b.trie.Generation()+b.reauthorized.Load() {
+		return nil
+	}
+	return p
+}
+
+// planFor returns the plan of a topic, made anew if need be.
+func (b *Broker) planFor(name string) *plan {
+	b.plans.mu.RLock()
+	p := b.plans.m[name]
+	b.plans.mu.RUnlock()
+	if p != nil && p.generation == b.trie.Generation()+b.reauthorized.Load() {
+		return p
+	}
+	p = b.makePlan(name)
+	b.plans.mu.Lock()
+	defer b.plans.mu.Unlock()
+	if b.plans.m == nil || len(b.plans.m) >= maxPlans {
+		b.plans.m = make(map[string]*plan)
+	}
+	b.plans.m[name] = p
+	return p
+}
+
+func (b *Broker) makePlan(name string) *plan {
+	p := &plan{topic: name, generation: b.trie.Generation() + b.reauthorized.Load()}
+	var subs []*subscription
+	b.trie.Match(name, func(sub *subscription) {
+		switch {
+		case sub.session != nil:
+			subs = append(subs, sub)
+		case sub.group != nil:
+			p.groups = append(p.groups, sub.group)
+		case sub.recipient != nil:
+			p.addRecipient(sub)
+		case sub.watch != nil && !slices.Contains(p.watches, sub.watch):
+			p.watches = append(p.watches, sub.watch)
+		}
+	})
+	at := make(map[*session]int, len(subs))
+	for _, sub := range subs {
+		i, known := at[sub.session]
+		if !known {
+			if !b.mayReceive(sub.session, name) {
+				i = -1
+			} else {
+				i = len(p.sessions)
+				p.sessions = append(p.sessions, target{s: sub.session})
+			}
+			at[sub.session] = i
+		}
+		if i < 0 {
+			continue
+		}
+		t := &p.sessions[i]
+		t.subs = append(t.subs, sub)
+		t.noLocal = t.noLocal || sub.NoLocal
+	}
+	for i := range p.sessions {
+		t := &p.sessions[i]
+		t.grant, _ = t.granted("")
+	}
+	return p
+}
+
+func (p *plan) addRecipient(sub *subscription) {
+	for i := range p.recipients {
+		// Compared by queue as well: while one replaces another of its name
+		// both are here, and the queue gets one claim.
+		if t := &p.recipients[i]; t.r == sub.recipient || t.r.Queue != 0 && t.r.Queue == sub.recipient.Queue {
+			t.qos = max(t.qos, sub.QoS)
+			return
+		}
+	}
+	p.recipients = append(p.recipients, recipientTarget{sub.recipient, sub.QoS})
+}
+
+// granted merges the subscriptions for a message from that client; false when
+// none is left.
+func (t *target) granted(from string) (g grant, ok bool) {
+	for _, sub := range t.subs {
+		if sub.NoLocal && from != "" && from == t.s.clientID {
+			continue // MQTT 5.0 §3.8.3.1 [MQTT-3.8.3-3]
+		}
+		ok = true
+		g.qos = max(g.qos, sub.QoS)
+		g.asWritten = g.asWritten || sub.RetainAsPublished
+		if sub.ID != 0 {
+			g.ids = append(g.ids, sub.ID)
+		}
+	}
+	slices.Sort(g.ids)
+	return g, ok
+}
+
+// grantFor is granted, without work where it does not depend on the publisher.
+func (t *target) grantFor(m *message.Message) (g grant, ok bool) {
+	if t.noLocal && m.From == t.s.clientID {
+		return t.granted(m.From)
+	}
+	return t.grant, true
+}
+
+// delivery is one message for one session outside of the store.
+type delivery struct {
+	s *session
+	grant
+}
+
+// sharing is the outcome of the plan's groups for one message.
+func (b *Broker) sharing(p *plan, m *message.Message) []delivery {
+	if len(p.groups) == 0 {
+		return nil
+	}
+	ds := make([]delivery, 0, len(p.groups))
+	for _, g := range p.groups {
+		sub := g.pick(m.QoS, func(s *session) bool { return b.mayReceive(s, p.topic) })
+		if sub == nil {
+			continue
+		}
+		d := delivery{s: sub.session, grant: grant{qos: sub.QoS, asWritten: sub.RetainAsPublished}}
+		if sub.ID != 0 {
+			d.ids = []uint32{sub.ID}
+		}
+		ds = append(ds, d)
+	}
+	return ds
+}
+
+// claims lists the durable recipients of a message.
+func (p *plan) claims(m *message.Message, shared []delivery, from durable.QueueID) []durable.Claim {
+	if m.QoS == 0 {
+		return nil
+	}
+	var cs []durable.Claim
+	add := func(q durable.QueueID, g grant) {
+		if qos := min(g.qos, m.QoS); q != 0 && qos > 0 {
+			cs = append(cs, durable.Claim{Queue: q, QoS: qos, Retain: m.Retain && g.asWritten, SubscriptionIDs: g.ids})
+		}
+	}
+	for i := range p.sessions {
+		t := &p.sessions[i]
+		if t.s.queue == 0 {
+			continue
+		}
+		if g, ok := t.grantFor(m); ok {
+			add(t.s.queue, g)
+		}
+	}
+	for _, d := range shared {
+		add(d.s.queue, d.grant)
+	}
+	for _, r := range p.recipients {
+		if r.r.Queue != from {
+			// The retain flag goes along: the other side keeps it too.
+			add(r.r.Queue, grant{qos: r.qos, asWritten: true})
+		}
+	}
+	return cs
+}

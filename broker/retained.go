@@ -1,0 +1,131 @@
+package broker
+
+import (
+	"sync"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/broker/topic"
+)
+
+// retained is the retained messages: an index in RAM in front of the store.
+type retained struct {
+	index topic.Index[*message.Message]
+
+	mu    sync.Mutex // outermost lock, see doc.go
+	bytes int        // guarded by mu
+	// expiring is how many of them have an expiry; guarded by mu.
+	expiring int
+}
+
+// appendRetained appends a retained message and puts it into the index, both
+// in the same order, so that RAM and disk agree on which of two concurrent
+// publishers was last.
+func (b *Broker) appendRetained(m *message.Message, claims []durable.Claim, from durable.Origin, done func(error)) error {
+	b.retained.mu.Lock()
+	defer b.retained.mu.Unlock()
+	if !b.retained.fitsLocked(m, b.opts) {
+		b.count.retainedRefused.Add(1)
+		return durable.ErrFull
+	}
+	if err := b.store.Append(m, claims, from, done); err != nil {
+		return err
+	}
+	b.retained.setLocked(m)
+	return nil
+}
+
+// set puts a message into the index only.
+func (r *retained) set(m *message.Message) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.setLocked(m)
+}
+
+// fitsLocked applies MaxRetained and MaxRetainedBytes.
+func (r *retained) fitsLocked(m *message.Message, o Options) bool {
+	if len(m.Payload) == 0 {
+		return true
+	}
+	count, bytes := r.index.Len(), r.bytes+m.Size()
+	if old, ok := r.index.Get(m.Topic); ok {
+		bytes -= old.Size()
+	} else {
+		count++
+	}
+	return count <= o.MaxRetained && bytes <= o.MaxRetainedBytes
+}
+
+func (r *retained) setLocked(m *message.Message) {
+	if old, ok := r.index.Get(m.Topic); ok {
+		r.forgetLocked(old)
+	}
+	if len(m.Payload) == 0 {
+		// Clears the topic (MQTT 5.0 §3.3.1.3 [MQTT-3.3.1-6]).
+		r.index.Delete(m.Topic)
+		return
+	}
+	r.index.Set(m.Topic, m)
+	r.bytes += m.Size()
+	if m.HasExpiry {
+		r.expiring++
+	}
+}
+
+func (r *retained) forgetLocked(old *message.Message) {
+	r.bytes -= old.Size()
+	if old.HasExpiry {
+		r.expiring--
+	}
+}
+
+// matching returns the retained messages for a filter that are not expired.
+func (r *retained) matching(filter string) []*message.Message {
+	now := time.Now()
+	var ms []*message.Message
+	r.index.MatchFilter(filter, func(_ string, m *message.Message) bool {
+		if _, alive := m.Remaining(now); alive {
+			ms = append(ms, m)
+		}
+		return true
+	})
+	return ms
+}
+
+// sweep forgets those that have expired (MQTT 5.0 §3.3.2.3.3 [MQTT-3.3.2-5]).
+// The store leaves them out by itself.
+func (r *retained) sweep(now time.Time) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.expiring == 0 {
+		return 0
+	}
+	var dead []*message.Message
+	r.index.MatchFilter("#", func(_ string, m *message.Message) bool {
+		if _, alive := m.Remaining(now); !alive {
+			dead = append(dead, m)
+		}
+		return true
+	})
+	for _, m := range dead {
+		r.forgetLocked(m)
+		r.index.Delete(m.Topic)
+	}
+	return len(dead)
+}
+
+func (r *retained) size() (count, bytes int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.index.Len(), r.bytes
+}
+
+// sweepInterval is how often expired retained messages give their RAM back;
+// they are never handed out after their time in any case.
+const sweepInterval = time.Minute
+
+func (b *Broker) sweepRetained() {
+	b.count.retainedExpired.Add(uint64(b.retained.sweep(time.Now())))
+	b.clock.after(sweepInterval, b.sweepRetained)
+}

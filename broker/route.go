@@ -1,0 +1,180 @@
+package broker
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/broker/topic"
+)
+
+// Errors of [Broker.Publish].
+var (
+	// ErrTopic means that the message's topic, or its QoS, cannot be published.
+	ErrTopic = errors.New("topic cannot be published to")
+	// ErrClosed means that the broker is shut down or not yet started.
+	ErrClosed = errors.New("broker is closed")
+	// errRoute is a route that asks for what its recipient cannot take.
+	errRoute = errors.New("route: QoS is above 2, or above 0 without a queue")
+)
+
+// job is one message on its way through route.
+type job struct {
+	m    *message.Message
+	plan *plan
+	from durable.Origin
+	// ack is the publisher's place in its acknowledgement line; nil for
+	// messages of the process itself.
+	ack *ack
+	// cork flushes the recipients; nil: at once.
+	cork *cork
+	// done is called exactly once if route returns nil: the message is safe,
+	// or has failed.
+	done func(error)
+	// ram says that nothing of it goes to the store ($SYS).
+	ram bool
+
+	// Set by route before it calls done or the store:
+	matched bool // somebody wants it
+	inline  bool // done is called by route itself
+}
+
+// route takes every message, whoever sent it. An error means that nothing was
+// taken: nobody gets it, done is not called.
+func (b *Broker) route(j *job) error {
+	m := j.m
+	if j.plan == nil {
+		j.plan = b.planFor(m.Topic)
+	}
+	p := j.plan
+	shared := b.sharing(p, m)
+	claims := p.claims(m, shared, j.from.Queue)
+	j.matched = len(p.sessions)+len(shared)+len(p.recipients) > 0
+
+	// A QoS 2 message goes onward once, after its commit: if that fails, the
+	// publisher sends it again (PROMISES, QoS 2 and packet ids). A client's
+	// goes when its turn in the acknowledgement line comes, so that none
+	// overtakes another.
+	onward := func(k *cork) { b.deliver(p, m, shared, j.from.Queue, k) }
+	deferred := m.QoS == 2
+	if deferred && j.ack != nil {
+		j.ack.onward = onward
+	}
+
+	durably := len(claims) > 0 || m.Retain || j.from.PacketID != 0 && j.from.Queue != 0 || j.from.Will != ""
+	if j.ram || !durably {
+		if m.Retain {
+			b.retained.set(m)
+		}
+		if !deferred || j.ack == nil {
+			onward(j.cork)
+		}
+		if j.done != nil {
+			j.inline = true
+			j.done(nil)
+		}
+		return nil
+	}
+
+	done := j.done
+	if deferred && j.ack == nil {
+		done = func(err error) {
+			if err == nil {
+				onward(nil)
+			}
+			if j.done != nil {
+				j.done(err)
+			}
+		}
+	}
+	var err error
+	if m.Retain {
+		err = b.appendRetained(m, claims, j.from, done)
+	} else {
+		err = b.store.Append(m, claims, j.from, done)
+	}
+	if err != nil {
+		return err
+	}
+	if !deferred {
+		onward(j.cork)
+	}
+	return nil
+}
+
+// deliver hands a message to those who do not get it from the store.
+func (b *Broker) deliver(p *plan, m *message.Message, shared []delivery, from durable.QueueID, k *cork) {
+	for _, w := range p.watches {
+		w.fn(m)
+	}
+	for _, r := range p.recipients {
+		if min(r.qos, m.QoS) == 0 && r.r.Offer0 != nil && (from == 0 || r.r.Queue != from) {
+			r.r.Offer0(m)
+		}
+	}
+	if len(p.sessions)+len(shared) == 0 {
+		return
+	}
+	f, alive := framesOf(m, m.Received)
+	if m.HasExpiry && m.QoS == 2 {
+		f, alive = framesOf(m, time.Now()) // it has waited for its commit
+	}
+	if !alive {
+		b.count.droppedExpired.Add(1)
+		return
+	}
+	send := func(s *session, g grant) {
+		qos := min(g.qos, m.QoS)
+		if qos == 0 || s.queue == 0 {
+			s.deliver(&f, qos, m.Retain && g.asWritten, g.ids, k)
+		}
+	}
+	for i := range p.sessions {
+		t := &p.sessions[i]
+		if g, ok := t.grantFor(m); ok {
+			send(t.s, g)
+		}
+	}
+	for _, d := range shared {
+		send(d.s, d.grant)
+	}
+}
+
+// Publish takes a message from within the process: adapters, the status of the
+// gateway, an uplink's inbound messages. It does not block. A nil error means
+// that it was taken, and done (which may be nil) is called exactly once, from
+// any goroutine: with nil when the message is safe for all its durable
+// recipients, else with why it failed. Any error means that nothing was taken.
+func (b *Broker) Publish(m *message.Message, from durable.Origin, done func(error)) error {
+	if err := topic.ValidName(m.Topic); err != nil {
+		return errors.Join(ErrTopic, err)
+	}
+	if m.QoS > 2 {
+		return ErrTopic
+	}
+	if !b.open() {
+		return ErrClosed
+	}
+	if m.Received.IsZero() {
+		with := *m
+		with.Received = time.Now()
+		m = &with
+	}
+	b.count.published.Add(1)
+	err := b.route(&job{m: m, from: from, done: done})
+	if err != nil {
+		b.count.refused.Add(1)
+	}
+	return err
+}
+
+// reserved says that clients may not publish there (MQTT 5.0 §4.7.2: the
+// server's own topics).
+func reserved(name string) bool {
+	return name == "$SYS" || strings.HasPrefix(name, "$SYS/")
+}
+
+// levels counts the levels of a topic name or filter.
+func levels(name string) int { return 1 + strings.Count(name, "/") }

@@ -1,0 +1,299 @@
+package broker
+
+import (
+	"sync"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/broker/packet"
+)
+
+// session is what the broker knows of one client id: subscriptions, packet
+// ids, what is on its way in both directions. A persistent session has a queue
+// in the store and outlives its connections; any other lives in RAM and ends
+// with its connection. A persistent session is a [durable.Recipient].
+type session struct {
+	b        *Broker
+	clientID string
+	// queue is set once, before the session is seen by others; 0 for a
+	// session that ends with its connection.
+	queue durable.QueueID
+
+	// Guarded by Broker.mu:
+	owner  *conn  // the connection that has it, or is about to
+	expire *event // ends it while it is offline
+
+	mu     sync.Mutex
+	conn   *conn  // guarded by mu; nil while offline
+	expiry uint32 // guarded by mu; seconds
+	// identity is that of the latest connection; guarded by mu.
+	identity Identity
+	subs     map[string]*subscription // guarded by mu; by filter as the client wrote it
+	in       map[uint16]*inbound      // guarded by mu; inbound QoS 2
+	// Outbound, guarded by mu:
+	ids      packetIDs
+	out      map[uint16]*outbound
+	sent     map[durable.Seq]uint16 // packet ids of deliveries of the store
+	inflight int                    // QoS 1 and 2 sent on this connection, not finished
+	pending  fifo                   // waits in RAM for room
+	catchUp  catchUp
+}
+
+// outbound is one QoS 1 or 2 delivery that has a packet id.
+type outbound struct {
+	seq   durable.Seq // 0 for a session that ends with its connection
+	conn  uint64      // connection on which it takes a place of the window; 0 for none
+	state outState
+	qos   byte
+}
+
+// outState is how far an outbound delivery has come.
+type outState byte
+
+const (
+	outReserved outState = iota // id given, not yet sent
+	outSaving                   // QoS 2: the id is being made durable
+	outSent                     // PUBLISH sent
+	outReceived                 // QoS 2: the PUBREC is being made durable
+	outReleased                 // QoS 2: PUBREL sent
+	outEnding                   // QoS 2: the end is being made durable
+)
+
+// packetIDs gives packet ids, 1 to 65535, and skips those in use
+// (MQTT 5.0 §2.2.1 [MQTT-2.2.1-3]).
+type packetIDs struct{ last uint16 }
+
+// next finds a free id. There always is one: windows are at most half of the
+// ids, and ids from the store were given within such windows.
+func (p *packetIDs) next(used map[uint16]*outbound) uint16 {
+	for {
+		p.last++
+		if p.last == 0 {
+			p.last = 1
+		}
+		if _, taken := used[p.last]; !taken {
+			return p.last
+		}
+	}
+}
+
+// waiting is one delivery that waits in RAM for room on the connection.
+type waiting struct {
+	m      *message.Message
+	ids    []uint32
+	qos    byte
+	retain bool
+	free   bool // a retained message being handed out: not counted, the index holds it
+}
+
+// fifo is a queue of deliveries.
+type fifo struct {
+	items []waiting
+	head  int
+	count int // those that count against MaxQueued
+	bytes int // of those
+}
+
+func (f *fifo) len() int { return len(f.items) - f.head }
+
+func (f *fifo) push(w waiting) {
+	if f.head > 0 && f.head >= len(f.items)/2 {
+		n := copy(f.items, f.items[f.head:])
+		clear(f.items[n:])
+		f.items, f.head = f.items[:n], 0
+	}
+	f.items = append(f.items, w)
+	if !w.free {
+		f.count++
+		f.bytes += w.m.Size()
+	}
+}
+
+func (f *fifo) front() *waiting { return &f.items[f.head] }
+
+func (f *fifo) pop() {
+	w := &f.items[f.head]
+	if !w.free {
+		f.count--
+		f.bytes -= w.m.Size()
+	}
+	*w = waiting{}
+	if f.head++; f.head == len(f.items) {
+		*f = fifo{}
+	}
+}
+
+func (b *Broker) newSession(clientID string) *session {
+	s := &session{b: b, clientID: clientID}
+	s.catchUp.idle.L = &s.mu
+	return s
+}
+
+// roomLocked is how many more QoS 1 and 2 deliveries the client may be sent
+// now (MQTT 5.0 §4.9).
+func (s *session) roomLocked() int {
+	if s.conn == nil {
+		return 0
+	}
+	return s.conn.window - s.inflight - s.catchUp.reserved
+}
+
+// attach gives the session to a connection; its CONNACK has been queued.
+func (s *session) attach(c *conn, expiry uint32) {
+	s.mu.Lock()
+	if s.identity != c.identity && len(s.subs) > 0 {
+		s.b.Reauthorize() // plans were made with the rights of another
+	}
+	s.conn, s.expiry, s.identity = c, expiry, c.identity
+	s.inflight = 0
+	s.catchUp.restart()
+	s.mu.Unlock()
+	if s.queue == 0 {
+		return
+	}
+	if err := s.b.store.Attach(s.queue, s); err != nil {
+		c.end(packet.ReasonServerUnavailable, "attach queue: "+err.Error(), false)
+		return
+	}
+	s.mu.Lock()
+	s.catchUp.attached = true
+	s.catchUp.readable = [2]bool{true, true}
+	s.kickLocked()
+	s.mu.Unlock()
+}
+
+// detach takes the session from its connection. When it returns nothing of the
+// old connection acts on it any more.
+func (s *session) detach(c *conn) {
+	s.mu.Lock()
+	if s.conn != c {
+		s.mu.Unlock()
+		return
+	}
+	s.conn = nil
+	for s.catchUp.running {
+		s.catchUp.idle.Wait()
+	}
+	s.catchUp.restart()
+	s.pending = fifo{}
+	s.mu.Unlock()
+	if s.queue != 0 {
+		s.b.store.Detach(s.queue, s)
+	}
+}
+
+// leave frees the session from the connection whose reader calls, publishes
+// the will if it is due, and ends the session or lets it wait.
+func (c *conn) leave() {
+	c.line.kill()
+	s := c.session
+	if s == nil {
+		return
+	}
+	b := c.b
+	s.detach(c)
+	s.mu.Lock()
+	expiry := s.expiry
+	if s.queue == 0 {
+		expiry = 0
+	}
+	s.mu.Unlock()
+	c.logLeave(s)
+
+	w := c.will
+	if w != nil && c.normal {
+		// MQTT 5.0 §3.14.4 [MQTT-3.14.4-3].
+		b.forgetWill(s.clientID, w)
+		w = nil
+	}
+	b.mu.Lock()
+	if b.closing {
+		// Sessions and wills stay in the store; the wills wait there for
+		// their clients to come back to the next start.
+		s.owner = nil
+		b.mu.Unlock()
+		if expiry == 0 {
+			b.endSession(s)
+		} else {
+			b.store.UpdateSession(s.queue, expiry, false, nil)
+		}
+		return
+	}
+	b.mu.Unlock()
+	delay := time.Duration(0)
+	if w != nil && expiry > 0 {
+		delay = time.Duration(min(w.delay, expiry)) * time.Second
+	}
+	if w != nil && delay == 0 {
+		b.fireWill(s.clientID, w)
+		w = nil
+	}
+	if expiry == 0 {
+		b.endSession(s)
+		b.mu.Lock()
+		s.owner = nil
+		delete(b.sessions, s.clientID)
+		b.mu.Unlock()
+		return
+	}
+	b.store.UpdateSession(s.queue, expiry, false, nil)
+	b.mu.Lock()
+	if w != nil {
+		b.delayWillLocked(s.clientID, w, delay, false)
+	}
+	b.expireLaterLocked(s, expiry, time.Duration(expiry)*time.Second)
+	s.owner = nil
+	b.mu.Unlock()
+}
+
+// expireLaterLocked lets an offline session end after d; Broker.mu is held.
+func (b *Broker) expireLaterLocked(s *session, expiry uint32, d time.Duration) {
+	if expiry == durable.SessionExpiryNever {
+		return
+	}
+	s.expire = b.clock.after(d, func() { b.expired(s) })
+}
+
+// expired is called by the session clock.
+func (b *Broker) expired(s *session) {
+	b.mu.Lock()
+	if s.owner != nil || b.sessions[s.clientID] != s || b.closing {
+		b.mu.Unlock()
+		return
+	}
+	delete(b.sessions, s.clientID)
+	w := b.takeWillLocked(s.clientID)
+	done := b.workOnLocked(s.clientID)
+	defer done()
+	b.mu.Unlock()
+	b.count.sessionsExpired.Add(1)
+	b.log.Info("session expired", "client_id", s.clientID)
+	if w != nil {
+		b.fireWill(s.clientID, w.will) // it ends with the session (MQTT 5.0 §3.1.3.2.2)
+	}
+	b.endSession(s)
+}
+
+// endSession removes what a session holds: its subscriptions and, if it is
+// persistent, its queue. Its place in the map is the caller's affair.
+func (b *Broker) endSession(s *session) { b.endSessionDone(s, nil) }
+
+func (b *Broker) endSessionDone(s *session, done func(error)) {
+	s.mu.Lock()
+	subs := s.subs
+	s.subs = nil
+	s.mu.Unlock()
+	for _, sub := range subs {
+		b.dropSubscription(sub)
+	}
+	if s.queue != 0 {
+		b.store.End(s.queue, done)
+	}
+}
+
+func (c *conn) logLeave(s *session) {
+	cause := c.cause.Load()
+	c.b.log.Info("client left", "client_id", s.clientID, "remote", c.remote(),
+		"reason", cause.reason.String(), "detail", cause.detail, "connected_for", time.Since(c.since).Round(time.Millisecond))
+}

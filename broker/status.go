@@ -1,0 +1,103 @@
+package broker
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// counters are what a broker counts; each only grows, save subscriptions.
+type counters struct {
+	bytesIn, bytesOut       atomic.Uint64
+	packetsIn               atomic.Uint64
+	messagesIn, messagesOut atomic.Uint64
+	published               atomic.Uint64
+	connects                atomic.Uint64
+	connectsRefused         atomic.Uint64
+	takeovers               atomic.Uint64
+	sessionsExpired         atomic.Uint64
+	wills                   atomic.Uint64
+	subscriptions           atomic.Int64
+
+	denied          atomic.Uint64
+	refused         atomic.Uint64
+	retainedRefused atomic.Uint64
+	retainedExpired atomic.Uint64
+	refusedByClient atomic.Uint64
+	unknownAcks     atomic.Uint64
+	protocolErrors  atomic.Uint64
+	storeErrors     atomic.Uint64
+
+	droppedSlow      atomic.Uint64
+	droppedQueueFull atomic.Uint64
+	droppedTooLarge  atomic.Uint64
+	droppedExpired   atomic.Uint64
+}
+
+// Status is a snapshot of the broker. Counters start at 0 with the process.
+type Status struct {
+	Uptime        time.Duration `json:"uptime_ns"`
+	Connections   int           `json:"connections"` // those in their handshake included
+	Clients       int           `json:"clients"`     // sessions with a connection
+	Sessions      int           `json:"sessions"`    // online and offline
+	Subscriptions int64         `json:"subscriptions"`
+	Retained      int           `json:"retained"`
+	RetainedBytes int           `json:"retained_bytes"`
+	PendingWills  int           `json:"pending_wills"`
+
+	BytesIn     uint64 `json:"bytes_in"`
+	BytesOut    uint64 `json:"bytes_out"`
+	PacketsIn   uint64 `json:"packets_in"`
+	MessagesIn  uint64 `json:"messages_in"`  // PUBLISH packets from clients
+	MessagesOut uint64 `json:"messages_out"` // PUBLISH packets to clients
+	Published   uint64 `json:"published"`    // by adapters, uplinks and the gateway itself
+
+	Connects        uint64 `json:"connects"`
+	ConnectsRefused uint64 `json:"connects_refused"`
+	Takeovers       uint64 `json:"takeovers"`
+	SessionsExpired uint64 `json:"sessions_expired"`
+	Wills           uint64 `json:"wills"` // published
+
+	Denied          uint64 `json:"denied"`            // no right to the topic
+	Refused         uint64 `json:"refused"`           // publications not taken
+	RetainedRefused uint64 `json:"retained_refused"`  // of those, for max_retained or max_retained_bytes
+	RetainedExpired uint64 `json:"retained_expired"`  // retained messages whose time was over
+	RefusedByClient uint64 `json:"refused_by_client"` // deliveries answered with 0x80 or above
+	UnknownAcks     uint64 `json:"unknown_acks"`      // acknowledgements of nothing we sent
+	ProtocolErrors  uint64 `json:"protocol_errors"`   // malformed and forbidden packets
+	StoreErrors     uint64 `json:"store_errors"`
+
+	DroppedSlow      uint64 `json:"dropped_slow"`       // QoS 0 for clients that do not read fast enough
+	DroppedQueueFull uint64 `json:"dropped_queue_full"` // QoS 1 and 2 beyond max_queued, session ended
+	DroppedTooLarge  uint64 `json:"dropped_too_large"`  // larger than the client takes
+	DroppedExpired   uint64 `json:"dropped_expired"`    // message expiry
+}
+
+// Status returns a snapshot.
+func (b *Broker) Status() Status {
+	n := &b.count
+	st := Status{
+		Subscriptions: n.subscriptions.Load(),
+		BytesIn:       n.bytesIn.Load(), BytesOut: n.bytesOut.Load(), PacketsIn: n.packetsIn.Load(),
+		MessagesIn: n.messagesIn.Load(), MessagesOut: n.messagesOut.Load(), Published: n.published.Load(),
+		Connects: n.connects.Load(), ConnectsRefused: n.connectsRefused.Load(), Takeovers: n.takeovers.Load(),
+		SessionsExpired: n.sessionsExpired.Load(), Wills: n.wills.Load(),
+		Denied: n.denied.Load(), Refused: n.refused.Load(), RetainedRefused: n.retainedRefused.Load(),
+		RetainedExpired: n.retainedExpired.Load(), RefusedByClient: n.refusedByClient.Load(),
+		UnknownAcks: n.unknownAcks.Load(), ProtocolErrors: n.protocolErrors.Load(), StoreErrors: n.storeErrors.Load(),
+		DroppedSlow: n.droppedSlow.Load(), DroppedQueueFull: n.droppedQueueFull.Load(),
+		DroppedTooLarge: n.droppedTooLarge.Load(), DroppedExpired: n.droppedExpired.Load(),
+	}
+	st.Retained, st.RetainedBytes = b.retained.size()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state == stateStarted {
+		st.Uptime = time.Since(b.begun)
+	}
+	st.Connections, st.Sessions, st.PendingWills = len(b.conns), len(b.sessions), len(b.wills)
+	for _, s := range b.sessions {
+		if s.owner != nil {
+			st.Clients++
+		}
+	}
+	return st
+}
