@@ -107,8 +107,10 @@ type OutboxStatus struct {
 }
 
 // Outbox keeps messages in memory between a bus, which must not wait, and a
-// publisher, which may refuse. It hands them over in the order of Put. When it
-// is full, the oldest message of the device that has most waiting is dropped
+// publisher, which may refuse. It hands them over in the order of Put, refusals
+// included. Only a message that the publisher took and gave back after a later
+// one was safe goes out after it: late beats lost, and its time says so. When
+// it is full, the oldest message of the device that has most waiting is dropped
 // and counted: a device that talks too much harms itself.
 type Outbox struct {
 	name string

@@ -56,6 +56,17 @@ func (s State) MarshalText() ([]byte, error) {
 	return []byte(s.String()), nil
 }
 
+// UnmarshalText reads what MarshalText wrote.
+func (s *State) UnmarshalText(text []byte) error {
+	for known := Unknown; known <= Offline; known++ {
+		if known.String() == string(text) {
+			*s = known
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no device state", text)
+}
+
 // Change is one transition of a device.
 type Change struct {
 	Device     string

@@ -146,19 +146,25 @@ func (r *rig) open(times uint64) {
 	}
 }
 
-// say sends a line until a reading comes of it: the adapter may still be
-// finding its step.
-func (r *rig) say(line string) *message.Message {
+// say sends a line until a reading comes of it that begins with prefix: what
+// the adapter finds in the kernel when it opens the port is thrown away.
+func (r *rig) say(line, prefix string) *message.Message {
 	r.t.Helper()
 	deadline := time.After(patience)
 	for {
 		r.master.WriteString(line)
-		select {
-		case m := <-r.out:
-			return m
-		case <-time.After(100 * time.Millisecond):
-		case <-deadline:
-			r.t.Fatalf("no reading of %q: %+v", line, r.adapter.Status())
+		again := time.After(100 * time.Millisecond)
+		for waiting := true; waiting; {
+			select {
+			case m := <-r.out:
+				if strings.HasPrefix(string(m.Payload), prefix) {
+					return m
+				}
+			case <-again:
+				waiting = false
+			case <-deadline:
+				r.t.Fatalf("no reading of %q: %+v", line, r.adapter.Status())
+			}
 		}
 	}
 }
@@ -216,7 +222,7 @@ func TestLinesBecomeReadings(t *testing.T) {
 	eachDriver(t, weightOptions(), func(r *rig) {
 		t := r.t
 		r.open(1)
-		m := r.say("W=125kg S=yes\r\n")
+		m := r.say("W=125kg S=yes\r\n", `{"value":12.5,`)
 		r.expectState(health.Online)
 		if m.Topic != "sensors/scale/weight" || m.QoS != 1 || m.Retain {
 			t.Errorf("message %+v", m)
@@ -254,7 +260,7 @@ func TestUnplugMakesOfflineAndReplugOnline(t *testing.T) {
 	eachDriver(t, weightOptions(), func(r *rig) {
 		t := r.t
 		r.open(1)
-		r.say("W=1kg S=yes\n")
+		r.say("W=1kg S=yes\n", `{"value":0.1,`)
 		r.expectState(health.Online)
 		r.unplug()
 		if c := r.expectState(health.Offline); c.Reason == "" {
@@ -266,7 +272,7 @@ func TestUnplugMakesOfflineAndReplugOnline(t *testing.T) {
 		r.run() // as a supervisor does: the device is not there yet
 		r.plug()
 		r.open(2)
-		r.say("W=2kg S=yes\n")
+		r.say("W=2kg S=yes\n", `{"value":0.2,`)
 		r.expectState(health.Online)
 	})
 }
@@ -286,7 +292,7 @@ func TestStopEndsRunAndIsNoFailure(t *testing.T) {
 func TestNoiseMakesOffline(t *testing.T) {
 	eachDriver(t, weightOptions(), func(r *rig) {
 		r.open(1)
-		r.say("W=1kg S=yes\n")
+		r.say("W=1kg S=yes\n", `{"value":0.1,`)
 		r.expectState(health.Online)
 		r.master.WriteString("\xff\xfe\n\xff\n?\n")
 		if c := r.expectState(health.Offline); c.Reason == "" {
@@ -303,7 +309,7 @@ func TestPausedFrameIsDropped(t *testing.T) {
 	o.FrameTimeout = 50 * time.Millisecond
 	eachDriver(t, o, func(r *rig) {
 		r.open(1)
-		r.say("W=1kg S=yes\n")
+		r.say("W=1kg S=yes\n", `{"value":0.1,`)
 		r.master.WriteString("W=99")
 		deadline := time.After(patience)
 		for r.adapter.Status().Partial == 0 {
