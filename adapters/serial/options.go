@@ -52,7 +52,7 @@ type Options struct {
 	KeySeparator  string `toml:"key_separator"`
 	// TopicPrefix is what the topics of the readings begin with:
 	// prefix/device/point.
-	TopicPrefix string `toml:"topic_prefix"`
+	TopicPrefix string `toml:"-"`
 	// QoS of the readings, 0 to 2.
 	QoS int `toml:"qos"`
 	// Points are what is published. At least one.

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/cmd/holdfast/config"
+	"holdfast/cmd/holdfast/console"
+)
+
+func statusCommand() *cobra.Command {
+	var socket string
+	var asJSON, exitCode bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the running gateway is doing and what is wrong",
+		Long: `Show what the running gateway is doing and what is wrong.
+
+Exit codes: 0 it answered (with --exit-code: and is healthy), 4 it is not
+healthy, 5 no gateway answers on the socket.`,
+		Example: `  holdfast status
+  holdfast status --json | jq .uplinks
+  holdfast status --exit-code --socket /run/holdfast/holdfast.sock`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			path, err := controlSocket(socket)
+			if err != nil {
+				return &exitError{exitNotThere, err}
+			}
+			body, code, err := console.Get(c.Context(), path, "/api/v1/status")
+			if err != nil {
+				return &exitError{exitNotThere, err}
+			}
+			if code != http.StatusOK {
+				return fmt.Errorf("%s answered %d: %s", path, code, body)
+			}
+			if err := printStatus(c.OutOrStdout(), body, asJSON); err != nil {
+				return err
+			}
+			if !exitCode {
+				return nil
+			}
+			text, code, err := console.Get(c.Context(), path, "/healthz")
+			switch {
+			case err != nil:
+				return &exitError{exitNotThere, err}
+			case code != http.StatusOK:
+				return &exitError{exitUnhealthy, errors.New(string(bytes.TrimSpace(text)))}
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&socket, "socket", "", "control socket (default: the one of the service, or of "+config.DefaultFile+")")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the snapshot as JSON")
+	c.Flags().BoolVar(&exitCode, "exit-code", false, "exit with 4 when the gateway is not healthy")
+	return c
+}
+
+// controlSocket finds the socket of the gateway on this machine.
+func controlSocket(flag string) (string, error) {
+	if flag != "" {
+		return flag, nil
+	}
+	const service = "/run/holdfast/holdfast.sock"
+	if _, err := os.Stat(service); err == nil {
+		return service, nil
+	}
+	if cfg, err := config.Load(config.DefaultFile); err == nil {
+		return cfg.Control.Socket, nil
+	}
+	cfg := config.Default()
+	cfg.Resolve()
+	if _, err := os.Stat(cfg.Control.Socket); err == nil {
+		return cfg.Control.Socket, nil
+	}
+	return "", fmt.Errorf("no gateway found at %s or %s; name its socket with --socket (in its data folder: DIR/%s)",
+		service, cfg.Control.Socket, filepath.Base(cfg.Control.Socket))
+}
+
+func printStatus(w io.Writer, body []byte, asJSON bool) error {
+	if asJSON {
+		var out bytes.Buffer
+		if err := json.Indent(&out, body, "", "  "); err != nil {
+			return fmt.Errorf("status: %w", err)
+		}
+		_, err := out.WriteTo(w)
+		return err
+	}
+	var s gatewayStatus
+	if err := json.Unmarshal(body, &s); err != nil {
+		return fmt.Errorf("status: %w", err)
+	}
+	return s.print(w)
+}
+
+// print writes the snapshot for people.
+func (s *gatewayStatus) print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(t, "gateway\t%s\t%s, session %d, up %s, clock %s\n", s.Gateway, s.Version, s.Session, seconds(s.Uptime), s.Clock)
+	for _, u := range s.Uplinks {
+		fmt.Fprintf(t, "uplink\t%s\t%s for %s%s", u.Name, u.State, since(s.Time, u.Since), because(u.Reason))
+		if !u.NextAttempt.IsZero() {
+			fmt.Fprintf(t, ", next attempt in %s", since(u.NextAttempt, s.Time))
+		}
+		fmt.Fprintf(t, "\n\t\tbacklog %d messages, %d bytes, oldest %s; sent %d, acknowledged %d, in flight %d of %d\n",
+			u.Backlog, u.BacklogBytes, seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window)
+	}
+	for _, d := range s.Devices {
+		fmt.Fprintf(t, "device\t%s\t%s for %s%s\n", d.Name, d.State, since(s.Time, d.Since), because(d.Reason))
+		fmt.Fprintf(t, "\t\treadings %d, safe %d, dropped %d; polls good %d, bad %d\n",
+			d.Put, d.Acknowledged, d.Dropped, d.Good, d.Bad)
+	}
+	fmt.Fprintf(t, "store\t%s\t%s\n", s.Store.Path, s.Store.State)
+	fmt.Fprintf(t, "\t\t%d messages, %d bytes in queues; %d retained; file %d bytes; %d commits, %d failed\n",
+		s.Store.Messages, s.Store.Bytes, s.Store.Retained, s.Store.FileBytes, s.Store.Commits, s.Store.CommitErrors)
+	b := &s.Broker
+	fmt.Fprintf(t, "broker\t\t%d clients, %d sessions, %d subscriptions; in %d, out %d messages; refused %d, denied %d, dropped %d\n",
+		b.Clients, b.Sessions, b.Subscriptions, b.MessagesIn, b.MessagesOut, b.Refused, b.Denied,
+		b.DroppedSlow+b.DroppedQueueFull+b.DroppedTooLarge+b.DroppedExpired)
+	if len(s.Problems) == 0 {
+		fmt.Fprintln(t, "all well")
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(t, "problem\t%s\n", p)
+	}
+	return t.Flush()
+}
+
+func because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return " (" + reason + ")"
+}
+
+func since(now, then time.Time) string {
+	if then.IsZero() {
+		return "ever"
+	}
+	return now.Sub(then).Round(time.Second).String()
+}
+
+func seconds(s float64) string {
+	return time.Duration(s * float64(time.Second)).Round(time.Second).String()
+}

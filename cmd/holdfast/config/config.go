@@ -1,0 +1,302 @@
+// Package config reads the gateway's configuration: one TOML file, drop-ins
+// beside it, and values looked up in the environment, in files and in systemd
+// credentials. It puts the Options of every package together and is strict: an
+// unknown key, a wrong type or a value out of range is a [ProblemError] that names
+// file, line, key and what was expected. It opens nothing but files and starts
+// no goroutines.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"holdfast/broker"
+	"holdfast/broker/topic"
+	"holdfast/storeforward"
+	"holdfast/storeforward/uplink"
+)
+
+// Config is the whole configuration.
+type Config struct {
+	Gateway   Gateway                   `toml:"gateway"`
+	Log       Log                       `toml:"log"`
+	Control   Control                   `toml:"control"`
+	Listeners []Listener                `toml:"listener"`
+	Broker    broker.Options            `toml:"broker"`
+	Store     storeforward.Options      `toml:"store"`
+	Uplinks   map[string]uplink.Options `toml:"uplink"`
+	Ports     map[string]Port           `toml:"port"`
+	Devices   map[string]Device         `toml:"device"`
+}
+
+// Gateway says who this gateway is.
+type Gateway struct {
+	// ID is the gateway's name in topics, client ids and statuses: one topic
+	// level. Empty means the host name.
+	ID string `toml:"id"`
+	// Data is the folder of the store. Empty means what systemd passes in
+	// STATE_DIRECTORY, else /var/lib/holdfast.
+	Data string `toml:"data"`
+	// Readings are the first levels of the topics of readings:
+	// readings/device/point.
+	Readings string `toml:"readings"`
+}
+
+// Log says what is logged, to standard error.
+type Log struct {
+	// Level is "debug", "info", "warn" or "error".
+	Level string `toml:"level"`
+	// Format is "text" or "json".
+	Format string `toml:"format"`
+}
+
+// Control is the Unix socket that `holdfast status` asks.
+type Control struct {
+	// Socket is its path. Empty means holdfast.sock in the folder systemd
+	// passes in RUNTIME_DIRECTORY, else in the data folder.
+	Socket string `toml:"socket"`
+}
+
+// Listener is one socket of the local broker.
+type Listener struct {
+	// Address is tcp://host:port or unix:///path.
+	Address string `toml:"address"`
+	broker.Listener
+}
+
+func (l *Listener) setDefaults() { l.Anonymous = broker.AnonymousLoopback }
+
+// DefaultListen is where the local broker listens unless told otherwise.
+const DefaultListen = "tcp://127.0.0.1:1883"
+
+// DefaultFile is read when no file is named.
+const DefaultFile = "/etc/holdfast/holdfast.toml"
+
+// Default returns the configuration of a gateway that is told nothing.
+func Default() Config {
+	l := Listener{Address: DefaultListen}
+	l.setDefaults()
+	store := storeforward.DefaultOptions()
+	store.Path = "" // in the data folder
+	return Config{
+		Gateway:   Gateway{Readings: "sensors"},
+		Log:       Log{Level: "info", Format: "text"},
+		Listeners: []Listener{l},
+		Broker:    broker.DefaultOptions(),
+		Store:     store,
+	}
+}
+
+// elementDefaults is where maps of Options that live in other packages get
+// their defaults from.
+var elementDefaults = map[reflect.Type]func() any{
+	reflect.TypeFor[uplink.Options](): func() any { return uplink.DefaultOptions() },
+}
+
+// Load reads the file and its drop-ins: every *.toml in the folder beside it
+// that is called like the file with .d for .toml, in alphabetical order. What a
+// drop-in says is laid over what came before: tables are merged key by key,
+// arrays are replaced. The error joins every [ProblemError] found.
+func Load(file string) (Config, error) {
+	root, err := parseFile(file)
+	if err != nil {
+		return Config{}, err
+	}
+	dropins, err := filepath.Glob(filepath.Join(strings.TrimSuffix(file, ".toml")+".d", "*.toml"))
+	if err != nil {
+		return Config{}, fmt.Errorf("drop-ins of %s: %w", file, err)
+	}
+	slices.Sort(dropins)
+	for _, name := range dropins {
+		over, err := parseFile(name)
+		if err != nil {
+			return Config{}, err
+		}
+		root = merge(root, over)
+	}
+	return decodeConfig(root)
+}
+
+func decodeConfig(root *node) (Config, error) {
+	cfg := Default()
+	d := decoder{places: map[string]position{}}
+	d.decode("", root, reflect.ValueOf(&cfg).Elem())
+	if len(d.problems) > 0 {
+		return Config{}, d.err()
+	}
+	cfg.Resolve()
+	if err := cfg.Validate(); err != nil {
+		d.place(err, root.at.file)
+		return Config{}, d.err()
+	}
+	return cfg, nil
+}
+
+// place turns the errors of Validate, which start with a key, into Problems
+// with the place where that key, or the nearest table around it, was written.
+func (d *decoder) place(err error, file string) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			d.place(e, file)
+		}
+		return
+	}
+	key, text, ok := strings.Cut(err.Error(), ": ")
+	if !ok {
+		d.problems = append(d.problems, err)
+		return
+	}
+	at := position{file: file}
+	for k := key; k != ""; {
+		if p, ok := d.places[k]; ok {
+			at = p
+			break
+		}
+		cut := strings.LastIndexAny(k, ".[")
+		if cut < 0 {
+			break
+		}
+		k = k[:cut]
+	}
+	d.problem(at, key, "%s", text)
+}
+
+// Resolve fills in what depends on the machine and on other keys. Load has
+// done it already.
+func (c *Config) Resolve() {
+	if c.Gateway.ID == "" {
+		c.Gateway.ID = hostName()
+	}
+	if c.Gateway.Data == "" {
+		c.Gateway.Data = "/var/lib/holdfast"
+		if dir := firstPath(os.Getenv("STATE_DIRECTORY")); dir != "" {
+			c.Gateway.Data = dir
+		}
+	}
+	if c.Control.Socket == "" {
+		c.Control.Socket = c.defaultSocket()
+	}
+	if c.Store.Path == "" {
+		c.Store.Path = c.defaultStore()
+	}
+	for name, u := range c.Uplinks {
+		u.Gateway = c.Gateway.ID
+		c.Uplinks[name] = u
+	}
+}
+
+func (c *Config) defaultSocket() string {
+	dir := firstPath(os.Getenv("RUNTIME_DIRECTORY"))
+	if dir == "" {
+		dir = c.Gateway.Data
+	}
+	return filepath.Join(dir, "holdfast.sock")
+}
+
+func (c *Config) defaultStore() string { return filepath.Join(c.Gateway.Data, "holdfast.db") }
+
+// firstPath is the first of the folders systemd separates by colons.
+func firstPath(s string) string {
+	dir, _, _ := strings.Cut(s, ":")
+	return dir
+}
+
+// hostName is the host name as one topic level.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil || !oneLevel(name) {
+		return "holdfast"
+	}
+	return name
+}
+
+func oneLevel(s string) bool {
+	return topic.ValidName(s) == nil && !strings.ContainsAny(s, "/$")
+}
+
+// Validate says everything that is wrong, each error beginning with the key.
+func (c *Config) Validate() error {
+	var errs []error
+	add := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if !oneLevel(c.Gateway.ID) {
+		add(fmt.Errorf("gateway.id: %q is not one topic level (no / + # $)", c.Gateway.ID))
+	}
+	if err := topic.ValidName(c.Gateway.Readings); err != nil || strings.HasPrefix(c.Gateway.Readings, "$") {
+		add(fmt.Errorf("gateway.readings: %q is not the start of a topic", c.Gateway.Readings))
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		add(fmt.Errorf(`log.level: %q is not one of "debug", "info", "warn", "error"`, c.Log.Level))
+	}
+	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {
+		add(fmt.Errorf(`log.format: %q is not one of "text", "json"`, c.Log.Format))
+	}
+	for i, l := range c.Listeners {
+		key := index("listener", i)
+		add(rekey(l.Validate(), "listener", key))
+		if _, _, err := l.Network(); err != nil {
+			add(fmt.Errorf("%s.address: %w", key, err))
+		}
+		for j := range i {
+			if c.Listeners[j].Address == l.Address {
+				add(fmt.Errorf("%s.address: %q is listened on already", key, l.Address))
+			}
+		}
+	}
+	add(c.Broker.Validate())
+	add(c.Store.Validate())
+	for _, name := range sortedKeys(c.Uplinks) {
+		key := join("uplink", name)
+		if !oneLevel(name) {
+			add(fmt.Errorf("%s: the name is not one topic level (no / + # $)", key))
+		}
+		add(rekey(c.Uplinks[name].Validate(), "uplink", key))
+	}
+	c.validateDevices(add)
+	return errors.Join(errs...)
+}
+
+// rekey replaces the first word of the key of each error below err.
+func rekey(err error, from, to string) error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, e := range joined.Unwrap() {
+			errs = append(errs, rekey(e, from, to))
+		}
+		return errors.Join(errs...)
+	}
+	text := err.Error()
+	if rest, ok := strings.CutPrefix(text, from); ok && from != "" {
+		return errors.New(to + rest)
+	}
+	return errors.New(to + "." + text)
+}
+
+// Network takes the address apart for net.Listen.
+func (l *Listener) Network() (network, address string, err error) {
+	network, address, ok := strings.Cut(l.Address, "://")
+	switch {
+	case !ok:
+		return "", "", fmt.Errorf("%q is not an address; expected tcp://host:port or unix:///path", l.Address)
+	case network == "unix" && filepath.IsAbs(address):
+		return network, address, nil
+	case network == "tcp":
+		if _, _, err := splitHostPort(address); err != nil {
+			return "", "", err
+		}
+		return network, address, nil
+	default:
+		return "", "", fmt.Errorf("%q is not supported; expected tcp://host:port or unix:///path", l.Address)
+	}
+}

@@ -1,0 +1,166 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+
+	"holdfast/adapters/health"
+	"holdfast/adapters/modbus"
+	"holdfast/adapters/port"
+	"holdfast/adapters/reading"
+	"holdfast/adapters/serial"
+)
+
+// The adapters a device can name.
+const (
+	AdapterModbus = "modbus"
+	AdapterSerial = "serial"
+)
+
+// Port is one serial port: shared by the Modbus devices that name it, or owned
+// by the one serial device that does.
+type Port struct {
+	port.Options
+	// Bus are the settings of a Modbus line.
+	Bus modbus.Options `toml:",inline"`
+}
+
+func (p *Port) setDefaults() { p.Options, p.Bus = port.DefaultOptions(), modbus.DefaultOptions() }
+
+// Device is one field device: what all adapters share, and the options of the
+// adapter it names; those of the others are nil.
+type Device struct {
+	// Adapter is "modbus" or "serial".
+	Adapter string `toml:"adapter"`
+	// Port is the name of a [port.NAME].
+	Port string `toml:"port"`
+
+	Modbus *modbus.Device `toml:"-"`
+	Serial *Serial        `toml:"-"`
+}
+
+// Serial is a device that speaks by itself on a line of its own.
+type Serial struct {
+	serial.Options
+	// Health says when the device counts as degraded, stale or offline.
+	Health health.Options `toml:",inline"`
+}
+
+// DefaultSerial returns the defaults of a serial device.
+func DefaultSerial() Serial {
+	return Serial{Options: serial.DefaultOptions(), Health: health.DefaultOptions()}
+}
+
+// decodeNode reads the keys that fit the adapter.
+func (dev *Device) decodeNode(d *decoder, key string, n *node) {
+	table, ok := n.value.(map[string]*node)
+	if !ok {
+		d.problem(n.at, key, "expected a table, found %s", describe(n))
+		return
+	}
+	fields := fieldsOf(reflect.ValueOf(dev).Elem())
+	adapter := table["adapter"]
+	if adapter == nil {
+		d.problem(n.at, join(key, "adapter"), `is missing; expected "modbus" or "serial"`)
+		return
+	}
+	d.decode(join(key, "adapter"), adapter, fields["adapter"])
+	var own reflect.Value
+	switch dev.Adapter {
+	case AdapterModbus:
+		dev.Modbus = new(modbus.DefaultDevice())
+		own = reflect.ValueOf(dev.Modbus).Elem()
+	case AdapterSerial:
+		dev.Serial = new(DefaultSerial())
+		own = reflect.ValueOf(dev.Serial).Elem()
+	default:
+		d.problem(adapter.at, join(key, "adapter"), `%q is not one of "modbus", "serial"`, dev.Adapter)
+		return
+	}
+	maps.Copy(fields, fieldsOf(own))
+	d.decodeFields(key, table, fields)
+}
+
+// Bus is everything behind one port.
+type Bus struct {
+	Adapter string
+	Port    Port
+	Devices map[string]Device
+}
+
+// Buses groups the devices by port. The configuration must be valid.
+func (c *Config) Buses() map[string]Bus {
+	buses := map[string]Bus{}
+	for name, dev := range c.Devices {
+		b, ok := buses[dev.Port]
+		if !ok {
+			b = Bus{Adapter: dev.Adapter, Port: c.Ports[dev.Port], Devices: map[string]Device{}}
+		}
+		b.Devices[name] = dev
+		buses[dev.Port] = b
+	}
+	return buses
+}
+
+func (c *Config) validateDevices(add func(error)) {
+	for _, name := range sortedKeys(c.Ports) {
+		key := join("port", name)
+		add(rekey(c.Ports[name].Options.Validate(), "", key))
+		add(rekey(c.Ports[name].Bus.Validate(), "", key))
+	}
+	users := map[string]string{} // port -> the device that named it first
+	for _, name := range sortedKeys(c.Devices) {
+		key := join("device", name)
+		if err := reading.ValidName(name); err != nil {
+			add(fmt.Errorf("%s: the name %w", key, err))
+			continue
+		}
+		dev := c.Devices[name]
+		switch {
+		case dev.Modbus != nil:
+			dev.Modbus.Name = name
+			add(rekey(dev.Modbus.Validate(), "device."+name, key))
+		case dev.Serial != nil:
+			add(rekey(dev.Serial.Options.Validate(), "device", key))
+			add(rekey(dev.Serial.Health.Validate(), "", key))
+		}
+		_, known := c.Ports[dev.Port]
+		first, shared := users[dev.Port]
+		switch {
+		case dev.Port == "":
+			add(fmt.Errorf("%s.port: is missing; expected the name of a [port.NAME]", key))
+		case !known:
+			add(fmt.Errorf("%s.port: there is no [port.%s]%s", key, dev.Port, suggest(dev.Port, sortedKeys(c.Ports))))
+		case shared && (dev.Adapter != AdapterModbus || c.Devices[first].Adapter != AdapterModbus):
+			add(fmt.Errorf("%s.port: port %s belongs to device %s; only Modbus devices share one", key, dev.Port, first))
+		default:
+			users[dev.Port] = name
+		}
+	}
+}
+
+// Warnings returns what is allowed and yet likely to end in trouble.
+func (c *Config) Warnings() []string {
+	var out []string
+	for _, name := range sortedKeys(c.Ports) {
+		for _, w := range c.Ports[name].Warnings() {
+			out = append(out, join("port", name)+"."+w)
+		}
+	}
+	used := map[string]bool{}
+	for _, dev := range c.Devices {
+		used[dev.Port] = true
+	}
+	for _, name := range sortedKeys(c.Ports) {
+		if !used[name] {
+			out = append(out, join("port", name)+": no device uses it")
+		}
+	}
+	for _, name := range sortedKeys(c.Uplinks) {
+		if len(c.Uplinks[name].Routes) == 0 {
+			out = append(out, join("uplink", name)+": it has no routes; only statuses go to the cloud")
+		}
+	}
+	return out
+}

@@ -1,0 +1,67 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"holdfast/storeforward/uplink"
+)
+
+// Override lays the command line over the configuration: data, when not empty,
+// replaces gateway.data, and listen, when not empty, the listeners.
+func (c *Config) Override(data string, listen []string) error {
+	if data != "" {
+		if c.Control.Socket == c.defaultSocket() {
+			c.Control.Socket = ""
+		}
+		if c.Store.Path == c.defaultStore() {
+			c.Store.Path = ""
+		}
+		c.Gateway.Data = data
+	}
+	if len(listen) > 0 {
+		c.Listeners = nil
+		for _, address := range listen {
+			l := Listener{Address: address}
+			l.setDefaults()
+			c.Listeners = append(c.Listeners, l)
+		}
+	}
+	c.Resolve()
+	if err := c.Validate(); err != nil {
+		return fmt.Errorf("command line: %w", err)
+	}
+	return nil
+}
+
+func splitHostPort(address string) (host, service string, err error) {
+	host, service, err = net.SplitHostPort(address)
+	if err != nil {
+		return "", "", fmt.Errorf("%q is not host:port", address)
+	}
+	if n, err := strconv.ParseUint(service, 10, 16); err != nil {
+		return "", "", fmt.Errorf("port %q is outside 0..65535", service)
+	} else if host == "" {
+		return "", "", errors.New("the host is missing; name the address to listen on, or 0.0.0.0 for all: port " + strconv.FormatUint(n, 10))
+	}
+	return host, service, nil
+}
+
+// DeviceStatusTopic is where a device's retained status goes.
+func DeviceStatusTopic(gateway, device string) string {
+	return "holdfast/" + gateway + "/device/" + device + "/status"
+}
+
+// StatusRoute carries the statuses of the gateway's devices to the cloud. Every
+// uplink has it: who is alive is what the cloud wants to know first.
+func StatusRoute(gateway string) uplink.Route {
+	one := 1
+	return uplink.Route{
+		Direction: uplink.DirectionOut,
+		Filter:    DeviceStatusTopic(gateway, "+"),
+		QoS:       &one,
+		Retain:    uplink.RetainKeep,
+	}
+}

@@ -1,0 +1,228 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"holdfast/adapters/modbus"
+	"holdfast/adapters/serial"
+	"holdfast/storeforward/uplink"
+)
+
+const samplePath = "../../../packaging/holdfast.toml"
+
+var (
+	keyLine   = regexp.MustCompile(`^#(\[|[a-z0-9_]+ = )`)
+	noDefault = regexp.MustCompile(`# no default\b`)
+)
+
+// uncomment turns the sample's commented keys into real ones.
+func uncomment(t *testing.T) (text string, examples map[int]bool) {
+	t.Helper()
+	data, err := os.ReadFile(samplePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples = map[int]bool{}
+	lines := strings.Split(string(data), "\n")
+	for i, line := range lines {
+		if keyLine.MatchString(line) {
+			lines[i] = line[1:]
+			examples[i+1] = noDefault.MatchString(line)
+		} else if line != "" && !strings.HasPrefix(line, "# ") && line != "#" {
+			t.Errorf("%s:%d: %q is neither a commented key nor a remark", samplePath, i+1, line)
+		}
+	}
+	return strings.Join(lines, "\n"), examples
+}
+
+func TestSampleAsShippedIsTheDefaults(t *testing.T) {
+	got, err := Load(samplePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Resolve()
+	if diff := cmp.Diff(want, got, cmp.Exporter(func(reflect.Type) bool { return true }), funcsEqual); diff != "" {
+		t.Errorf("the sample changes something (-default +sample):\n%s", diff)
+	}
+}
+
+var funcsEqual = cmp.FilterValues(func(a, _ any) bool {
+	return reflect.TypeOf(a) != nil && reflect.TypeOf(a).Kind() == reflect.Func
+}, cmp.Comparer(func(_, _ any) bool { return true }))
+
+// Every key that a configuration can have stands in the sample, and every value
+// that is not marked "no default" is the default.
+func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
+	text, examples := uncomment(t)
+	root, err := parse("sample", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decodeConfig(root); err != nil {
+		t.Fatalf("the sample with its comments removed is refused:\n%v", err)
+	}
+	def := Default()
+	table := root.value.(map[string]*node)
+	shown := map[string]bool{}
+	for key, want := range map[string]any{
+		"gateway": def.Gateway, "log": def.Log, "control": def.Control, "broker": def.Broker, "store": def.Store,
+		"listener": def.Listeners[0], "uplink.cloud": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
+		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
+		"device.weather": DefaultSerial(), "device.weather.point": defaultField(),
+	} {
+		n := &node{value: table}
+		for part := range strings.SplitSeq(key, ".") {
+			n = n.value.(map[string]*node)[part]
+			if n == nil {
+				t.Fatalf("the sample has no [%s]", key)
+			}
+			if list, ok := n.value.([]*node); ok {
+				n = list[0]
+			}
+		}
+		shown[strings.SplitN(key, ".", 2)[0]] = true
+		compareSample(t, key, n.value.(map[string]*node), want, examples)
+	}
+	for key := range fieldsOf(reflect.ValueOf(&def).Elem()) {
+		if !shown[key] {
+			t.Errorf("the sample does not show [%s]", key)
+		}
+	}
+}
+
+func compareSample(t *testing.T, key string, table map[string]*node, want any, examples map[int]bool) {
+	t.Helper()
+	wv := reflect.New(reflect.TypeOf(want)).Elem()
+	wv.Set(reflect.ValueOf(want))
+	gv := reflect.New(reflect.TypeOf(want)).Elem()
+	wants, gots := fieldsOf(wv), fieldsOf(gv)
+	for name, w := range wants {
+		at := key + "." + name
+		n, ok := table[name]
+		if !ok {
+			if name != "adapter" && name != "port" {
+				t.Errorf("%s is not in the sample", at)
+			}
+			continue
+		}
+		if _, tables := n.value.([]*node); tables && w.Kind() == reflect.Slice && w.Type().Elem().Kind() == reflect.Struct {
+			continue // compared on its own
+		}
+		d := decoder{places: map[string]position{}}
+		d.decode(at, n, gots[name])
+		if err := d.err(); err != nil {
+			t.Error(err)
+			continue
+		}
+		got := gots[name]
+		if examples[n.at.line] {
+			if got.IsZero() {
+				t.Errorf("sample:%d: %s is marked as an example and shows nothing", n.at.line, at)
+			}
+			continue
+		}
+		if got.Kind() == reflect.Slice && got.Len() == 0 && w.Len() == 0 {
+			continue
+		}
+		if !cmp.Equal(w.Interface(), got.Interface()) {
+			t.Errorf("sample:%d: %s = %v, the default is %v", n.at.line, at, show(got), show(w))
+		}
+	}
+}
+
+func show(v reflect.Value) any {
+	if v.Kind() == reflect.Pointer && !v.IsNil() {
+		return v.Elem().Interface()
+	}
+	return v.Interface()
+}
+
+// Where the zero value stands for a default, the sample says which.
+func defaultRoute() uplink.Route { return uplink.Route{QoS: new(2), Retain: uplink.RetainKeep} }
+
+func defaultPort() Port {
+	var p Port
+	p.setDefaults()
+	return p
+}
+
+func defaultModbus() modbus.Device { return modbus.DefaultDevice() }
+func defaultPoint() modbus.Point   { return modbus.Point{Scale: 1} }
+func defaultField() serial.Point   { return serial.Point{Type: serial.TypeNumber, Scale: 1} }
+
+func TestDropInsAreLaidOverInOrder(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("holdfast.toml", "[gateway]\nid = \"one\"\ndata = \"/d\"\n[log]\nlevel = \"warn\"\n")
+	write("holdfast.d/20-b.toml", "[gateway]\nid = \"three\"\n")
+	write("holdfast.d/10-a.toml", "[gateway]\nid = \"two\"\n[log]\nlevel = \"debug\"\n")
+	write("holdfast.d/readme.txt", "not read")
+	cfg, err := Load(filepath.Join(dir, "holdfast.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Gateway.ID != "three" || cfg.Gateway.Data != "/d" || cfg.Log.Level != "debug" {
+		t.Errorf("gateway %+v, log %+v", cfg.Gateway, cfg.Log)
+	}
+	write("holdfast.d/30-c.toml", "\n[broker]\nmax_conections = 1\n")
+	_, err = Load(filepath.Join(dir, "holdfast.toml"))
+	want := filepath.Join(dir, "holdfast.d/30-c.toml") + `:3: broker.max_conections: unknown key; did you mean "max_connections"?`
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
+// What Validate of each package finds is reported where it was written.
+func TestValuesOutOfRangeNameTheirPlace(t *testing.T) {
+	tests := map[string]struct{ in, want string }{
+		"gateway":       {"[gateway]\nid='a/b'\n", `h.toml:2: gateway.id: "a/b" is not one topic level`},
+		"broker":        {"[broker]\n\nmax_inflight=0\n", `h.toml:3: broker.max_inflight: 0 is outside 1..32767`},
+		"store":         {"[store]\ncommit_window='2h'\n", `h.toml:2: store.commit_window: 2h0m0s is outside 0s..1m0s`},
+		"listener":      {"[[listener]]\naddress='tcp://:1883'\n", `h.toml:2: listener[0].address: the host is missing`},
+		"listener kind": {"[[listener]]\naddress='udp://x:1'\n", `h.toml:2: listener[0].address: "udp://x:1" is not supported`},
+		"anonymous":     {"[[listener]]\naddress='tcp://127.0.0.1:1'\nanonymous='maybe'\n", `h.toml:3: listener[0].anonymous: "maybe" is not loopback, never or always`},
+		"same listener": {"[[listener]]\naddress='tcp://127.0.0.1:1'\n[[listener]]\naddress='tcp://127.0.0.1:1'\n", `h.toml:4: listener[1].address: "tcp://127.0.0.1:1" is listened on already`},
+		"uplink":        {"[uplink.c]\nurl='mqtt://h'\nwindow=0\n", `h.toml:3: uplink.c.window: 0 is outside 1..65535`},
+		"uplink url":    {"[uplink.c]\nwindow=1\n", `h.toml:1: uplink.c.url: is missing`},
+		"route":         {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='out'\nfilter='a/#/b'\n", `h.toml:5: uplink.c.route[0].filter: `},
+		"port":          {"[port.p]\ndevice='/dev/x'\ndriver='tarm'\nparity='even'\n", `h.toml:4: port.p.parity: driver "tarm" cannot do even parity`},
+		"bus":           {"[port.p]\ndevice='/dev/x'\nsilence='5s'\n", `h.toml:3: port.p.silence: 5s is outside`},
+		"no adapter":    {"[device.d]\nport='p'\n", `h.toml:1: device.d.adapter: is missing`},
+		"wrong adapter": {"[device.d]\nadapter='can'\n", `h.toml:2: device.d.adapter: "can" is not one of "modbus", "serial"`},
+		"other's key":   {"[port.p]\ndevice='/dev/x'\n[device.d]\nadapter='modbus'\nport='p'\nunit=1\npattern='x'\n", `h.toml:7: device.d.pattern: unknown key`},
+		"no port":       {"[port.rs485]\ndevice='/dev/x'\n[device.d]\nadapter='modbus'\nport='rs48'\nunit=1\n[[device.d.point]]\nname='a'\nregister='holding:1'\n", `h.toml:5: device.d.port: there is no [port.rs48]; did you mean "rs485"?`},
+		"register":      {"[port.p]\ndevice='/dev/x'\n[device.d]\nadapter='modbus'\nport='p'\nunit=1\n[[device.d.point]]\nname='a'\nregister='holding:1'\n[[device.d.point]]\nname='b'\nregister='holding:70000'\n", `h.toml:12: device.d.point[1].register: `},
+		"shared port":   {"[port.p]\ndevice='/dev/x'\n[device.a]\nadapter='modbus'\nport='p'\nunit=1\n[[device.a.point]]\nname='a'\nregister='holding:1'\n[device.b]\nadapter='serial'\nport='p'\nformat='json'\n[[device.b.point]]\nname='x'\n", `h.toml:12: device.b.port: port p belongs to device a; only Modbus devices share one`},
+		"pattern":       {"[port.p]\ndevice='/dev/x'\n[device.b]\nadapter='serial'\nport='p'\npattern='('\n[[device.b.point]]\nname='x'\n", `h.toml:6: device.b.pattern: `},
+		"expect":        {"[port.p]\ndevice='/dev/x'\n[device.b]\nadapter='serial'\nport='p'\nformat='json'\nexpect='1ms'\n[[device.b.point]]\nname='x'\n", `h.toml:7: device.b.expect: `},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			root, err := parse("h.toml", []byte(tt.in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = decodeConfig(root)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got  %v\nwant %s", err, tt.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,196 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// position is where a key was written.
+type position struct {
+	file string
+	line int
+}
+
+func (p position) String() string {
+	if p.line == 0 {
+		return p.file
+	}
+	return p.file + ":" + strconv.Itoa(p.line)
+}
+
+// node is one value of the files put together, with the place it came from.
+// value is a map[string]*node, a []*node, or a scalar as go-toml gives it
+// (string, int64, float64, bool, a date).
+type node struct {
+	at    position
+	value any
+}
+
+// parseFile reads one TOML file into a tree. Syntax errors name file, line and
+// column.
+func parseFile(path string) (*node, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return parse(path, data)
+}
+
+func parse(path string, data []byte) (*node, error) {
+	var values map[string]any
+	if err := toml.Unmarshal(data, &values); err != nil {
+		if de, ok := errors.AsType[*toml.DecodeError](err); ok {
+			row, col := de.Position()
+			return nil, fmt.Errorf("%s:%d:%d: %s", path, row, col, strings.TrimPrefix(de.Error(), "toml: "))
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return build(path, "", values, position{file: path, line: 1}, lines(data)), nil
+}
+
+// build turns go-toml's values into nodes; key is the path of this value.
+func build(file, key string, value any, at position, lines map[string]int) *node {
+	if l, ok := lines[key]; ok {
+		at = position{file: file, line: l}
+	}
+	switch v := value.(type) {
+	case map[string]any:
+		table := make(map[string]*node, len(v))
+		for k, child := range v {
+			table[k] = build(file, join(key, k), child, at, lines)
+		}
+		return &node{at, table}
+	case []any:
+		list := make([]*node, len(v))
+		for i, child := range v {
+			list[i] = build(file, index(key, i), child, at, lines)
+		}
+		return &node{at, list}
+	default:
+		return &node{at, v}
+	}
+}
+
+// join and index write key paths the way messages show them:
+// device.boiler.point[1].register.
+func join(path, key string) string {
+	if key == "" || strings.ContainsAny(key, ". \t\"'[]") {
+		key = strconv.Quote(key)
+	}
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+func index(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }
+
+// lines maps key paths to the lines they stand on. The document is known to be
+// valid.
+func lines(data []byte) map[string]int {
+	found := map[string]int{}
+	counts := map[string]int{} // elements so far of each array of tables
+	var p unstable.Parser
+	p.Reset(data)
+	prefix := ""
+	for p.NextExpression() {
+		e := p.Expression()
+		switch e.Kind {
+		case unstable.Table:
+			prefix = ""
+			markKey(&p, e.Key(), &prefix, counts, found, false)
+		case unstable.ArrayTable:
+			prefix = ""
+			markKey(&p, e.Key(), &prefix, counts, found, true)
+		case unstable.KeyValue:
+			markValue(&p, e, prefix, counts, found)
+		default:
+		}
+	}
+	return found
+}
+
+// markKey walks a dotted key from *path on and leaves the whole path there.
+func markKey(p *unstable.Parser, key unstable.Iterator, path *string, counts, found map[string]int, array bool) {
+	for key.Next() {
+		n := key.Node()
+		*path = join(*path, string(n.Data))
+		if n.Raw.Length > 0 {
+			mark(found, *path, p.Shape(n.Raw).Start.Line)
+		}
+		if key.IsLast() && array {
+			counts[*path]++
+			line := found[*path]
+			if n.Raw.Length > 0 {
+				line = p.Shape(n.Raw).Start.Line
+			}
+			*path = index(*path, counts[*path]-1)
+			mark(found, *path, line)
+			continue
+		}
+		if c := counts[*path]; c > 0 { // a table below the array's last element
+			*path = index(*path, c-1)
+		}
+	}
+}
+
+func mark(found map[string]int, path string, line int) {
+	if _, ok := found[path]; !ok {
+		found[path] = line
+	}
+}
+
+func markValue(p *unstable.Parser, kv *unstable.Node, prefix string, counts, found map[string]int) {
+	path := prefix
+	markKey(p, kv.Key(), &path, counts, found, false)
+	switch v := kv.Value(); v.Kind {
+	case unstable.InlineTable:
+		for it := v.Children(); it.Next(); {
+			markValue(p, it.Node(), path, counts, found)
+		}
+	case unstable.Array:
+		i := 0
+		for it := v.Children(); it.Next(); i++ {
+			el := it.Node()
+			at := index(path, i)
+			if el.Raw.Length > 0 {
+				mark(found, at, p.Shape(el.Raw).Start.Line)
+			}
+			if el.Kind == unstable.InlineTable {
+				for sub := el.Children(); sub.Next(); {
+					markValue(p, sub.Node(), at, counts, found)
+				}
+			}
+		}
+	default:
+	}
+}
+
+// merge lays over on top of base: tables are merged key by key, everything
+// else, arrays too, is replaced.
+func merge(base, over *node) *node {
+	b, ok1 := base.value.(map[string]*node)
+	o, ok2 := over.value.(map[string]*node)
+	if !ok1 || !ok2 {
+		return over
+	}
+	merged := maps.Clone(b)
+	for k, v := range o {
+		if old, ok := merged[k]; ok {
+			merged[k] = merge(old, v)
+		} else {
+			merged[k] = v
+		}
+	}
+	return &node{base.at, merged}
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,175 @@
+package console
+
+import (
+	"encoding"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// appendMetrics renders the numbers of a status snapshot as OpenMetrics text.
+// A family is named by the path of json names that leads to it; members of a
+// list or map become labels (their "name" field, or the key). Durations are
+// seconds, times are Unix seconds, booleans 0 or 1. A state (a
+// field named "state" that is text) is a gauge of 1 with the state as a label.
+//
+// The type of each family is "unknown", save those whose json name says
+// counter by its ending in _total.
+func appendMetrics(b []byte, prefix string, status any) []byte {
+	c := collector{families: map[string][]string{}}
+	c.walk(prefix, nil, reflect.ValueOf(status))
+	for _, name := range c.order {
+		typ, family := "unknown", name
+		if base, ok := strings.CutSuffix(name, "_total"); ok {
+			typ, family = "counter", base
+		}
+		b = fmt.Appendf(b, "# TYPE %s %s\n", family, typ)
+		for _, line := range c.families[name] {
+			b = append(append(append(b, name...), line...), '\n')
+		}
+	}
+	return append(b, "# EOF\n"...)
+}
+
+type collector struct {
+	order    []string
+	families map[string][]string // family -> "{labels} value"
+}
+
+type label struct{ name, value string }
+
+func (c *collector) sample(family string, labels []label, value string) {
+	if _, ok := c.families[family]; !ok {
+		c.order = append(c.order, family)
+	}
+	var s strings.Builder
+	for i, l := range labels {
+		if i == 0 {
+			s.WriteByte('{')
+		} else {
+			s.WriteByte(',')
+		}
+		s.WriteString(l.name + `="` + labelEscaper.Replace(l.value) + `"`)
+	}
+	if len(labels) > 0 {
+		s.WriteByte('}')
+	}
+	c.families[family] = append(c.families[family], s.String()+" "+value)
+}
+
+var labelEscaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+
+func (c *collector) walk(name string, labels []label, v reflect.Value) {
+	for v.Kind() == reflect.Interface || v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return
+		}
+		v = v.Elem()
+	}
+	if !v.IsValid() {
+		return
+	}
+	switch x := v.Interface().(type) {
+	case time.Time:
+		if !x.IsZero() {
+			c.sample(name+"_timestamp_seconds", labels, strconv.FormatFloat(float64(x.UnixMilli())/1000, 'f', 3, 64))
+		}
+		return
+	case time.Duration:
+		c.sample(name+"_seconds", labels, strconv.FormatFloat(x.Seconds(), 'g', -1, 64))
+		return
+	case encoding.TextMarshaler:
+		if text, err := x.MarshalText(); err == nil && lastWord(name) == "state" {
+			c.sample(name, with(labels, "state", string(text)), "1")
+		}
+		return
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		c.walkStruct(name, labels, v)
+	case reflect.Map:
+		keys := v.MapKeys()
+		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+		for _, k := range keys {
+			c.walk(name, with(labels, lastWord(name), fmt.Sprint(k)), v.MapIndex(k))
+		}
+	case reflect.Slice, reflect.Array:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			return
+		}
+		for i := range v.Len() {
+			el := v.Index(i)
+			id := elementName(el)
+			if id == "" {
+				id = strconv.Itoa(i)
+			}
+			one := strings.TrimSuffix(name, "s")
+			c.walk(one, with(labels, lastWord(one), id), el)
+		}
+	case reflect.Bool:
+		value := "0"
+		if v.Bool() {
+			value = "1"
+		}
+		c.sample(name, labels, value)
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		c.sample(name, labels, strconv.FormatInt(v.Int(), 10))
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		c.sample(name, labels, strconv.FormatUint(v.Uint(), 10))
+	case reflect.Float32, reflect.Float64:
+		c.sample(name, labels, strconv.FormatFloat(v.Float(), 'g', -1, 64))
+	default:
+	}
+}
+
+func (c *collector) walkStruct(name string, labels []label, v reflect.Value) {
+	for f, fv := range v.Fields() {
+		if !f.IsExported() {
+			continue
+		}
+		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		switch {
+		case f.Anonymous && tag == "":
+			c.walk(name, labels, fv)
+		case tag == "" || tag == "-":
+		case tag == "state" && fv.Kind() == reflect.String:
+			c.sample(name+"_state", with(labels, "state", fv.String()), "1")
+		default:
+			c.walk(name+"_"+tag, labels, fv)
+		}
+	}
+}
+
+// elementName is the json field "name" of a struct, else "".
+func elementName(v reflect.Value) string {
+	for v.Kind() == reflect.Interface || v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return ""
+		}
+		v = v.Elem()
+	}
+	if v.Kind() != reflect.Struct {
+		return ""
+	}
+	for f, fv := range v.Fields() {
+		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if tag == "name" && fv.Kind() == reflect.String {
+			return fv.String()
+		}
+		if f.Anonymous && tag == "" {
+			if n := elementName(fv); n != "" {
+				return n
+			}
+		}
+	}
+	return ""
+}
+
+func with(labels []label, name, value string) []label {
+	return append(slices.Clone(labels), label{name, value})
+}
+
+func lastWord(name string) string { return name[strings.LastIndexByte(name, '_')+1:] }

@@ -1,0 +1,383 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"holdfast/adapters"
+	"holdfast/adapters/reading"
+	"holdfast/broker"
+	"holdfast/cmd/holdfast/config"
+	"holdfast/cmd/holdfast/console"
+	"holdfast/storeforward/uplink"
+)
+
+// stopTimeout bounds a clean stop. The unit's TimeoutStopSec is longer.
+const stopTimeout = 20 * time.Second
+
+// reportEvery is how often the line that systemd shows is looked at.
+const reportEvery = 5 * time.Second
+
+// gateway is the running daemon: the parts that live as long as the process,
+// and those that come and go with the configuration.
+//
+//	            start                                 stop
+//	lock -> store -> broker -> control -> uplinks -> listeners -> buses -> READY
+//	                                                  the other way round, each with
+//	                                                  what is left of stopTimeout
+type gateway struct {
+	log     *slog.Logger
+	sup     supervisor
+	clock   *reading.Clock
+	started time.Time
+	g       *graph
+
+	mu        sync.Mutex
+	cfg       config.Config       // guarded by mu
+	uplinks   map[string]*running // guarded by mu
+	listeners map[string]*running // guarded by mu; by address
+	buses     map[string]*running // guarded by mu; by port
+	reloads   reloadStatus        // guarded by mu
+}
+
+// running is one part that can be stopped and replaced while the rest goes on.
+type running struct {
+	settings any // as configured; a change means a replacement
+	cancel   context.CancelFunc
+	done     chan struct{}
+	status   func() any
+	cleanup  func()
+}
+
+func (r *running) stop() {
+	r.cancel()
+	<-r.done
+	if r.cleanup != nil {
+		r.cleanup()
+	}
+}
+
+// start runs fn until the part is stopped.
+func startPart(ctx context.Context, settings any, fn func(context.Context)) *running {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &running{settings: settings, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		fn(ctx)
+	}()
+	return r
+}
+
+// runGateway runs the daemon until ctx ends, then stops cleanly. reload yields
+// a value for every request to read the configuration again.
+func runGateway(ctx context.Context, cfg config.Config, load func() (config.Config, error), reload <-chan os.Signal, log *slog.Logger) (err error) {
+	if err := os.MkdirAll(cfg.Gateway.Data, 0o750); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	unlock, err := lockData(cfg.Gateway.Data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	gw := &gateway{
+		log: log.With("component", "gateway"), sup: supervisor{log}, clock: reading.NewClock(), started: time.Now(), cfg: cfg,
+		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
+	}
+	gw.log.Info("gateway started", "gateway", cfg.Gateway.ID, "version", version, "commit", buildCommit())
+	// The parts outlive ctx: it asks for the stop, which has its own order.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	if gw.g, err = build(life, &cfg, gw.clock, log); err != nil {
+		return err
+	}
+	var background sync.WaitGroup
+	defer func() {
+		gw.sup.stopping()
+		grace, cancel := context.WithTimeout(life, stopTimeout)
+		defer cancel()
+		err = errors.Join(err, gw.stop(grace))
+		end()
+		background.Wait()
+		gw.log.Info("gateway stopped")
+	}()
+	background.Go(func() { gw.g.monitor.Run(life) })
+	if err := gw.g.broker.Start(life); err != nil {
+		return fmt.Errorf("start broker: %w", err)
+	}
+	control, err := console.Listen(life, cfg.Control.Socket)
+	if err != nil {
+		return err
+	}
+	background.Go(func() {
+		if err := console.Serve(life, control, console.Source{Status: gw.status, Healthy: gw.healthy}, log); err != nil {
+			gw.log.Error("control socket failed", "err", err)
+		}
+	})
+	if err := gw.reconcile(life, cfg); err != nil {
+		return err
+	}
+	background.Go(func() { gw.sup.feedWatchdog(life, gw.alive) })
+	gw.sup.ready(gw.summary())
+	report := time.NewTicker(reportEvery)
+	defer report.Stop()
+	for told := ""; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-report.C:
+			if s := gw.summary(); s != told {
+				gw.sup.status(s)
+				told = s
+			}
+		case <-reload:
+			gw.reload(life, load)
+		}
+	}
+}
+
+// stop ends everything in the reverse order of the start.
+func (gw *gateway) stop(ctx context.Context) error {
+	gw.mu.Lock()
+	buses, listeners, uplinks := gw.buses, gw.listeners, gw.uplinks
+	gw.mu.Unlock()
+	stopAll(buses)
+	// What the buses left behind becomes durable before the broker stops.
+	err := gw.g.readings.Close(ctx)
+	stopAll(listeners)
+	stopAll(uplinks)
+	return errors.Join(err, gw.g.close(ctx))
+}
+
+func stopAll(parts map[string]*running) {
+	var wg sync.WaitGroup
+	for _, p := range parts {
+		wg.Go(p.stop)
+	}
+	wg.Wait()
+}
+
+// reconcile makes the parts that come and go what cfg says: those that are gone
+// or changed are stopped, those that are new or changed are started, the rest
+// is not touched. A listener that cannot be opened is an error; everything else
+// starts and tries on its own.
+func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
+	gw.mu.Lock()
+	defer gw.mu.Unlock()
+	buses := cfg.Buses()
+	drop(gw.buses, buses)
+	drop(gw.listeners, listenersByAddress(cfg.Listeners))
+	drop(gw.uplinks, cfg.Uplinks)
+
+	for _, name := range sorted(cfg.Uplinks) {
+		if gw.uplinks[name] == nil {
+			u, err := gw.startUplink(ctx, name, cfg.Uplinks[name])
+			if err != nil {
+				return err
+			}
+			gw.uplinks[name] = u
+		}
+	}
+	for _, l := range cfg.Listeners {
+		if gw.listeners[l.Address] == nil {
+			r, err := gw.startListener(ctx, l)
+			if err != nil {
+				return err
+			}
+			gw.listeners[l.Address] = r
+		}
+	}
+	for _, name := range sorted(buses) {
+		if gw.buses[name] == nil {
+			b, err := gw.startBus(ctx, name, cfg.Gateway.Readings, buses[name])
+			if err != nil {
+				return err
+			}
+			gw.buses[name] = b
+		}
+	}
+	gw.cfg = cfg
+	return nil
+}
+
+// drop stops the parts that want does not name, or has other settings for.
+func drop[S any](parts map[string]*running, want map[string]S) {
+	gone := map[string]*running{}
+	for name, p := range parts {
+		if s, ok := want[name]; !ok || !reflect.DeepEqual(p.settings, any(s)) {
+			gone[name] = p
+			delete(parts, name)
+		}
+	}
+	stopAll(gone)
+}
+
+func listenersByAddress(ls []config.Listener) map[string]config.Listener {
+	m := make(map[string]config.Listener, len(ls))
+	for _, l := range ls {
+		m[l.Address] = l
+	}
+	return m
+}
+
+func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink.Options) (*running, error) {
+	opts := settings
+	opts.Software = version
+	opts.Routes = append(slices.Clone(opts.Routes), config.StatusRoute(opts.Gateway))
+	u, err := uplink.New(name, opts, gw.g.store, gw.g.broker, gw.log)
+	if err != nil {
+		return nil, err
+	}
+	var routes []broker.Route
+	for _, r := range u.Routes() {
+		routes = append(routes, broker.Route{Filter: r.Filter, QoS: r.QoS})
+	}
+	if err := gw.g.broker.AddRecipient(broker.Recipient{Name: u.Name(), Queue: u.Queue(), Routes: routes, Offer0: u.Offer0}); err != nil {
+		return nil, fmt.Errorf("uplink %s: %w", name, err)
+	}
+	r := startPart(ctx, settings, func(ctx context.Context) {
+		if err := u.Run(ctx); err != nil && ctx.Err() == nil {
+			gw.log.Error("uplink ended", "uplink", name, "err", err)
+		}
+	})
+	r.status = func() any { return u.Status() }
+	r.cleanup = func() { gw.g.broker.RemoveRecipient(u.Name()) }
+	return r, nil
+}
+
+func (gw *gateway) startListener(ctx context.Context, l config.Listener) (*running, error) {
+	network, address, err := l.Network()
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", l.Address, err)
+	}
+	if network == "unix" {
+		if err := console.RemoveDeadSocket(ctx, address); err != nil {
+			return nil, fmt.Errorf("listener %s: %w", l.Address, err)
+		}
+	}
+	var lc net.ListenConfig
+	nl, err := lc.Listen(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", l.Address, err)
+	}
+	gw.log.Info("listening", "address", l.Address)
+	policy := l.Listener
+	if policy.Name == "" {
+		policy.Name = l.Address
+	}
+	return startPart(ctx, l, func(ctx context.Context) {
+		if err := gw.g.broker.Serve(ctx, nl, policy); err != nil {
+			gw.log.Error("listener ended", "address", l.Address, "err", err)
+		}
+	}), nil
+}
+
+func (gw *gateway) startBus(ctx context.Context, name, readings string, bus config.Bus) (*running, error) {
+	adapter, status, err := gw.g.newBus(name, readings, bus, gw.clock, gw.log)
+	if err != nil {
+		return nil, err
+	}
+	s := adapters.NewSupervisor(adapter, adapters.DefaultSuperviseOptions(), gw.log)
+	r := startPart(ctx, bus, s.Run)
+	r.status = func() any { return busStatus{Name: name, Supervisor: s.Status(), Bus: status()} }
+	r.cleanup = func() {
+		for device := range bus.Devices {
+			gw.g.monitor.Remove(device)
+		}
+	}
+	return r, nil
+}
+
+// reloadStatus says how the latest reload went.
+type reloadStatus struct {
+	Count     uint64    `json:"count"`
+	Failures  uint64    `json:"failures"`
+	LastAt    time.Time `json:"last_at,omitzero"`
+	LastError string    `json:"last_error,omitempty"`
+}
+
+// reload reads the configuration again and applies what can be changed while
+// running. A file with a mistake changes nothing.
+func (gw *gateway) reload(ctx context.Context, load func() (config.Config, error)) {
+	gw.sup.reloading()
+	err := gw.applyReload(ctx, load)
+	gw.mu.Lock()
+	gw.reloads.Count++
+	gw.reloads.LastAt = time.Now()
+	gw.reloads.LastError = ""
+	if err != nil {
+		gw.reloads.Failures++
+		gw.reloads.LastError = err.Error()
+	}
+	gw.mu.Unlock()
+	if err != nil {
+		gw.log.Error("configuration not reloaded", "err", err)
+	} else {
+		gw.log.Info("configuration reloaded")
+	}
+	gw.sup.ready(gw.summary())
+}
+
+func (gw *gateway) applyReload(ctx context.Context, load func() (config.Config, error)) error {
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
+	gw.mu.Lock()
+	old := gw.cfg
+	gw.mu.Unlock()
+	if fixed := fixedKeys(&old, &cfg); len(fixed) > 0 {
+		gw.log.Warn("changes wait for a restart", "keys", strings.Join(fixed, " "))
+		cfg.Gateway, cfg.Broker, cfg.Store, cfg.Control, cfg.Log = old.Gateway, old.Broker, old.Store, old.Control, old.Log
+		cfg.Resolve()
+	}
+	if err := gw.reconcile(ctx, cfg); err != nil {
+		back := gw.reconcile(ctx, old)
+		return errors.Join(fmt.Errorf("%w (went back to the previous configuration)", err), back)
+	}
+	return nil
+}
+
+// fixedKeys names the sections that differ but are read only at the start.
+func fixedKeys(old, fresh *config.Config) []string {
+	var keys []string
+	for key, pair := range map[string][2]any{
+		"gateway": {old.Gateway, fresh.Gateway},
+		"broker":  {old.Broker, fresh.Broker},
+		"store":   {old.Store, fresh.Store},
+		"control": {old.Control, fresh.Control},
+		"log":     {old.Log, fresh.Log},
+	} {
+		if !reflect.DeepEqual(pair[0], pair[1]) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// lockData makes sure that one process owns the data folder. The lock goes
+// with the process, however it ends.
+func lockData(dir string) (unlock func(), err error) {
+	path := filepath.Join(dir, "holdfast.lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		err = fmt.Errorf("data folder %s: another holdfast is using it", dir)
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}

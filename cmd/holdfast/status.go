@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/adapters"
+	"holdfast/adapters/health"
+	"holdfast/broker"
+	"holdfast/storeforward"
+	"holdfast/storeforward/uplink"
+)
+
+// gatewayStatus is what `holdfast status` shows and the metrics are made of.
+type gatewayStatus struct {
+	Gateway  string                `json:"gateway"`
+	Version  string                `json:"version"`
+	Session  uint64                `json:"session"`
+	Time     time.Time             `json:"time"`
+	Clock    string                `json:"clock"` // "synchronised" or "unsynchronised"
+	Uptime   float64               `json:"uptime_seconds"`
+	Problems []string              `json:"problems"`
+	Uplinks  []uplink.Status       `json:"uplinks"`
+	Devices  []deviceStatus        `json:"devices"`
+	Buses    []busStatus           `json:"buses"`
+	Broker   broker.Status         `json:"broker"`
+	Store    storeforward.Status   `json:"store"`
+	Readings adapters.OutboxStatus `json:"readings"`
+	Reloads  reloadStatus          `json:"reloads"`
+}
+
+// deviceStatus is a device's health with what became of its readings.
+type deviceStatus struct {
+	Name string `json:"name"`
+	health.DeviceStatus
+	adapters.OutboxCounters
+}
+
+// busStatus is one port: whether its adapter runs, and what the adapter says.
+type busStatus struct {
+	Name       string                    `json:"name"`
+	Supervisor adapters.SupervisorStatus `json:"supervisor"`
+	Bus        any                       `json:"bus"`
+}
+
+func clockText(synchronised bool) string {
+	if synchronised {
+		return "synchronised"
+	}
+	return "unsynchronised"
+}
+
+// status takes the snapshot.
+func (gw *gateway) status() any { return gw.snapshot() }
+
+func (gw *gateway) snapshot() gatewayStatus {
+	gw.mu.Lock()
+	id, reloads := gw.cfg.Gateway.ID, gw.reloads
+	ups := values(gw.uplinks)
+	buses := values(gw.buses)
+	gw.mu.Unlock()
+	now := gw.clock.Now()
+	s := gatewayStatus{
+		Gateway: id, Version: version, Session: gw.g.store.StartNumber(),
+		Time: now.Wall, Clock: clockText(now.Synchronised),
+		Uptime:   time.Since(gw.started).Seconds(),
+		Broker:   gw.g.broker.Status(),
+		Store:    gw.g.store.Status(),
+		Readings: gw.g.readings.Status(),
+		Reloads:  reloads,
+		Problems: []string{}, Uplinks: []uplink.Status{}, Devices: []deviceStatus{}, Buses: []busStatus{},
+	}
+	for _, u := range ups {
+		if st, ok := u.status().(uplink.Status); ok {
+			s.Uplinks = append(s.Uplinks, st)
+		}
+	}
+	for _, b := range buses {
+		if st, ok := b.status().(busStatus); ok {
+			s.Buses = append(s.Buses, st)
+		}
+	}
+	for _, d := range gw.g.monitor.Status() {
+		s.Devices = append(s.Devices, deviceStatus{
+			Name: d.Device, DeviceStatus: d, OutboxCounters: s.Readings.Devices[d.Device],
+		})
+	}
+	s.Problems = s.problems()
+	return s
+}
+
+func values(m map[string]*running) []*running {
+	var out []*running
+	for _, k := range sorted(m) {
+		out = append(out, m[k])
+	}
+	return out
+}
+
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// problems says in sentences what an operator should look at.
+func (s *gatewayStatus) problems() []string {
+	out := []string{}
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	if s.Store.State != "ok" {
+		add("store: %s: %s", s.Store.State, s.Store.LastError)
+	}
+	if s.Store.SetAside != "" {
+		add("store: the previous database could not be used and was set aside as %s", s.Store.SetAside)
+	}
+	for _, u := range s.Uplinks {
+		switch u.State {
+		case uplink.StateUp, uplink.StateIdle, uplink.StateConnecting, uplink.StateStopping:
+		default:
+			add("uplink %s: %s: %s", u.Name, u.State, u.Reason)
+		}
+	}
+	for _, d := range s.Devices {
+		switch d.State {
+		case health.Online, health.Unknown:
+		default:
+			add("device %s: %s: %s", d.Name, d.State, d.Reason)
+		}
+	}
+	if s.Reloads.LastError != "" {
+		add("the latest configuration was not taken: %s", s.Reloads.LastError)
+	}
+	return out
+}
+
+// healthy is what the health check asks: can the gateway do its job? A device
+// or link that is down is what the gateway is made for; a store that cannot
+// write is not.
+func (gw *gateway) healthy() error {
+	st := gw.g.store.Status()
+	if st.State != "ok" {
+		return fmt.Errorf("store: %s: %s", st.State, st.LastError)
+	}
+	return nil
+}
+
+// alive asks every part for an answer; one that hangs keeps the watchdog
+// hungry.
+func (gw *gateway) alive(ctx context.Context) error {
+	answered := make(chan struct{})
+	go func() { // ends when the part answers; if none does, systemd ends the process
+		defer close(answered)
+		gw.snapshot()
+	}()
+	select {
+	case <-answered:
+		return nil
+	case <-ctx.Done():
+		return errors.New("the parts did not answer in time")
+	}
+}
+
+// summary is the one line systemd shows.
+func (gw *gateway) summary() string {
+	s := gw.snapshot()
+	var parts []string
+	for _, u := range s.Uplinks {
+		parts = append(parts, fmt.Sprintf("uplink %s %s", u.Name, u.State))
+	}
+	online := 0
+	for _, d := range s.Devices {
+		if d.State == health.Online {
+			online++
+		}
+	}
+	if len(s.Devices) > 0 {
+		parts = append(parts, fmt.Sprintf("%d of %d devices online", online, len(s.Devices)))
+	}
+	if len(parts) == 0 {
+		return "running"
+	}
+	return strings.Join(parts, ", ")
+}

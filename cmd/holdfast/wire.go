@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"holdfast/adapters"
+	"holdfast/adapters/health"
+	"holdfast/adapters/modbus"
+	"holdfast/adapters/port"
+	"holdfast/adapters/reading"
+	"holdfast/adapters/serial"
+	"holdfast/broker"
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/cmd/holdfast/config"
+	"holdfast/storeforward"
+	"holdfast/storeforward/uplink"
+)
+
+// The three columns never import each other; that they fit is proven here.
+var (
+	_ broker.Store       = (*storeforward.Store)(nil)
+	_ uplink.Local       = (*broker.Broker)(nil)
+	_ adapters.Publisher = localPublisher{}
+)
+
+// localPublisher is the adapters' way into the broker's route.
+type localPublisher struct{ b *broker.Broker }
+
+func (p localPublisher) Publish(m *message.Message, done func(error)) error {
+	return p.b.Publish(m, durable.Origin{}, done)
+}
+
+// retryable says which refusals pass by themselves. A message that the broker
+// finds invalid stays so.
+func retryable(err error) bool { return errors.Is(err, durable.ErrFull) }
+
+// graph is the gateway's parts, built and connected but not running.
+type graph struct {
+	store    *storeforward.Store
+	broker   *broker.Broker
+	monitor  *health.Monitor
+	readings *adapters.Outbox // between the buses and the broker
+	statuses *adapters.Outbox // between the monitor and the broker
+}
+
+// build opens the store and connects the parts that live as long as the
+// process. Uplinks, listeners and buses come and go with the configuration:
+// see reconcile.
+func build(ctx context.Context, cfg *config.Config, clock *reading.Clock, log *slog.Logger) (g *graph, err error) {
+	opts := cfg.Store
+	opts.ClockSynchronised = func() bool { return clock.Now().Synchronised }
+	store, err := storeforward.Open(ctx, opts, log)
+	if err != nil {
+		return nil, err
+	}
+	g = &graph{store: store}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.close(ctx))
+		}
+	}()
+	bopts := cfg.Broker
+	bopts.Version = "holdfast version " + version
+	if g.broker, err = broker.New(bopts, store, log); err != nil {
+		return nil, err
+	}
+	oopts := adapters.DefaultOutboxOptions()
+	oopts.Retry = retryable
+	pub := localPublisher{g.broker}
+	if g.readings, err = adapters.NewOutbox("readings", pub, oopts, log); err != nil {
+		return nil, err
+	}
+	if g.statuses, err = adapters.NewOutbox("statuses", pub, oopts, log); err != nil {
+		return nil, err
+	}
+	gateway, session := cfg.Gateway.ID, store.StartNumber()
+	g.monitor = health.NewMonitor(func(c health.Change) {
+		g.statuses.Put(c.Device, &message.Message{
+			Topic:   config.DeviceStatusTopic(gateway, c.Device),
+			Payload: c.AppendJSON(nil, session),
+			QoS:     1,
+			Retain:  true,
+		})
+	})
+	return g, nil
+}
+
+// newBus builds the adapter of one port with the devices behind it.
+func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clock, log *slog.Logger) (adapter adapters.Adapter, status func() any, err error) {
+	line, err := port.NewLine(name, bus.Port.Options, log)
+	if err != nil {
+		return nil, nil, fmt.Errorf("port %s: %w", name, err)
+	}
+	switch bus.Adapter {
+	case config.AdapterModbus:
+		opts := bus.Port.Bus
+		opts.CharTime = bus.Port.CharTime()
+		opts.Prefix = readings
+		for _, device := range sorted(bus.Devices) {
+			dev := *bus.Devices[device].Modbus
+			dev.Name = device
+			opts.Devices = append(opts.Devices, dev)
+		}
+		b, err := modbus.New(name, opts, modbus.PortLine(line), g.readings, g.monitor, log)
+		if err != nil {
+			return nil, nil, fmt.Errorf("port %s: %w", name, err)
+		}
+		return b, func() any { return b.Status() }, nil
+	case config.AdapterSerial:
+		for device, settings := range bus.Devices { // exactly one, says the configuration
+			tracker, err := g.monitor.Add(device, settings.Serial.Health)
+			if err != nil {
+				return nil, nil, fmt.Errorf("device %s: %w", device, err)
+			}
+			opts := settings.Serial.Options
+			opts.TopicPrefix = readings
+			a, err := serial.New(device, opts, line, g.readings, tracker, clock, log)
+			if err != nil {
+				g.monitor.Remove(device)
+				return nil, nil, fmt.Errorf("device %s: %w", device, err)
+			}
+			return a, func() any { return a.Status() }, nil
+		}
+		panic("config passed a port without a device")
+	default:
+		panic("config passed adapter " + bus.Adapter)
+	}
+}
+
+// close ends the parts in the reverse order of build.
+func (g *graph) close(ctx context.Context) error {
+	var errs []error
+	for _, o := range []*adapters.Outbox{g.readings, g.statuses} {
+		if o == nil {
+			continue
+		}
+		if err := o.Close(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("drain readings: %w", err))
+		}
+	}
+	if g.broker != nil {
+		errs = append(errs, g.broker.Shutdown(ctx))
+	}
+	return errors.Join(append(errs, g.store.Close())...)
+}
