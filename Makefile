@@ -153,6 +153,11 @@ golangci-lint:
 	@$(GO) version -m $(BIN)/golangci-lint 2>/dev/null | grep -q 'golangci-lint/v2.*$(GOLANGCI_LINT)' || \
 	  CGO_ENABLED=0 GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT)
 
+CUTS ?= 20000
+.PHONY: crash
+crash: ## CUTS=20000 simulated power cuts of the store
+	HOLDFAST_CUTS=$(CUTS) $(GO) test $(BUILD) -vet=off -run '^TestCrash$$' -count 1 -timeout 0 -v ./storeforward
+
 .PHONY: systemd-check
 systemd-check: ## the unit's keys, its exposure, users and folders
 	systemd/check
