@@ -64,6 +64,9 @@ func (l *link) announceLocked(state, reason string) *flight {
 	return f
 }
 
+// closePatience bounds the writing of DISCONNECT.
+const closePatience = time.Second
+
 // stop says goodbye: nothing new goes out but "offline" with the reason; when
 // the cloud has acknowledged it, DISCONNECT without the will. When it does not
 // within the time there is, the will is to say it.
@@ -72,7 +75,8 @@ func (l *link) stop(ctx context.Context) {
 	why := stopReason(ctx)
 	u.setState(StateStopping, why)
 	u.store.Detach(u.queue, l) // what was offered and is not acknowledged gets committed
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), u.opts.StopTimeout)
+	ctx = context.WithoutCancel(ctx)
+	waiting, cancel := context.WithTimeout(ctx, u.opts.StopTimeout)
 	defer cancel()
 	u.mu.Lock()
 	l.leaving = true
@@ -80,12 +84,14 @@ func (l *link) stop(ctx context.Context) {
 	l.last = l.announceLocked("offline", why)
 	l.said = l.last == nil
 	u.mu.Unlock()
-	said := l.farewell(ctx)
+	said := l.farewell(waiting)
 	reason := packet.ReasonSuccess
 	if !said {
 		reason = packet.ReasonDisconnectWithWill
 	}
-	if err := l.conn.Close(ctx, reason); err != nil {
+	closing, cancel := context.WithTimeout(ctx, closePatience)
+	defer cancel()
+	if err := l.conn.Close(closing, reason); err != nil {
 		u.log.Warn("no clean end of the connection", "err", err)
 	}
 }

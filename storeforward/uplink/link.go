@@ -54,6 +54,7 @@ type link struct {
 	lines     [3][]*receipt      // by QoS: the cloud's messages in order of arrival
 	completes []packet.Pubcomp   // to be sent
 	subs      map[uint16]subCall // SUBSCRIBE and UNSUBSCRIBE without an answer
+	memory    memory             // as the store has it
 	stale     []string           // filters of an earlier configuration
 	unheard   bool               // a SUBSCRIBE was refused
 	unsent    []packet.Packet    // SUBSCRIBE and UNSUBSCRIBE to be sent

@@ -25,6 +25,14 @@ type memory struct {
 	Ran bool `json:"ran"`
 }
 
+func (m memory) encode() string {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return "" // strings and a bool have no way to fail; no memory is a clean start
+	}
+	return string(b)
+}
+
 // recall reads the memory; what cannot be read is no memory.
 func (u *Uplink) recall() memory {
 	var m memory
@@ -39,14 +47,11 @@ func (u *Uplink) recall() memory {
 
 // keep makes the memory durable, unless it is what the store has.
 func (u *Uplink) keep(ctx context.Context, m memory) error {
-	state, err := json.Marshal(m)
-	if err != nil {
-		return fmt.Errorf("encode memory of the cloud session: %w", err)
-	}
-	if string(state) == u.store.SessionState(u.queue) {
+	state := m.encode()
+	if state == u.store.SessionState(u.queue) {
 		return nil
 	}
-	return wait(ctx, func(done func(error)) { u.store.SetSessionState(u.queue, string(state), done) })
+	return wait(ctx, func(done func(error)) { u.store.SetSessionState(u.queue, state, done) })
 }
 
 // wait makes a call of the store and waits for its done.
@@ -111,7 +116,7 @@ func (u *Uplink) openSession(ctx context.Context, l *link) error {
 	}
 	u.mu.Lock()
 	l.sess = u.sess
-	l.stale = stale
+	l.stale, l.memory = stale, now
 	u.status.SessionPresent = present
 	u.mu.Unlock()
 	return nil

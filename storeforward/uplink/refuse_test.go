@@ -34,14 +34,13 @@ func refusedForNow(t *testing.T, reason packet.ReasonCode, qos byte) {
 	r.put("s/b", "x", qos)
 	x := p.expectPublish("x", qos, false)
 	p.accept(x)
-	pause := time.Duration(0)
 	for range 4 { // refused again and again, with growing pauses
 		began := time.Now()
 		q := p.expectPublish("1", qos, false)
 		if q.PacketID != id {
 			t.Errorf("tried again as %d, want %d", q.PacketID, id)
 		}
-		pause = time.Since(began)
+		pause := time.Since(began)
 		if pause < r.opts.ReconnectMin || pause > r.opts.ReconnectMax {
 			t.Errorf("tried again after %v, want %v to %v", pause, r.opts.ReconnectMin, r.opts.ReconnectMax)
 		}

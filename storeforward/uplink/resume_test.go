@@ -25,6 +25,7 @@ func TestSessionPresentResendsInOrder(t *testing.T) {
 		p.send(&packet.Puback{PacketID: ids["a"]}, &packet.Pubrec{PacketID: ids["B"]})
 		expect[*packet.Pubrel](p)
 		p.cut()
+		synctest.Wait() // or it would be written into the dead connection
 		r.put("s/x", "f", 1)
 		p = r.cloud.welcome(t, packet.Connack{SessionPresent: true, Properties: packet.Properties{ReceiveMaximum: 3}})
 		if p.hello.CleanStart {

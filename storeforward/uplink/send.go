@@ -21,14 +21,14 @@ func (l *link) write(ctx context.Context) error {
 	for {
 		l.u.mu.Lock()
 		now := time.Now()
+		l.fillLocked(now)
 		next := l.checkLocked(now)
-		if err := l.err; err != nil {
-			l.unlock()
+		qos := l.hungryLocked()
+		err := l.err
+		l.unlock()
+		if err != nil {
 			return err
 		}
-		l.fillLocked(now)
-		qos := l.hungryLocked()
-		l.unlock()
 		l.conn.Flush()
 		if ctx.Err() != nil {
 			return nil

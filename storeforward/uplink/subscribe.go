@@ -80,5 +80,7 @@ func (l *link) unsubackLocked(p *packet.Unsuback) {
 	delete(l.subs, p.PacketID)
 	l.sess.ids.free(p.PacketID)
 	l.progress = time.Now()
-	l.stale = slices.DeleteFunc(l.stale, func(f string) bool { return slices.Contains(call.filters, f) })
+	l.memory.Filters = slices.DeleteFunc(l.memory.Filters, func(f string) bool { return slices.Contains(call.filters, f) })
+	u, m := l.u, l.memory.encode()
+	l.later(func() { u.store.SetSessionState(u.queue, m, u.kept) })
 }
