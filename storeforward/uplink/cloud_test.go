@@ -330,11 +330,22 @@ func testOptions() Options {
 // its synctest bubble.
 func newRig(tb testing.TB, change func(*Options)) *rig {
 	tb.Helper()
-	r := &rig{t: tb, path: filepath.Join(tb.TempDir(), "store.db"), opts: testOptions(), cloud: newCloud()}
-	if change != nil {
-		change(&r.opts)
-	}
-	r.opts.Dial = r.cloud.dial
+	c := newCloud()
+	r := newRigWith(tb, func(o *Options) {
+		o.Dial = c.dial
+		if change != nil {
+			change(o)
+		}
+	})
+	r.cloud = c
+	return r
+}
+
+// newRigWith is newRig with another cloud.
+func newRigWith(tb testing.TB, change func(*Options)) *rig {
+	tb.Helper()
+	r := &rig{t: tb, path: filepath.Join(tb.TempDir(), "store.db"), opts: testOptions()}
+	change(&r.opts)
 	r.start()
 	tb.Cleanup(r.end)
 	return r

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,11 +10,12 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"holdfast/broker/packet"
@@ -103,43 +105,57 @@ func TestTLS(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				a := newAuthority(t)
-				server, _, _ := a.issue("cloud.test")
-				_, certFile, keyFile := a.issue("gw")
-				r := newRig(t, func(o *Options) {
-					o.URL, o.CertFile, o.KeyFile = "mqtts://cloud.test", certFile, keyFile
-					tt.change(o, a)
-				})
-				go func() {
-					for nc := range r.cloud.dialled {
-						tc := tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: a.pool, ClientAuth: tls.RequireAndVerifyClientCert})
-						if tc.Handshake() != nil {
-							nc.Close()
-							continue
-						}
-						readPacket(tc, packet.V5)
-						ack, _ := (&packet.Connack{}).AppendTo(nil, packet.V5)
-						tc.Write(ack)
-						for q, err := readPacket(tc, packet.V5); err == nil; q, err = readPacket(tc, packet.V5) {
-							if q, ok := q.(*packet.Publish); ok {
-								ack, _ := (&packet.Puback{PacketID: q.PacketID}).AppendTo(nil, packet.V5)
-								tc.Write(ack)
-							}
-						}
-						nc.Close()
-					}
-				}()
-				t.Cleanup(func() { r.end(); close(r.cloud.dialled) })
-				pass(10 * time.Second) // over a pipe without a buffer an alert takes its time
-				st := r.up.Status()
-				if tt.want == "" && st.State != StateUp {
-					t.Errorf("state %s reason %q, want up", st.State, st.Reason)
-				}
-				if tt.want != "" && !strings.Contains(st.Reason, tt.want) {
-					t.Errorf("state %s reason %q, want %q in it", st.State, st.Reason, tt.want)
+			a := newAuthority(t)
+			server, _, _ := a.issue("cloud.test")
+			_, certFile, keyFile := a.issue("gw")
+			l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: a.pool, ClientAuth: tls.RequireAndVerifyClientCert})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for nc, err := l.Accept(); err == nil; nc, err = l.Accept() {
+					wg.Go(func() { politeCloud(nc) })
 				}
 			})
+			t.Cleanup(func() { l.Close(); wg.Wait() })
+			r := newRigWith(t, func(o *Options) {
+				o.URL, o.CertFile, o.KeyFile = "mqtts://cloud.test", certFile, keyFile
+				o.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+					return (&net.Dialer{}).DialContext(ctx, network, l.Addr().String())
+				}
+				tt.change(o, a)
+			})
+			var st Status
+			for range 500 {
+				if st = r.up.Status(); st.State == StateUp || st.Reason != "" {
+					break
+				}
+				pass(10 * time.Millisecond)
+			}
+			if tt.want == "" && st.State != StateUp {
+				t.Errorf("state %s reason %q, want up", st.State, st.Reason)
+			}
+			if tt.want != "" && !strings.Contains(st.Reason, tt.want) {
+				t.Errorf("state %s reason %q, want %q in it", st.State, st.Reason, tt.want)
+			}
 		})
+	}
+}
+
+// politeCloud welcomes and acknowledges.
+func politeCloud(nc net.Conn) {
+	defer nc.Close()
+	answers := map[packet.Type]func(packet.Packet) packet.Packet{
+		packet.TypeConnect: func(packet.Packet) packet.Packet { return &packet.Connack{} },
+		packet.TypePublish: func(q packet.Packet) packet.Packet {
+			return &packet.Puback{PacketID: q.(*packet.Publish).PacketID}
+		},
+	}
+	for q, err := readPacket(nc, packet.V5); err == nil; q, err = readPacket(nc, packet.V5) {
+		if answer := answers[q.Type()]; answer != nil {
+			b, _ := answer(q).AppendTo(nil, packet.V5)
+			nc.Write(b)
+		}
 	}
 }
