@@ -32,8 +32,7 @@ var layers = map[string]struct {
 	"broker/client": {own: []string{"broker/message", "broker/packet", "broker/topic"}},
 
 	// broker: local clients.
-	"broker":            {own: []string{"broker/access", "broker/durable", "broker/message", "broker/packet", "broker/topic"}},
-	"broker/access":     {own: []string{"broker/message", "broker/packet", "broker/topic"}, third: []string{"golang.org/x/crypto"}},
+	"broker":            {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}},
 	"broker/brokertest": {own: []string{"broker/..."}},
 
 	// adapters: the field.
