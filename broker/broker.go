@@ -199,17 +199,17 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener, policy Listener) err
 	b.mu.Lock()
 	if b.state != stateStarted || b.closing {
 		b.mu.Unlock()
-		l.Close()
+		_ = l.Close()
 		return ErrClosed
 	}
 	b.listeners[l] = struct{}{}
 	b.wg.Add(1)
 	b.mu.Unlock()
 	defer b.wg.Done()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	defer func() {
-		l.Close()
+		_ = l.Close()
 		b.mu.Lock()
 		delete(b.listeners, l)
 		b.mu.Unlock()

@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -41,3 +42,6 @@ func TestPublishSubscribe(t *testing.T) {
 		}
 	}
 }
+
+// pass lets time pass inside a synctest bubble.
+func pass(d time.Duration) { <-time.After(d) }

@@ -224,14 +224,12 @@ func (s *session) pump(ctx context.Context) {
 			s.readFailedLocked(ctx, c, qos, err)
 			break
 		}
-		if len(ds) > 0 {
-			cu.readable[qos-1] = true
-		} else if qos == 2 && (live || resuming) {
-			cu.resuming = false
+		if len(ds) == 0 {
+			cu.resuming = cu.resuming && !(qos == 2 && live)
+			continue
 		}
-		if len(ds) > 0 {
-			s.takeLocked(qos, ds)
-		}
+		cu.readable[qos-1] = true
+		s.takeLocked(qos, ds)
 	}
 	cu.running = false
 	cu.idle.Broadcast()

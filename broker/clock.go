@@ -42,19 +42,16 @@ func (k *clock) after(d time.Duration, run func()) *event {
 	return e
 }
 
-// cancel takes an event back; it says whether that was in time. A nil event
-// is none.
-func (k *clock) cancel(e *event) bool {
+// cancel takes an event back if it has not run yet. A nil event is none.
+func (k *clock) cancel(e *event) {
 	if e == nil {
-		return false
+		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if e.index < 0 {
-		return false
+	if e.index >= 0 {
+		heap.Remove(&k.events, e.index)
 	}
-	heap.Remove(&k.events, e.index)
-	return true
 }
 
 // loop is the session clock's goroutine.
@@ -94,12 +91,17 @@ func (k *clock) runDue() time.Duration {
 // eventHeap orders events by time; it implements heap.Interface.
 type eventHeap []*event
 
-func (h eventHeap) Len() int           { return len(h) }
-func (h eventHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+// Len is called by package heap.
+func (h *eventHeap) Len() int { return len(*h) }
 
-func (h eventHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
+// Less is called by package heap.
+func (h *eventHeap) Less(i, j int) bool { return (*h)[i].at.Before((*h)[j].at) }
+
+// Swap is called by package heap.
+func (h *eventHeap) Swap(i, j int) {
+	x := *h
+	x[i], x[j] = x[j], x[i]
+	x[i].index, x[j].index = i, j
 }
 
 // Push is called by package heap.

@@ -19,10 +19,7 @@ func (c *conn) handleSubscribe(p *packet.Subscribe) error {
 	var kept []durable.Subscription
 	var fresh []bool // whether there was none of that filter before
 	for i, f := range p.Filters {
-		sub, reason, err := c.subscription(f, p.Properties.SubscriptionID)
-		if err != nil {
-			return err
-		}
+		sub, reason := c.subscription(f, p.Properties.SubscriptionID)
 		reasons[i] = reason
 		if sub == nil {
 			continue
@@ -71,33 +68,26 @@ func (c *conn) handleSubscribe(p *packet.Subscribe) error {
 	return nil
 }
 
-// subscription judges one filter. An error ends the connection; a nil
-// subscription goes with the reason why.
-func (c *conn) subscription(f packet.Filter, id uint32) (*subscription, packet.ReasonCode, error) {
-	if topic.ValidFilter(f.Filter) != nil || levels(f.Filter) > c.b.opts.MaxTopicLevels {
-		return nil, packet.ReasonTopicFilterInvalid, nil
+// subscription judges one filter; a nil subscription goes with the reason why.
+func (c *conn) subscription(f packet.Filter, id uint32) (*subscription, packet.ReasonCode) {
+	group, inner := "", f.Filter
+	err := topic.ValidFilter(f.Filter)
+	if err == nil && c.version == packet.V5 { // $share means nothing in 3.x
+		group, inner, _, err = topic.ParseShared(f.Filter)
 	}
-	sub := &subscription{session: c.session, inner: f.Filter}
+	if err != nil || levels(f.Filter) > c.b.opts.MaxTopicLevels {
+		return nil, packet.ReasonTopicFilterInvalid
+	}
+	sub := &subscription{session: c.session, inner: inner, share: group}
 	sub.Subscription = durable.Subscription{
 		Filter: f.Filter, QoS: f.QoS, NoLocal: f.NoLocal,
 		RetainAsPublished: f.RetainAsPublished, RetainHandling: f.RetainHandling, ID: id,
 	}
-	if c.version == packet.V5 { // $share means nothing in 3.x
-		group, inner, shared, err := topic.ParseShared(f.Filter)
-		switch {
-		case err != nil:
-			return nil, packet.ReasonTopicFilterInvalid, nil
-		case shared && f.NoLocal:
-			return nil, 0, protocolError(packet.TypeSubscribe, "no local", "on a shared subscription") // [MQTT-3.8.3-4]
-		case shared:
-			sub.share, sub.inner = group, inner
-		}
-	}
 	if a := c.b.opts.Auth; a != nil && !a.Authorize(c.identity, ActionSubscribe, sub.inner) {
 		c.b.count.denied.Add(1)
-		return nil, packet.ReasonNotAuthorized, nil
+		return nil, packet.ReasonNotAuthorized
 	}
-	return sub, packet.ReasonCode(f.QoS), nil // granted as asked
+	return sub, packet.ReasonCode(f.QoS) // granted as asked
 }
 
 // putSubscription keeps a subscription in the session; false means that it

@@ -185,14 +185,27 @@ func (b *Broker) sharing(p *plan, m *message.Message) []delivery {
 	return ds
 }
 
-// claims lists the durable recipients of a message.
+// claims lists the durable recipients of a message, each queue once: a session
+// that has a matching subscription and is its shared group's choice as well
+// gets one delivery (MQTT 5.0 §4.8.2 allows one or two).
 func (p *plan) claims(m *message.Message, shared []delivery, from durable.QueueID) []durable.Claim {
 	if m.QoS == 0 {
 		return nil
 	}
 	var cs []durable.Claim
+	merge := 0 // up to where a queue of cs may come again
 	add := func(q durable.QueueID, g grant) {
-		if qos := min(g.qos, m.QoS); q != 0 && qos > 0 {
+		qos := min(g.qos, m.QoS)
+		if q == 0 || qos == 0 {
+			return
+		}
+		i := slices.IndexFunc(cs[:merge], func(c durable.Claim) bool { return c.Queue == q })
+		if i >= 0 {
+			cs[i].QoS = max(cs[i].QoS, qos)
+			cs[i].Retain = cs[i].Retain || m.Retain && g.asWritten
+			cs[i].SubscriptionIDs = slices.Concat(cs[i].SubscriptionIDs, g.ids)
+			slices.Sort(cs[i].SubscriptionIDs)
+		} else {
 			cs = append(cs, durable.Claim{Queue: q, QoS: qos, Retain: m.Retain && g.asWritten, SubscriptionIDs: g.ids})
 		}
 	}
@@ -206,8 +219,10 @@ func (p *plan) claims(m *message.Message, shared []delivery, from durable.QueueI
 		}
 	}
 	for _, d := range shared {
+		merge = len(cs)
 		add(d.s.queue, d.grant)
 	}
+	merge = 0 // uplinks have queues of their own
 	for _, r := range p.recipients {
 		if r.r.Queue != from {
 			// The retain flag goes along: the other side keeps it too.

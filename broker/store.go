@@ -65,11 +65,11 @@ type Store interface {
 	// once. It does nothing if r is no longer the one attached.
 	Detach(q durable.QueueID, r durable.Recipient)
 	// Read returns the next deliveries of a stream that is catching up, in
-	// order, at most max and about maxBytes of them, but at least one. Empty
+	// order, at most limit and about maxBytes of them, but at least one. Empty
 	// and live means caught up: Offers follow. Empty and not live means that
 	// something is on its way: wait for Wake. QoS 2 deliveries with PacketID
 	// 0 must be given one with Sent before they go out.
-	Read(ctx context.Context, q durable.QueueID, qos byte, max, maxBytes int) (ds []durable.Delivery, live bool, err error)
+	Read(ctx context.Context, q durable.QueueID, qos byte, limit, maxBytes int) (ds []durable.Delivery, live bool, err error)
 	// Acked says that the recipient acknowledged a QoS 1 delivery with
 	// success.
 	Acked(q durable.QueueID, seq durable.Seq)

@@ -226,6 +226,13 @@ func describe(ps []packet.Packet) []string {
 	return all
 }
 
+// Received returns how many packets have come that no test has taken yet.
+func (c *Client) Received() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.inbox)
+}
+
 // Take waits for the next packet of that type and returns it; others stay.
 func (c *Client) Take(t packet.Type) packet.Packet {
 	c.tb.Helper()
