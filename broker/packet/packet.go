@@ -82,8 +82,8 @@ func (w *builder) start(t Type) int {
 // packet, header included, whether or not all of it is there yet; n == 0 says
 // that the header is not complete. A packet of more than limit bytes is refused
 // with reason 0x95 as soon as its header is known; limit 0 or less stands for
-// the largest packet there is. All of b is looked at but nothing beyond the
-// first five bytes (MQTT 5.0 §2.1).
+// the largest packet there is. It looks at no more than five bytes
+// (MQTT 5.0 §2.1).
 func Frame(b []byte, limit int) (n int, err error) {
 	if len(b) == 0 {
 		return 0, nil
