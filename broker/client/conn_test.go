@@ -73,6 +73,15 @@ func TestLimitsAreTheServersWord(t *testing.T) {
 	if got := c.Limits(); got != want {
 		t.Errorf("Limits() = %+v, want %+v", got, want)
 	}
+	old, _ := dialPipe(t, Options{ClientID: "c", Version: packet.V311, KeepAlive: time.Minute}, &packet.Connack{})
+	defer old.Abort()
+	want = Limits{
+		ClientID: "c", KeepAlive: time.Minute, SessionExpiry: 0xFFFFFFFF, ReceiveMaximum: 20, MaximumQoS: 2,
+		MaximumPacketSize: packet.MaxSize + 5, Retain: true, Wildcards: true,
+	}
+	if got := old.Limits(); got != want {
+		t.Errorf("Limits() of 3.1.1 = %+v, want %+v", got, want)
+	}
 	plain, _ := dialPipe(t, Options{ClientID: "c", KeepAlive: time.Minute, SessionExpiry: 100}, &packet.Connack{})
 	defer plain.Abort()
 	want = Limits{
@@ -421,10 +430,7 @@ func TestProtocolErrorsAreTold(t *testing.T) {
 		"alias without any allowed":  {send: []packet.Packet{pub(packet.Publish{Topic: []byte("a"), TopicAlias: 1})}, reason: packet.ReasonTopicAliasInvalid},
 		"alias too large":            {opts: Options{TopicAliasMaximum: 2}, send: []packet.Packet{pub(packet.Publish{Topic: []byte("a"), TopicAlias: 3})}, reason: packet.ReasonTopicAliasInvalid},
 		"alias for nothing":          {opts: Options{TopicAliasMaximum: 2}, send: []packet.Packet{pub(packet.Publish{TopicAlias: 2})}, reason: packet.ReasonTopicAliasInvalid},
-		"beyond the receive maximum": {opts: Options{ReceiveMaximum: 1}, send: []packet.Packet{
-			pub(packet.Publish{Topic: []byte("a"), QoS: 1, PacketID: 1}), pub(packet.Publish{Topic: []byte("a"), QoS: 1, PacketID: 2}),
-		}, reason: packet.ReasonReceiveMaximumExceeded},
-		"too large": {opts: Options{MaximumPacketSize: 100}, send: []packet.Packet{pub(packet.Publish{Topic: []byte("a"), Payload: make([]byte, 100)})}, reason: packet.ReasonPacketTooLarge},
+		"too large":                  {opts: Options{MaximumPacketSize: 100}, send: []packet.Packet{pub(packet.Publish{Topic: []byte("a"), Payload: make([]byte, 100)})}, reason: packet.ReasonPacketTooLarge},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

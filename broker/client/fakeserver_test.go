@@ -26,11 +26,11 @@ type fakeServer struct {
 
 // pipe returns a server and the connection for its client. The connection
 // closes with the test.
-func pipe(t testing.TB, v packet.Version) (*fakeServer, net.Conn) {
-	t.Helper()
+func pipe(tb testing.TB, v packet.Version) (*fakeServer, net.Conn) {
+	tb.Helper()
 	near, far := net.Pipe()
-	s := &fakeServer{t: t, nc: far, version: v, in: make(chan packet.Packet, 1000), readErr: make(chan error, 1)}
-	t.Cleanup(func() { near.Close(); far.Close() })
+	s := &fakeServer{t: tb, nc: far, version: v, in: make(chan packet.Packet, 1000), readErr: make(chan error, 1)}
+	tb.Cleanup(func() { near.Close(); far.Close() })
 	return s, near
 }
 
@@ -125,8 +125,8 @@ func (s *fakeServer) wantClosed() {
 }
 
 // dialPipe connects to a fake server that answers ack.
-func dialPipe(t testing.TB, o Options, ack *packet.Connack) (*Conn, *fakeServer) {
-	t.Helper()
+func dialPipe(tb testing.TB, o Options, ack *packet.Connack) (*Conn, *fakeServer) {
+	tb.Helper()
 	v := o.Version
 	if v == 0 {
 		v = packet.V5
@@ -134,16 +134,16 @@ func dialPipe(t testing.TB, o Options, ack *packet.Connack) (*Conn, *fakeServer)
 	if v == packet.V311 && o.ClientID == "" {
 		o.ClientID = "c"
 	}
-	s, nc := pipe(t, v)
+	s, nc := pipe(tb, v)
 	s.serve()
 	go func() {
 		if _, ok := <-s.in; ok {
 			s.send(ack)
 		}
 	}()
-	c, err := NewConn(t.Context(), nc, o)
+	c, err := NewConn(tb.Context(), nc, o)
 	if err != nil {
-		t.Fatalf("NewConn: %v", err)
+		tb.Fatalf("NewConn: %v", err)
 	}
 	return c, s
 }
@@ -160,16 +160,16 @@ func running(c *Conn, handler func(packet.Packet) error) <-chan error {
 }
 
 // clientOn is Connect with a fake server in place of the network.
-func clientOn(t testing.TB, o Options, ack *packet.Connack, onMessage func(Message)) (*Client, *fakeServer) {
-	t.Helper()
+func clientOn(tb testing.TB, o Options, ack *packet.Connack, onMessage func(Message)) (*Client, *fakeServer) {
+	tb.Helper()
 	var s *fakeServer
-	c, err := connect(t.Context(), o, onMessage, func(o Options) (*Conn, error) {
+	c, err := connect(tb.Context(), o, onMessage, func(o Options) (*Conn, error) {
 		var conn *Conn
-		conn, s = dialPipe(t, o, ack)
+		conn, s = dialPipe(tb, o, ack)
 		return conn, nil
 	})
 	if err != nil {
-		t.Fatalf("connect: %v", err)
+		tb.Fatalf("connect: %v", err)
 	}
 	return c, s
 }
@@ -178,13 +178,13 @@ func msg(topic, payload string, qos byte) *message.Message {
 	return &message.Message{Topic: topic, Payload: []byte(payload), QoS: qos, Received: time.Now()}
 }
 
-func want[T any](t testing.TB, ch <-chan T, what string) T {
-	t.Helper()
+func want[T any](tb testing.TB, ch <-chan T, what string) T {
+	tb.Helper()
 	select {
 	case v := <-ch:
 		return v
 	case <-time.After(10 * time.Second): // of fake time in a bubble
-		t.Fatalf("%s did not come", what)
+		tb.Fatalf("%s did not come", what)
 		panic("unreachable")
 	}
 }

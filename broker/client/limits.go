@@ -7,8 +7,8 @@ import (
 )
 
 // Limits are what the two sides agreed on in CONNECT and CONNACK, with the
-// defaults of the specification filled in (MQTT 5.0 §3.2.2.3); for 3.1.1 there
-// are only defaults.
+// defaults of the specification filled in (MQTT 5.0 §3.2.2.3); 3.1.1 has none of
+// them.
 type Limits struct {
 	// ClientID is ours, or the one the server gave.
 	ClientID string
@@ -18,7 +18,9 @@ type Limits struct {
 	// 0 or 0xFFFFFFFF.
 	SessionExpiry uint32
 	// ReceiveMaximum is how many QoS 1 and QoS 2 messages may be on the way
-	// to the server.
+	// to the server. 3.1.1 has no such limit; it is 20 there all the same,
+	// because Mosquitto 2.0 answers PUBREC to further QoS 2 messages and drops
+	// them: by default it has room for 20 and 3.1.1 no code to say so.
 	ReceiveMaximum uint16
 	// MaximumQoS the server takes, 0 to 2.
 	MaximumQoS byte
@@ -46,6 +48,7 @@ func limitsOf(o *Options, ack *packet.Connack) Limits {
 		Shared:            v == packet.V5,
 	}
 	if v != packet.V5 {
+		l.ReceiveMaximum = 20
 		l.SessionExpiry = 0xFFFFFFFF
 		if o.CleanStart && o.SessionExpiry == 0 {
 			l.SessionExpiry = 0

@@ -86,22 +86,7 @@ func (c *Conn) Queue(p packet.Packet) error {
 	o.buf = b
 	o.pending += size
 	o.queued += uint64(size)
-	if acknowledges(p) {
-		c.acknowledged()
-	}
 	return nil
-}
-
-// acknowledges says that p ends the handshake of a message from the server.
-func acknowledges(p packet.Packet) bool {
-	switch p := p.(type) {
-	case *packet.Puback, *packet.Pubcomp:
-		return true
-	case *packet.Pubrec:
-		return p.Reason.Failed()
-	default:
-		return false
-	}
 }
 
 // Flush has everything queued so far written. It does not wait for that; a
@@ -139,6 +124,13 @@ func (o *output) close() {
 	o.buf, o.spare, o.pending = nil, nil, 0
 }
 
+// allWritten says that nothing was left when the connection ended.
+func (o *output) allWritten() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.written == o.queued
+}
+
 func (o *output) failure() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -147,6 +139,7 @@ func (o *output) failure() error {
 
 // write is the writer goroutine.
 func (c *Conn) write() {
+	defer close(c.wrote)
 	for {
 		select {
 		case <-c.out.wake:

@@ -48,6 +48,7 @@ type outgoing struct {
 	place    uint64
 	id       uint16 // 0 before it is first sent
 	released bool   // PUBREC has come
+	counted  bool   // takes one of the quota
 	done     func(error)
 }
 
@@ -141,6 +142,7 @@ func (s *Session) attach(c *Conn) error {
 	for _, o := range sent {
 		switch {
 		case o.released && present:
+			o.counted = false // a PUBREL needs no quota, so it gives none back
 			s.keepLocked(o)
 			// Cannot fail: the output is empty, and these have their reserve.
 			_ = c.Queue(&packet.Pubrel{PacketID: o.id})
@@ -265,7 +267,7 @@ func (s *Session) sendLocked(o *outgoing) (sent bool, err error) {
 		}
 		return false, err
 	}
-	o.id = id
+	o.id, o.counted = id, true
 	s.keepLocked(o)
 	s.quota--
 	return true, nil
@@ -299,7 +301,12 @@ func (s *Session) acknowledgedLocked(t packet.Type, id uint16, reason packet.Rea
 	}
 	delete(s.inflight, id)
 	s.ids.Free(id)
-	s.quota = min(s.quota+1, int(s.conn.limits.ReceiveMaximum))
+	if o.counted {
+		// MQTT 5.0 §4.9 would let every PUBCOMP add to the quota, up to its
+		// first value; but then there can be more messages on the way after a
+		// reconnect than the server has room for, and Mosquitto 2.0 refuses.
+		s.quota++
+	}
 	end := finished{done: o.done}
 	if reason.Failed() && t != packet.TypePubcomp { // PUBCOMP 0x92: the server has released it before
 		end.err = &RefusedError{Topic: o.m.Topic, Reason: reason, ReasonString: text}
