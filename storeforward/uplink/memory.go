@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -83,6 +84,11 @@ func (u *Uplink) mark() string {
 func (u *Uplink) openSession(ctx context.Context, l *link) error {
 	m := u.recall()
 	present := l.conn.SessionPresent()
+	if present && m.Mark != u.mark() {
+		// In 3.1.1 a clean start takes two connections (see package client),
+		// and the server may not have kept to its part.
+		return errors.New("the cloud has kept a session though a clean start was asked for")
+	}
 	if !present {
 		if err := wait(ctx, func(done func(error)) { u.store.ResetUplink(u.queue, done) }); err != nil {
 			return fmt.Errorf("%w: reset the session: %w", errStore, err)
