@@ -104,24 +104,17 @@ const (
 	fieldPassword    = "password"
 )
 
-// checkConnectFlags applies MQTT 5.0 §3.1.2.3 to §3.1.2.9. MQTT 3.1 disregards
-// the reserved bit, and the will's bits where there is no will (§3.1).
+// checkConnectFlags judges those flags that leave no trace in the value
+// (MQTT 5.0 §3.1.2.3 to §3.1.2.7). MQTT 3.1 disregards the reserved bit, and the
+// will's bits where there is no will (§3.1).
 func checkConnectFlags(flags byte, v Version) *Error {
 	const field = "connect flags"
-	will := flags&connectWill != 0
-	if v != V31 {
-		if flags&connectReserved != 0 {
-			return malformed(field, "the reserved bit is set") // [MQTT-3.1.2-3]
-		}
-		if !will && flags&(connectWillQoS|connectWillRetain) != 0 {
-			return malformed(field, "will qos or will retain without a will") // [MQTT-3.1.2-11] [MQTT-3.1.2-13]
-		}
-	}
-	if will && flags&connectWillQoS == connectWillQoS {
-		return malformed(field, "will qos 3") // [MQTT-3.1.2-12]
-	}
-	if v < V5 && flags&connectPassword != 0 && flags&connectUsername == 0 {
-		return errPasswordAlone()
+	switch {
+	case v == V31:
+	case flags&connectReserved != 0:
+		return malformed(field, "the reserved bit is set") // [MQTT-3.1.2-3]
+	case flags&connectWill == 0 && flags&(connectWillQoS|connectWillRetain) != 0:
+		return malformed(field, "will qos or will retain without a will") // [MQTT-3.1.2-11] [MQTT-3.1.2-13]
 	}
 	return nil
 }
@@ -137,7 +130,7 @@ func (p *Connect) check(v Version) *Error {
 		return refuse(ReasonUnsupportedProtocolVersion, "protocol version", "%d is unknown", byte(v))
 	}
 	if w := p.Will; w != nil && w.QoS > 2 {
-		return malformed("connect flags", "will qos %d", w.QoS)
+		return malformed("connect flags", "will qos %d", w.QoS) // [MQTT-3.1.2-12]
 	}
 	if v < V5 {
 		if p.HasPassword && !p.HasUsername {

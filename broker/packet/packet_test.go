@@ -107,6 +107,7 @@ func TestAppendToRefuses(t *testing.T) {
 		"unsuback without reasons":               {&packet.Unsuback{PacketID: 1}, 5, 0x82},
 		"disconnect with a reason of another":    {&packet.Disconnect{Reason: 0x85}, 4, 0x82},
 		"auth before 5.0":                        {&packet.Auth{}, 4, 0x81},
+		"auth with a reason of another":          {&packet.Auth{Reason: 0x87, Properties: packet.Properties{AuthMethod: "m"}}, 5, 0x82},
 		"auth without method":                    {&packet.Auth{Reason: 0x18}, 5, 0x82},
 		"auth with data without method":          {&packet.Auth{Properties: packet.Properties{AuthData: []byte{1}}}, 5, 0x82},
 	}

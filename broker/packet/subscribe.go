@@ -57,7 +57,8 @@ func (c *cursor) subscribe(v Version) *Subscribe {
 }
 
 // countFilters walks over the filters, each with extra bytes behind it, so
-// that the memory for them can be taken at once.
+// that the memory for them can be taken at once. What is wrong with them, the
+// second walk finds.
 func (c *cursor) countFilters(extra int) (n int) {
 	walk := cursor{b: c.b}
 	for len(walk.b) > 0 {
@@ -65,7 +66,6 @@ func (c *cursor) countFilters(extra int) (n int) {
 		walk.bytes(fieldOptions, extra)
 		n++
 	}
-	c.fail(walk.err)
 	if n == 0 {
 		c.fail(errNoFilters())
 	}
