@@ -256,7 +256,7 @@ func TestParsePublishPropertiesRefuses(t *testing.T) {
 		"topic alias, which ends here":             {[]byte{0x23, 0, 1}, packet.ErrMalformed},
 		"message expiry interval, which ends here": {[]byte{0x02, 0, 0, 0, 1}, packet.ErrMalformed},
 		"subscription identifier, which ends here": {[]byte{0x0b, 1}, packet.ErrMalformed},
-		"subscription identifier in front":          {[]byte{0x0b, 1, 1}, packet.ErrMalformed},
+		"subscription identifier in front":         {[]byte{0x0b, 1, 1}, packet.ErrMalformed},
 		"property of CONNECT":                      {[]byte{0x21, 0, 1}, packet.ErrMalformed},
 		"content type twice":                       {[]byte{0x03, 0, 0, 0x03, 0, 0}, packet.ErrProtocol},
 		"payload format indicator 2":               {[]byte{0x01, 2}, packet.ErrProtocol},
