@@ -41,7 +41,6 @@ type batch struct {
 	deletes  []deletion
 	dropSets []*claimset
 	mark     durable.Seq // new reservation of sequence numbers; 0 is none
-	touch    bool        // note that the store is open
 	more     bool        // not everything deletable fits
 }
 

@@ -16,13 +16,14 @@ import (
 // all) or given back to be taken again. It returns false when the store is
 // closing and the disk still fails.
 func (s *Store) commitOrHeal(b *batch) bool {
+	settle := s.settle
 	if s.opts.faults.doneSoon {
-		s.settle(b)
-		return s.write(b) == nil
+		settle(b)
+		settle = func(*batch) {}
 	}
 	err := s.write(b)
 	if err == nil {
-		s.settle(b)
+		settle(b)
 		s.healed()
 		s.afterCommit(len(b.deletes) > 0)
 		return true
@@ -38,7 +39,7 @@ func (s *Store) commitOrHeal(b *batch) bool {
 			continue
 		}
 		if landed {
-			s.settle(b)
+			settle(b)
 		} else {
 			s.giveBack(b)
 		}

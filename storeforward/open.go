@@ -126,11 +126,6 @@ func (s *Store) inspect() error {
 }
 
 func (s *Store) inspectHeader(d *db) error {
-	if s.single {
-		if err := d.script("PRAGMA locking_mode = EXCLUSIVE"); err != nil {
-			return err
-		}
-	}
 	app, err := d.queryInt("PRAGMA application_id")
 	if err != nil {
 		return err
@@ -164,6 +159,7 @@ func (s *Store) params() url.Values {
 	params := url.Values{"_mutex": {"no"}, "_busy_timeout": {"5000"}}
 	if s.single {
 		params.Set("vfs", s.disk.VFS())
+		params.Set("_locking_mode", "EXCLUSIVE")
 	}
 	return params
 }
@@ -202,9 +198,6 @@ func (s *Store) openWriter() (*db, error) {
 	setup := "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = " + sync + `;
 		PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;
 		PRAGMA journal_size_limit = ` + strconv.FormatInt(s.opts.WALBytes, 10)
-	if s.single {
-		setup = "PRAGMA locking_mode = EXCLUSIVE; " + setup
-	}
 	if err = d.script(setup); err == nil {
 		err = assertDurable(d, sync)
 	}
@@ -262,7 +255,7 @@ func (s *Store) openReader() (*db, error) {
 
 func (s *Store) closeConnections() error {
 	var err error
-	for s.readers != nil && len(s.readers) > 0 {
+	for len(s.readers) > 0 {
 		err = errors.Join(err, (<-s.readers).close())
 	}
 	if s.w != nil {
@@ -298,8 +291,10 @@ func (s *Store) moveAside() (string, error) {
 // fileSystem is the real disk.
 type fileSystem struct{}
 
+// VFS implements Disk: SQLite's own.
 func (fileSystem) VFS() string { return "" }
 
+// Size implements Disk.
 func (fileSystem) Size(name string) (int64, error) {
 	info, err := os.Stat(name)
 	if err != nil {
@@ -308,10 +303,12 @@ func (fileSystem) Size(name string) (int64, error) {
 	return info.Size(), nil
 }
 
+// Rename implements Disk; SyncDir makes it durable.
 func (fileSystem) Rename(from, to string) error { return os.Rename(from, to) }
 
+// SyncDir implements Disk.
 func (fileSystem) SyncDir(dir string) error {
-	f, err := os.Open(dir) //nolint:gosec // the operator's own data folder
+	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ type Disk interface {
 	VFS() string
 	// Size of a file; an error wrapping fs.ErrNotExist when there is none.
 	Size(name string) (int64, error)
-	// Rename a file durably.
+	// Rename a file; SyncDir makes it durable.
 	Rename(from, to string) error
 	// SyncDir makes creation and removal in a folder durable.
 	SyncDir(dir string) error

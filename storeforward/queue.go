@@ -117,7 +117,7 @@ type delivery2 struct {
 	size  uint32
 }
 
-func (st *stream) handOut(seq durable.Seq, received int64, size int64) {
+func (st *stream) handOut(seq durable.Seq, received, size int64) {
 	st.out = append(st.out, handed{seq: seq, received: received, size: uint32(size)})
 	st.pos = seq
 }

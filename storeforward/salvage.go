@@ -47,11 +47,6 @@ func (s *Store) salvage(ctx context.Context, aside string) string {
 }
 
 func (s *Store) salvageFrom(ctx context.Context, old *db) (string, error) {
-	if s.single {
-		if err := old.script("PRAGMA locking_mode = EXCLUSIVE"); err != nil {
-			return "nothing", err
-		}
-	}
 	app, err := old.queryInt("PRAGMA application_id")
 	if err != nil || app != applicationID {
 		return "nothing", err

@@ -80,15 +80,14 @@ type Store struct {
 
 // counters are totals since the start.
 type counters struct {
-	messages, bytes                     int64
-	appended, safeByAck, written        uint64
-	refused, withdrawn                  uint64
-	commits, commitErrors               uint64
-	readErrors, checkpointErrors        uint64
-	lastErr                             string
-	lastErrAt                           time.Time
-	integrity                           string
-	fileBytes, walBytes, deadLettersCut int64
+	messages, bytes              int64
+	appended, safeByAck, written uint64
+	refused, withdrawn           uint64
+	commits, commitErrors        uint64
+	readErrors, checkpointErrors uint64
+	lastErr                      string
+	lastErrAt                    time.Time
+	integrity                    string
 }
 
 // op is one durable change besides messages. It takes effect between the

@@ -1,0 +1,615 @@
+package storeforward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+)
+
+// live wraps a callback so that it counts only while the power is on.
+func (w *world) live(fn func(error)) func(error) {
+	epoch := w.epoch
+	return func(err error) {
+		if w.epoch == epoch {
+			fn(err)
+		}
+	}
+}
+
+// step does one random thing.
+func (w *world) step() {
+	switch w.c.pick(22, "step") {
+	case 0, 1, 2, 3, 4:
+		w.publish()
+	case 5, 6:
+		w.publishExactlyOnce()
+	case 7, 8, 9, 10, 11, 12:
+		w.move()
+	case 13, 14:
+		w.reconnect()
+	case 15:
+		w.subscribe()
+	case 16:
+		w.retain()
+	case 17:
+		w.will()
+	case 18:
+		time.Sleep(time.Duration(w.c.pick(30, "ms")) * time.Millisecond) //nolint:forbidigo // the bubble's time
+	case 19:
+		w.fault()
+	case 20:
+		w.comeAndGo()
+	case 21:
+		w.publishToGuest()
+	}
+	if w.c.pick(3, "settle") > 0 {
+		w.settleAll()
+	}
+}
+
+// populate makes the queues of all, before the disk begins to fail.
+func (w *world) populate() error {
+	for _, p := range w.peers {
+		if !p.uplink {
+			p.q = w.create(p.name)
+			continue
+		}
+		q, _, err := w.s.OpenUplink(p.name)
+		if err != nil {
+			return err
+		}
+		p.q = q
+	}
+	for _, p := range w.pubs {
+		p.q = w.create(p.name)
+	}
+	return nil
+}
+
+func (w *world) create(name string) durable.QueueID {
+	result := make(chan error, 1)
+	q := w.s.CreateSession(name, 3600, func(err error) { result <- err })
+	if err := <-result; err != nil {
+		w.failf("create %s: %v", name, err)
+	}
+	return q
+}
+
+// come and go of a session that others publish to meanwhile. It is there or not
+// as last promised; while it is promised to be there, messages reach it.
+func (w *world) comeAndGo() {
+	g := &w.guest
+	if g.busy {
+		return
+	}
+	g.busy = true
+	if !g.there {
+		q := durable.QueueID(0)
+		q = w.s.CreateSession("guest", 60, w.live(func(err error) {
+			if g.busy = false; err == nil {
+				g.there, g.maybe = true, false
+			}
+		}))
+		if q != 0 {
+			g.q, g.maybe = q, true
+		}
+		return
+	}
+	g.maybe = true
+	w.s.End(g.q, w.live(func(err error) {
+		if g.busy = false; err == nil {
+			g.there, g.maybe = false, false
+			g.owed = nil
+		}
+	}))
+}
+
+// publishToGuest owes it a message, until its end is durable.
+func (w *world) publishToGuest() {
+	g := &w.guest
+	if g.q == 0 {
+		return
+	}
+	p := w.pubs[0]
+	p.n++
+	payload := fmt.Sprintf("guest/1 %d", p.n)
+	q := g.q
+	_ = w.s.Append(&message.Message{Topic: "g", Payload: []byte(payload), QoS: 1}, []durable.Claim{{Queue: q, QoS: 1}}, durable.Origin{}, w.live(func(err error) {
+		if err == nil && g.q == q && (g.there || g.maybe) {
+			g.owed = append(g.owed, payload)
+		}
+	}))
+}
+
+func (w *world) claims(qos byte) (claims []durable.Claim, to []*peer) {
+	for i, p := range w.peers {
+		if w.c.pick(3, "claim") == 0 && i > 0 {
+			continue
+		}
+		claims = append(claims, durable.Claim{Queue: p.q, QoS: qos})
+		to = append(to, p)
+	}
+	return claims, to
+}
+
+func (w *world) next(p *publisher, qos byte, to []*peer) *sent {
+	p.n++
+	m := &sent{payload: fmt.Sprintf("%s/%d %d", p.name, qos, p.n), qos: qos, to: to}
+	p.sent = append(p.sent, m)
+	return m
+}
+
+func (w *world) publish() {
+	p := w.pubs[w.c.pick(len(w.pubs), "publisher")]
+	qos := byte(1 + w.c.pick(2, "qos")) // of the delivery
+	claims, to := w.claims(qos)
+	if len(claims) == 0 {
+		return
+	}
+	m := w.next(p, qos, to)
+	w.append(m, claims, durable.Origin{}, func(err error) {
+		if err == nil {
+			m.acked = true
+		}
+	})
+}
+
+func (w *world) append(m *sent, claims []durable.Claim, from durable.Origin, done func(error)) {
+	msg := &message.Message{Topic: "t/" + strings.Fields(m.payload)[0], Payload: []byte(m.payload + strings.Repeat(".", w.c.pick(900, "size"))), QoS: m.qos}
+	if err := w.s.Append(msg, claims, from, w.live(done)); err != nil {
+		done(err)
+	}
+}
+
+// publishExactlyOnce starts a QoS 2 exchange, or answers for one.
+func (w *world) publishExactlyOnce() {
+	p := w.pubs[w.c.pick(len(w.pubs), "publisher")]
+	id := uint16(1 + w.c.pick(4, "id"))
+	if e := p.out[id]; e != nil {
+		switch {
+		case e.received && !e.waiting:
+			w.release(p, id, e)
+		case !e.received && !e.waiting:
+			w.publish2(p, id, e)
+		}
+		return
+	}
+	_, to := w.claims(2)
+	e := &exchange{m: w.next(p, 2, to)}
+	e.m.payload = strings.Replace(e.m.payload, "/2 ", "/x ", 1) // resends may reorder these
+	p.out[id] = e
+	w.publish2(p, id, e)
+}
+
+func (w *world) publish2(p *publisher, id uint16, e *exchange) {
+	var claims []durable.Claim
+	for _, to := range e.m.to {
+		claims = append(claims, durable.Claim{Queue: to.q, QoS: 2})
+	}
+	e.waiting = true
+	w.append(e.m, claims, durable.Origin{Queue: p.q, PacketID: id}, func(err error) {
+		e.waiting = false
+		if err == nil {
+			e.m.acked, e.received = true, true
+		}
+	})
+}
+
+func (w *world) release(p *publisher, id uint16, e *exchange) {
+	e.waiting = true
+	w.s.Release(p.q, id, w.live(func(err error) {
+		e.waiting = false
+		if err == nil && p.out[id] == e {
+			delete(p.out, id)
+		}
+	}))
+}
+
+// reconnect begins or ends a connection.
+func (w *world) reconnect() {
+	p := w.peers[w.c.pick(len(w.peers), "peer")]
+	if c := p.conn; c != nil && w.c.pick(3, "detach") > 0 {
+		p.conn = nil
+		w.s.Detach(p.q, c)
+		return
+	}
+	c := &conn{w: w, p: p, window: 1 + w.c.pick(6, "window"), ids: map[uint16]bool{}, last: map[string]int{}}
+	c.catch[1], c.catch[2] = true, true
+	if err := w.s.Attach(p.q, c); err != nil {
+		w.failf("attach %s: %v", p.name, err)
+		return
+	}
+	p.conn = c
+}
+
+// move lets a connection read, send or acknowledge something.
+func (w *world) move() {
+	p := w.peers[w.c.pick(len(w.peers), "peer")]
+	if p.conn == nil {
+		return
+	}
+	c := p.conn
+	for range 1 + w.c.pick(4, "moves") {
+		switch w.c.pick(5, "move") {
+		case 0:
+			c.read(1)
+		case 1:
+			c.read(2)
+		case 2:
+			c.send1()
+		default:
+			c.send2()
+		}
+	}
+}
+
+func (c *conn) read(qos byte) (more bool) {
+	if !c.catch[qos] || qos == 1 && len(c.q1) >= c.window || qos == 2 && len(c.ids) >= c.window && len(c.q2) >= c.window {
+		return false
+	}
+	ds, live, err := c.w.s.Read(context.Background(), c.p.q, qos, 1+c.w.c.pick(4, "max"), 1<<20)
+	switch {
+	case err != nil:
+		return false // the disk fails: again later
+	case len(ds) == 0:
+		c.catch[qos], c.unread[qos] = false, !live
+		return false
+	}
+	if qos == 1 {
+		for _, d := range ds {
+			c.q1 = append(c.q1, &item{d: d, ready: true})
+		}
+		return true
+	}
+	var ids []durable.Sent
+	var items []*item
+	for _, d := range ds {
+		if d.PacketID != 0 {
+			c.ids[d.PacketID] = true
+		}
+	}
+	for _, d := range ds {
+		it := &item{d: d, ready: d.PacketID != 0}
+		if d.Released {
+			it.state = 2
+		}
+		if d.PacketID == 0 {
+			it.d.PacketID = c.id()
+			ids = append(ids, durable.Sent{Seq: d.Seq, PacketID: it.d.PacketID})
+			items = append(items, it)
+		}
+		c.q2 = append(c.q2, it)
+	}
+	if len(ids) > 0 {
+		c.w.s.Sent(c.p.q, ids, c.w.live(func(err error) {
+			for _, it := range items {
+				it.ready = it.ready || err == nil
+			}
+		}))
+	}
+	return true
+}
+
+// arrive is a message reaching the peer for the first time or again.
+func (p *peer) arrive(c *conn, d durable.Delivery) {
+	payload := strings.TrimRight(string(d.Message.Payload), ".")
+	lane, n := laneOf(payload)
+	p.got[payload]++
+	if strings.Contains(lane, "/x") {
+		return // exchanges of several ids are not in order
+	}
+	if n <= c.last[lane] {
+		c.w.failf("%s: %s came after %d in one connection", p.name, payload, c.last[lane])
+	}
+	c.last[lane] = n
+	if p.got[payload] == 1 {
+		if n < p.order[lane] {
+			c.w.failf("%s: %s came for the first time after %d", p.name, payload, p.order[lane])
+		}
+		p.order[lane] = n
+	}
+}
+
+func laneOf(payload string) (lane string, n int) {
+	lane, number, _ := strings.Cut(payload, " ")
+	_, _ = fmt.Sscan(number, &n)
+	return lane, n
+}
+
+// send1 sends the oldest QoS 1 delivery, and mostly acknowledges it.
+func (c *conn) send1() {
+	for i, it := range c.q1 {
+		if it.state == 0 {
+			it.state = 1
+			c.p.arrive(c, it.d)
+			return
+		}
+		if c.w.c.pick(4, "late") == 0 {
+			continue // out of order now and then
+		}
+		c.q1 = append(c.q1[:i:i], c.q1[i+1:]...)
+		c.w.s.Acked(c.p.q, it.d.Seq)
+		return
+	}
+}
+
+// send2 moves the oldest QoS 2 delivery that can move.
+func (c *conn) send2() {
+	for _, it := range c.q2 {
+		if !it.ready {
+			return
+		}
+		switch it.state {
+		case 0:
+			c.publish2(it)
+			return
+		case 2: // PUBREL; PUBCOMP comes back
+			delete(c.p.held, it.d.PacketID)
+			it.state = 3
+			c.w.s.Completed(c.p.q, it.d.Seq, c.w.live(func(err error) {
+				if err != nil {
+					return
+				}
+				delete(c.ids, it.d.PacketID)
+				for i, x := range c.q2 {
+					if x == it {
+						c.q2 = append(c.q2[:i:i], c.q2[i+1:]...)
+						break
+					}
+				}
+			}))
+			return
+		}
+	}
+}
+
+// publish2 sends a PUBLISH, which the peer takes once for each packet id it holds.
+func (c *conn) publish2(it *item) {
+	if !c.p.held[it.d.PacketID] {
+		c.p.held[it.d.PacketID] = true
+		c.p.arrive(c, it.d)
+	} else if !it.d.Resend {
+		c.w.failf("%s: id %d sent as new while the peer holds it", c.p.name, it.d.PacketID)
+	}
+	it.state = 1
+	c.w.s.Received(c.p.q, it.d.Seq, c.w.live(func(err error) {
+		if err == nil {
+			it.state = 2
+		}
+	}))
+}
+
+func (w *world) subscribe() {
+	p := w.peers[1]
+	f := fmt.Sprintf("f/%d", w.c.pick(3, "filter"))
+	if _, ok := w.subs[f]; !ok {
+		w.subs[f] = false
+	}
+	if w.subsAny[f] {
+		return // one change at a time
+	}
+	w.subsAny[f] = true
+	want := w.c.pick(2, "subscribe") == 0
+	done := w.live(func(err error) {
+		if err == nil {
+			w.subs[f] = want
+			delete(w.subsAny, f)
+		}
+		if errors.Is(err, durable.ErrFull) { // refused: nothing has changed
+			delete(w.subsAny, f)
+		}
+	})
+	if want {
+		w.s.Subscribe(p.q, []durable.Subscription{{Filter: f, QoS: 1}}, done)
+	} else {
+		w.s.Unsubscribe(p.q, []string{f}, done)
+	}
+}
+
+func (w *world) retain() {
+	topic := fmt.Sprintf("r/%d", w.c.pick(2, "topic"))
+	r := w.retained[topic]
+	if r == nil {
+		r = &retainedModel{cleared: map[int]bool{}}
+		w.retained[topic] = r
+	}
+	r.last++
+	n := r.last
+	m := &message.Message{Topic: topic, QoS: 1, Retain: true, Payload: fmt.Appendf(nil, "r-%d", n)}
+	if w.c.pick(4, "clear") == 0 {
+		m.Payload = nil
+		r.cleared[n] = true
+	}
+	err := w.s.Append(m, nil, durable.Origin{}, w.live(func(err error) {
+		if err == nil {
+			r.acked = max(r.acked, n)
+		}
+	}))
+	if err != nil {
+		delete(r.cleared, n)
+	}
+}
+
+func (w *world) will() {
+	if w.wills.last != w.wills.acked {
+		return
+	}
+	w.wills.last++
+	n := w.wills.last
+	done := w.live(func(err error) {
+		if err == nil {
+			w.wills.acked = n
+		}
+		if errors.Is(err, durable.ErrFull) {
+			w.wills.last = w.wills.acked
+		}
+	})
+	if n%2 == 1 {
+		w.s.SetWill(durable.Will{ClientID: "alice", Message: &message.Message{Topic: "w", QoS: 1}}, done)
+	} else {
+		w.s.ClearWill("alice", done)
+	}
+}
+
+// fault lets the disk fail for a while.
+func (w *world) fault() {
+	after := w.c.pick(8, "after")
+	switch w.c.pick(6, "fault") {
+	case 0:
+		w.disk.FailSyncs(after, 1, false)
+	case 1:
+		w.disk.FailSyncs(after, 1, true)
+	case 2:
+		w.disk.FailWrites(after, 1+w.c.pick(4, "times"))
+	case 3:
+		w.disk.SetCapacity(w.disk.Used() + int64(w.c.pick(20_000, "room")))
+	default:
+		w.disk.Heal()
+	}
+}
+
+// cut cuts the power in the middle of what the store is doing.
+func (w *world) cut() error {
+	w.disk.CutAfter(w.c.pick(30, "calls"))
+	for range w.c.pick(6, "steps before the cut") {
+		w.step()
+	}
+	old := w.s
+	next := w.disk.Cut(w.r)
+	w.epoch++
+	w.cuts++
+	w.disconnectAll()
+	_ = old.Close() // its disk is gone
+	w.disk.Unplug()
+	w.disk = next
+	w.unknown()
+	return w.open()
+}
+
+// restart closes the store properly and opens it again.
+func (w *world) restart() error {
+	w.disk.Heal()
+	if err := w.s.Close(); err != nil {
+		return fmt.Errorf("close: %w", err)
+	}
+	w.epoch++
+	w.disconnectAll()
+	w.unknown()
+	return w.open()
+}
+
+func (w *world) disconnectAll() {
+	for _, p := range w.peers {
+		p.conn = nil
+	}
+}
+
+// unknown: what was under way may have been done or not.
+func (w *world) unknown() {
+	if w.wills.last != w.wills.acked {
+		w.wills.last = w.wills.acked + 2 // either way from now on
+		w.wills.acked += 2
+		w.wills.last++
+	}
+}
+
+// drain connects everybody and lets everything arrive.
+func (w *world) drain() error {
+	w.disk.Heal()
+	for _, p := range w.peers {
+		p.conn = &conn{w: w, p: p, window: 50, ids: map[uint16]bool{}, last: map[string]int{}}
+		p.conn.catch[1], p.conn.catch[2] = true, true
+		if err := w.s.Attach(p.q, p.conn); err != nil {
+			return err
+		}
+	}
+	for range 400 {
+		left := int64(0)
+		for _, p := range w.peers {
+			for p.conn.read(1) || p.conn.read(2) {
+				continue
+			}
+			for range 60 {
+				p.conn.send1()
+				p.conn.send2()
+			}
+			n, _ := w.s.Backlog(p.q)
+			left += n
+		}
+		for _, p := range w.pubs {
+			for id, e := range p.out {
+				if e.received && !e.waiting {
+					w.release(p, id, e)
+				} else if !e.received && !e.waiting {
+					w.publish2(p, id, e)
+				}
+				left++
+			}
+		}
+		w.settleAll()
+		time.Sleep(w.opts.CommitWindow) //nolint:forbidigo // the bubble's time
+		w.settleAll()
+		if left == 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("the backlog does not drain: %+v", w.s.Status())
+}
+
+// verdict says what was promised and not kept.
+func (w *world) verdict() error {
+	for _, p := range w.pubs {
+		for _, m := range p.sent {
+			for _, to := range m.to {
+				n := to.got[m.payload]
+				if m.acked && n == 0 {
+					w.failf("lost: %s to %s was acknowledged and never came", m.payload, to.name)
+				}
+				if m.qos == 2 && n > 1 {
+					w.failf("%s came to %s %d times with QoS 2", m.payload, to.name, n)
+				}
+			}
+		}
+	}
+	return errors.Join(w.errs...)
+}
+
+// run is one life: steps, cuts, restarts, and at the end everything must have
+// arrived.
+func (w *world) run() (err error) {
+	if err := w.open(); err != nil {
+		return err
+	}
+	if err := w.populate(); err != nil {
+		return err
+	}
+	defer func() {
+		if w.s != nil {
+			_ = w.s.Close()
+			w.disk.Unplug()
+		}
+	}()
+	for range 3 + w.c.pick(3, "cuts") {
+		for range w.c.pick(40, "steps") {
+			w.step()
+		}
+		var err error
+		if w.c.pick(6, "restart") == 0 {
+			err = w.restart()
+		} else {
+			err = w.cut()
+		}
+		if err != nil {
+			return errors.Join(append(w.errs, err)...)
+		}
+	}
+	if err := w.drain(); err != nil {
+		return errors.Join(append(w.errs, err)...)
+	}
+	return w.verdict()
+}
