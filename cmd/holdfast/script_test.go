@@ -29,12 +29,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			// Socket paths are limited to 107 bytes, work folders are not.
-			dir, err := os.MkdirTemp("", "hf")
-			if err != nil {
-				return err
-			}
-			e.Defer(func() { _ = os.RemoveAll(dir) })
-			e.Setenv("SHORT", dir)
+			e.Setenv("SHORT", t.TempDir())
 			e.Values[systemdKey{}] = new(*systemdTold)
 			return nil
 		},
@@ -176,11 +171,7 @@ func told(ts *testscript.TestScript, neg bool, args []string) {
 func TestRunStopsWhenAsked(t *testing.T) {
 	ctx, stop := signal.NotifyContext(t.Context(), syscall.SIGUSR1)
 	defer stop()
-	dir, err := os.MkdirTemp("", "hf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := t.TempDir()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -73,7 +74,7 @@ func Serve(ctx context.Context, l net.Listener, src Source, log *slog.Logger) er
 		Handler:           handler(src),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      30 * time.Second,
+		WriteTimeout:      2 * time.Minute, // a profile takes its time
 		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
@@ -116,5 +117,10 @@ func handler(src Source) http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	// Profiles for `go tool pprof`, for whoever may open the socket anyway:
+	// curl --unix-socket SOCKET http://holdfast/debug/pprof/heap
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
 }
