@@ -21,30 +21,33 @@ func openOwn(path string) (fd int, err error) {
 	case err != nil:
 		return -1, fmt.Errorf("%s: %w", path, err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, unix.Close(fd))
-		}
-	}()
+	if err := ownable(fd); err != nil {
+		return -1, errors.Join(fmt.Errorf("%s: %w", path, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// ownable checks that fd is a serial port and locks it.
+func ownable(fd int) error {
 	if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil {
 		if vanished(err) {
 			// A ttyS without hardware behind it says EIO as well.
-			return -1, fmt.Errorf("%s: %w: %w", path, ErrUnplugged, err)
+			return fmt.Errorf("%w: %w", ErrUnplugged, err)
 		}
-		return -1, fmt.Errorf("%s is not a serial port: %w", path, err)
+		return fmt.Errorf("not a serial port: %w", err)
 	}
 	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return -1, fmt.Errorf("%s: %w (locked)", path, ErrBusy)
+			return fmt.Errorf("%w (locked)", ErrBusy)
 		}
-		return -1, fmt.Errorf("lock %s: %w", path, err)
+		return fmt.Errorf("lock: %w", err)
 	}
 	// Root may open a port that another has claimed; that does not make it
 	// ours.
 	if excl, err := unix.IoctlGetInt(fd, unix.TIOCGEXCL); err == nil && excl != 0 {
-		return -1, fmt.Errorf("%s: %w (TIOCEXCL)", path, ErrBusy)
+		return fmt.Errorf("%w (TIOCEXCL)", ErrBusy)
 	}
-	return fd, nil
+	return nil
 }
 
 // claim finishes what a driver has opened at drv: nobody else gets the port,

@@ -479,8 +479,12 @@ func TestBusyPort(t *testing.T) {
 				o.Driver = first
 				p := open(t, o)
 				o.Driver = second
+				before := descriptors(t, o.Device)
 				if q, err := port.Open(t.Context(), o, quiet()); !errors.Is(err, port.ErrBusy) {
 					t.Errorf("second Open = %v, %v, want ErrBusy", q, err)
+				}
+				if n := descriptors(t, o.Device); n != before {
+					t.Errorf("a refused Open left %d descriptors open", n-before)
 				}
 				p.Close()
 				open(t, o)
