@@ -70,12 +70,11 @@ func (c *conn) handleSubscribe(p *packet.Subscribe) error {
 
 // subscription judges one filter; a nil subscription goes with the reason why.
 func (c *conn) subscription(f packet.Filter, id uint32) (*subscription, packet.ReasonCode) {
-	group, inner := "", f.Filter
-	err := topic.ValidFilter(f.Filter)
-	if err == nil && c.version == packet.V5 { // $share means nothing in 3.x
-		group, inner, _, err = topic.ParseShared(f.Filter)
-	}
-	if err != nil || levels(f.Filter) > c.b.opts.MaxTopicLevels {
+	// In 3.x $share is left to the server, and other brokers have it mean what
+	// it means in 5.0; so do we, or a session would change its meaning when its
+	// client is updated.
+	group, inner, _, err := topic.ParseShared(f.Filter)
+	if err != nil || topic.ValidFilter(f.Filter) != nil || levels(f.Filter) > c.b.opts.MaxTopicLevels {
 		return nil, packet.ReasonTopicFilterInvalid
 	}
 	sub := &subscription{session: c.session, inner: inner, share: group}

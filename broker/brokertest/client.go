@@ -296,6 +296,20 @@ func (c *Client) Silent() []packet.Packet {
 	return rest
 }
 
+// Rest returns the messages that have come and that no test has taken yet.
+func (c *Client) Rest() []*packet.Publish {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var rest []*packet.Publish
+	for _, p := range c.inbox {
+		if p, ok := p.(*packet.Publish); ok {
+			rest = append(rest, p)
+		}
+	}
+	c.inbox = nil
+	return rest
+}
+
 // ID returns a packet id this client has not used.
 func (c *Client) ID() uint16 {
 	c.mu.Lock()

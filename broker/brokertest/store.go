@@ -403,12 +403,12 @@ func (q *queue) offerExactlyOnce(r *record) {
 		q.r.Wake(2)
 		return
 	}
-	r.packetID, st.pos = id, len(st.records)
+	r.packetID, st.pos = id, slices.Index(st.records, r)+1
 	d := r.delivery()
 	r.state = stateSent
 	if !q.r.Offer(d) {
 		st.live = false
-		st.pos = slices.Index(st.records, r)
+		st.pos--
 	}
 }
 
