@@ -1,8 +1,8 @@
 package uplink
 
 import (
+	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -176,27 +176,31 @@ func (h *honest) serve(nc net.Conn) {
 	for n := 0; ; n++ {
 		q, err := readPacket(nc, v)
 		if err != nil {
-			if err != io.EOF && !strings.Contains(err.Error(), "closed") && err != io.ErrUnexpectedEOF {
-				h.t.Errorf("from the gateway: %v", err)
+			if bad, ok := errors.AsType[*packet.Error](err); ok {
+				h.t.Errorf("from the gateway: %v", bad)
 			}
 			return
 		}
-		if n == cut && h.coin() {
-			return // this one is lost
+		if n == cut {
+			switch h.dice() {
+			case 0:
+				return // this packet is lost
+			case 1:
+				nc.Close() // it arrives, its answer is lost
+				c.take(q)
+				return
+			}
 		}
-		if !c.take(q) {
+		if !c.take(q) || n == cut {
 			return
-		}
-		if n >= cut && cut >= 0 {
-			return // its answer is lost, perhaps
 		}
 	}
 }
 
-func (h *honest) coin() bool {
+func (h *honest) dice() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.rnd.IntN(2) == 0
+	return h.rnd.IntN(3)
 }
 
 // honestConn is what the server knows of one connection.
@@ -206,7 +210,6 @@ type honestConn struct {
 	quota   int
 	aliases map[uint16]string
 	open    map[uint16]bool // PUBLISHes that take of the Receive Maximum
-	newest  map[byte]string
 }
 
 // take handles one packet; false ends the connection.
