@@ -119,7 +119,7 @@ func (o Options) Validate() error {
 		{"max_topic_levels", o.MaxTopicLevels, 2, 32768},
 		{"max_topic_aliases", o.MaxTopicAliases, 0, 65535},
 		{"max_retained", o.MaxRetained, 0, 100_000_000},
-		{"max_retained_bytes", o.MaxRetainedBytes, 0, 1 << 40},
+		{"max_retained_bytes", o.MaxRetainedBytes, 0, 1 << 30},
 	}
 	for _, c := range ints {
 		if c.v < c.low || c.v > c.upper {
