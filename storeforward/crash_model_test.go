@@ -83,8 +83,9 @@ type peer struct {
 	got    map[string]int // payload -> times
 	order  map[string]int // stream and publisher -> last first-time number
 	held   map[uint16]bool
-	told   map[string]bool // payloads acknowledged to the store in this power cycle, by a clean close
 	conn   *conn
+	// refused deliveries whose end is durable.
+	refused []durable.Seq
 }
 
 // retainedModel is what the topic's retained message may be.

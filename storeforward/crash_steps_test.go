@@ -333,7 +333,18 @@ func (c *conn) send1() {
 			continue // out of order now and then
 		}
 		c.q1 = append(c.q1[:i:i], c.q1[i+1:]...)
-		c.w.s.Acked(c.p.q, it.d.Seq)
+		switch c.w.c.pick(10, "answer") {
+		case 0:
+			c.w.s.Refused(c.p.q, it.d.Seq, 0x99, c.w.live(func(err error) {
+				if err == nil {
+					c.p.refused = append(c.p.refused, it.d.Seq)
+				}
+			}))
+		case 1:
+			c.w.s.Dropped(c.p.q, it.d.Seq, "expired", nil)
+		default:
+			c.w.s.Acked(c.p.q, it.d.Seq)
+		}
 		return
 	}
 }
@@ -576,7 +587,29 @@ func (w *world) verdict() error {
 			}
 		}
 	}
+	w.checkDeadLetters()
 	return errors.Join(w.errs...)
+}
+
+// checkDeadLetters: what the cloud has refused is kept.
+func (w *world) checkDeadLetters() {
+	kept := map[durable.Seq]bool{}
+	cloud := w.peers[0]
+	err := w.s.DeadLetters(context.Background(), cloud.q, func(d DeadLetter) error {
+		kept[d.Seq] = true
+		if d.Code != 0x99 || d.Message.Topic == "" {
+			return fmt.Errorf("dead letter %+v", d)
+		}
+		return nil
+	})
+	if err != nil {
+		w.failf("dead letters: %v", err)
+	}
+	for _, seq := range cloud.refused {
+		if !kept[seq] {
+			w.failf("lost: dead letter %d", seq)
+		}
+	}
 }
 
 // run is one life: steps, cuts, restarts, and at the end everything must have

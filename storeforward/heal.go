@@ -18,8 +18,10 @@ import (
 func (s *Store) commitOrHeal(b *batch) bool {
 	settle := s.settle
 	if s.opts.faults.doneSoon {
+		deletes := b.deletes
+		b.deletes = nil
 		settle(b)
-		settle = func(*batch) {}
+		b.deletes, settle = deletes, func(*batch) {}
 	}
 	err := s.write(b)
 	if err == nil {

@@ -26,6 +26,11 @@ func (s *Store) afterCommit(deleted bool) {
 		s.noteCheckpoint(err)
 		return
 	}
+	s.tendLog()
+}
+
+// tendLog asks the keeper for a checkpoint.
+func (s *Store) tendLog() {
 	select {
 	case s.tend <- struct{}{}:
 	default: // it has not come round to the last request
@@ -135,7 +140,15 @@ func (s *Store) trim() bool {
 	free, err := s.w.queryInt("PRAGMA freelist_count")
 	if err == nil && free > keepFree+vacuumStep {
 		err = s.w.query(context.Background(), func([]driver.Value) error { return nil }, "PRAGMA incremental_vacuum(256)")
-		s.vacuum = err == nil
+		s.vacuum, s.trimmed = err == nil, true
+	}
+	if err == nil && !s.vacuum && s.trimmed { // the file shrinks when the log is copied into it
+		s.trimmed = false
+		if s.single {
+			err = checkpoint(s.w, "TRUNCATE")
+		} else {
+			s.tendLog()
+		}
 	}
 	s.noteCheckpoint(err)
 	return s.vacuum

@@ -40,6 +40,7 @@ type Store struct {
 	attempt   int       // failed commits in a row
 	lastTries int       // attempts since Close
 	vacuum    bool      // rows were deleted since the file was last trimmed
+	trimmed   bool      // pages were given back since the last checkpoint
 
 	mu sync.Mutex // the append lock; guards everything below
 	// closing: nothing is taken any more. finished: the committer is done.
