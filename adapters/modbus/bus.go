@@ -391,22 +391,28 @@ func (b *Bus) exchange(ctx context.Context, l *link, u *unit, r Request, timeout
 		l.n = linkCounters{}
 		u.n.requests++
 		u.notBefore = end.Add(u.pause)
+		// As long as a timeout and the quarantine after it, also when it
+		// was clear earlier that this is not the answer.
+		alone := later(u.notBefore, later(start, l.sent).Add((1+quarantine)*u.timeout+time.Duration(r.answerLen()+3)*l.char))
 		switch {
 		case err == nil:
 			u.n.answers++
 		case errors.Is(err, ErrNoAnswer):
 			u.n.timeouts++
-			u.notBefore = end.Add(max(quarantine*u.timeout, u.pause))
+			u.notBefore = alone
 		case errors.Is(err, ErrGarbled):
 			u.n.garbled++
+			if errors.Is(err, errHurt) {
+				u.notBefore = alone
+			}
 		case errors.Is(err, ErrMismatch), errors.Is(err, ErrMalformed):
 			u.n.mismatched++
-			u.notBefore = end.Add(max(quarantine*u.timeout, u.pause))
+			u.notBefore = alone
 		case !fatal(err):
 			u.n.exceptions++
 		default:
 			// An answer may still be under way when the line comes back.
-			u.notBefore = end.Add((1 + quarantine) * u.timeout)
+			u.notBefore = alone
 		}
 	})
 	return data, at, err
@@ -427,7 +433,7 @@ func (b *Bus) serve(ctx context.Context, l *link, k *block) error {
 	data, at, err := b.exchange(ctx, l, u, k.req, k.dev.timeout)
 	// A garbled answer was the answer: nothing else is to come, so asking
 	// again at once is safe.
-	for try := 0; errors.Is(err, ErrGarbled) && try < k.dev.retries; try++ {
+	for try := 0; errors.Is(err, ErrGarbled) && !errors.Is(err, errHurt) && try < k.dev.retries; try++ {
 		b.update(func() { u.n.retries++ })
 		data, at, err = b.exchange(ctx, l, u, k.req, k.dev.timeout)
 	}
@@ -471,7 +477,7 @@ func (b *Bus) answered(k *block, data []byte, at time.Time) {
 	b.update(func() {
 		u.fails, u.lastErr, u.lastGood = 0, "", at
 		b.setState(u, UnitUp, at)
-		k.attempts, k.misses, k.refused = 0, 0, 0
+		k.attempts, k.fails, k.misses, k.refused = 0, 0, 0, 0
 		b.again(k, time.Now())
 	})
 	k.dev.tracker.Good(at)
@@ -499,12 +505,14 @@ func (b *Bus) stamp(at time.Time) reading.Stamp {
 	return s
 }
 
-// again sets when the block is due next: one period on, in step. Cycles that
-// have passed meanwhile are left out and counted.
+// again sets when the block is due next: one period on. Cycles that have passed
+// meanwhile are left out and counted.
 func (b *Bus) again(k *block, now time.Time) {
 	k.due = k.due.Add(k.dev.every)
 	if behind := now.Sub(k.due); behind >= 0 {
-		k.due = now.Add(k.dev.every - behind%k.dev.every)
+		// From now, not back in step: on a bus with more to do than it
+		// can, all come late alike, and not some on time and some never.
+		k.due = now.Add(k.dev.every)
 		k.dev.unit.n.late += uint64(behind/k.dev.every) + 1
 	}
 }
@@ -532,6 +540,9 @@ func (b *Bus) failed(k *block, err error) {
 		u.lastErr = err.Error()
 		u.waste.add(b.cost, now)
 		k.attempts++
+		if k.fails++; k.fails == 1 {
+			k.failedAt = now
+		}
 		if u.state == UnitUnknown || u.fails >= downAfter {
 			down = true
 			u.state, u.since = UnitDown, now
@@ -542,19 +553,18 @@ func (b *Bus) failed(k *block, err error) {
 		b.setState(u, UnitSuspect, now)
 		if k.attempts <= k.dev.retries {
 			u.n.retries++
-			return // still due: it comes first after the quarantine
+			k.due = now // behind the unit's other blocks: it may be this one alone
+			return
 		}
 		missed = true
 		k.attempts = 0
-		if k.misses++; k.misses == 1 {
-			k.missedAt = now
-		}
+		k.misses++
 		b.again(k, now)
 		// A block that never gets an answer while its unit gives others
 		// is asked less and less, and in halves: some devices keep silent
 		// where they should refuse.
 		k.due = k.due.Add(min(k.dev.every<<min(k.misses-1, 6), probeMax) - min(k.dev.every, probeMax))
-		split = k.misses >= downAfter && len(k.points) > 1 && u.lastGood.After(k.missedAt)
+		split = k.fails >= downAfter && len(k.points) > 1 && u.lastGood.After(k.failedAt)
 	})
 	switch {
 	case down:
@@ -613,7 +623,7 @@ func (b *Bus) refusal(k *block, e *ExceptionError, at time.Time) {
 			k.attempts++
 			if retry = k.attempts <= d.retries; retry {
 				d.unit.n.retries++
-				d.unit.notBefore = now.Add(max(d.timeout/2, d.unit.pause))
+				d.unit.notBefore = now.Add(max(d.timeout/4, d.unit.pause))
 				return
 			}
 			k.attempts = 0

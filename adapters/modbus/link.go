@@ -33,6 +33,11 @@ var (
 	ErrGarbled = errors.New("garbled answer")
 )
 
+// errHurt is an ErrGarbled of which it is not certain that it was the answer and
+// not noise: the answer may still come, and the request must not be repeated at
+// once.
+var errHurt = fmt.Errorf("%w, with a damaged header", ErrGarbled)
+
 // settle is how long the line must be silent for what came to be all of it. It
 // is no t1.5 or t3.5: USB adapters hand over bytes in batches 16 ms apart.
 const settle = 50 * time.Millisecond
@@ -49,6 +54,7 @@ type link struct {
 	silence time.Duration // before each request
 	echo    echoMode
 	last    time.Time // when the line last carried a byte, as far as we know
+	sent    time.Time // when the last request had left
 
 	adu []byte
 	buf []byte
@@ -93,11 +99,10 @@ func (l *link) exchange(ctx context.Context, r Request, timeout, pause time.Dura
 	if err := l.quiet(ctx, l.silence+pause); err != nil {
 		return nil, time.Time{}, err
 	}
-	end, err := l.send()
-	if err != nil {
+	if err := l.send(); err != nil {
 		return nil, time.Time{}, err
 	}
-	answer, at, err := l.receive(ctx, r, end.Add(timeout+time.Duration(r.answerLen()+3)*l.char))
+	answer, at, err := l.receive(ctx, r, l.sent.Add(timeout+time.Duration(r.answerLen()+3)*l.char))
 	if err != nil {
 		return nil, at, err
 	}
@@ -140,20 +145,17 @@ func (l *link) quiet(ctx context.Context, d time.Duration) error {
 // send writes the request and returns when its last bit is gone: after the
 // driver says so, and not before the time the characters take, since a USB
 // adapter still has some when the kernel has none.
-func (l *link) send() (end time.Time, err error) {
+func (l *link) send() error {
 	start := time.Now()
 	if _, err := l.w.Write(l.adu); err != nil {
-		return time.Time{}, fmt.Errorf("write: %w", err)
+		return fmt.Errorf("write: %w", err)
 	}
 	if err := l.w.Drain(); err != nil {
-		return time.Time{}, fmt.Errorf("drain: %w", err)
+		return fmt.Errorf("drain: %w", err)
 	}
-	end = time.Now()
-	if wire := start.Add(time.Duration(len(l.adu)) * l.char); wire.After(end) {
-		end = wire
-	}
-	l.last = end
-	return end, nil
+	l.sent = later(time.Now(), start.Add(time.Duration(len(l.adu))*l.char))
+	l.last = l.sent
+	return nil
 }
 
 // receive collects bytes until they hold the answer to r or the deadline has
@@ -182,7 +184,7 @@ func (l *link) receive(ctx context.Context, r Request, deadline time.Time) (pdu 
 		}
 		s := scanAnswer(l.buf[:n], r, l.adu, l.echo, silent)
 		over := !now.Before(deadline) && silent || n == len(l.buf)
-		if s.pdu == nil && !s.mismatch && !(silent && s.garbled) && !over {
+		if s.pdu == nil && !s.mismatch && !(silent && (s.garbled || s.hurt)) && !over {
 			continue
 		}
 		return l.judge(s, n)
@@ -211,6 +213,8 @@ func (l *link) judge(s scan, n int) (pdu []byte, at time.Time, err error) {
 		return s.pdu, l.last, nil
 	case s.garbled:
 		return nil, l.last, ErrGarbled
+	case s.hurt:
+		return nil, l.last, errHurt
 	case n > 0:
 		return nil, l.last, fmt.Errorf("%w, only %d bytes that make none", ErrNoAnswer, n)
 	default:

@@ -15,8 +15,9 @@ type block struct {
 
 	due      time.Time     // when it is to be read next
 	attempts int           // failed in a row since it was due
+	fails    int           // failed in a row since it was last answered
+	failedAt time.Time     // the first of them
 	misses   int           // cycles missed in a row
-	missedAt time.Time     // the first of them
 	refused  time.Duration // the unit refuses it: how long it is left alone now; 0 if it does not
 }
 

@@ -31,7 +31,8 @@ type scan struct {
 	echo     bool   // our request came back in front
 	plain    bool   // the answer came, and had there been an echo we would know
 	mismatch bool   // a whole frame of our unit that answers something else
-	garbled  bool   // an answer's worth of bytes that starts like ours, with a wrong checksum
+	garbled  bool   // the bytes end with an answer to us by its header and length, but for a wrong checksum
+	hurt     bool   // something like that, less certain
 	partial  bool   // the bytes may be the start of the answer
 	foreign  int    // whole frames of other units
 	skipped  int    // bytes that belong to no frame
@@ -77,7 +78,8 @@ func scanAnswer(buf []byte, r Request, adu []byte, echo echoMode, final bool) (s
 			return s
 		default:
 			s.partial = s.partial || mine && n > len(rest)
-			s.garbled = s.garbled || mine && n <= len(rest) || final && len(rest) >= ours && likely(rest, r)
+			s.garbled = s.garbled || mine && n == len(rest)
+			s.hurt = s.hurt || mine && n < len(rest) || final && len(rest) >= ours && likely(rest, r)
 			s.skipped++
 			i++
 		}

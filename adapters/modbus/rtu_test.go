@@ -48,7 +48,7 @@ func TestScanAnswer(t *testing.T) {
 		"cut, line silent":               {good[:8], 0, true, scan{partial: true, skipped: 8}},
 		"noise in front":                 {cat([]byte{0x00, 0xff}, good), 0, false, scan{pdu: good[1:7], end: 11, skipped: 2, plain: true}},
 		"noise like a start, not silent": {cat([]byte{5, 3}, good), 0, false, scan{pdu: good[1:7], end: 11, skipped: 2, plain: true}},
-		"our own start in front":         {cat(good[:4], good), 0, false, scan{skipped: 4, pdu: good[1:7], end: 13, plain: true, garbled: true}},
+		"our own start in front":         {cat(good[:4], good), 0, false, scan{skipped: 4, pdu: good[1:7], end: 13, plain: true, hurt: true}},
 		"a long start in front":          {cat([]byte{5, 0x83}, good[:1]), 0, false, scan{partial: true}},
 		"noise behind":                   {cat(good, []byte{1, 2, 3}), 0, false, scan{pdu: good[1:7], end: 9, plain: true}},
 		"echo":                           {cat(adu, good), 0, false, scan{pdu: good[1:7], end: 17, echo: true}},
@@ -59,13 +59,13 @@ func TestScanAnswer(t *testing.T) {
 		"a late answer alone":            {late, 0, true, scan{mismatch: true}},
 		"a late answer in front":         {cat(late, good), 0, false, scan{mismatch: true, pdu: good[1:7], end: 16, plain: true}},
 		"another function":               {coils, 0, true, scan{mismatch: true}},
-		"data hurt":                      {hurt(4), 0, true, scan{garbled: true, skipped: 9}},
-		"checksum hurt":                  {hurt(8), 0, true, scan{garbled: true, skipped: 9}},
-		"unit hurt":                      {hurt(0), 0, true, scan{garbled: true, skipped: 9}},
-		"function hurt":                  {hurt(1), 0, true, scan{garbled: true, skipped: 9}},
-		"count hurt":                     {hurt(2), 0, true, scan{garbled: true, skipped: 9}},
+		"data hurt":                      {hurt(4), 0, true, scan{garbled: true, hurt: true, skipped: 9}},
+		"checksum hurt":                  {hurt(8), 0, true, scan{garbled: true, hurt: true, skipped: 9}},
+		"unit hurt":                      {hurt(0), 0, true, scan{hurt: true, skipped: 9}},
+		"function hurt":                  {hurt(1), 0, true, scan{hurt: true, skipped: 9}},
+		"count hurt":                     {hurt(2), 0, true, scan{hurt: true, skipped: 9}},
 		"noise alone":                    {[]byte{0x80, 0x00, 0x81, 0x00, 0x99, 0, 0, 0, 0, 0, 0, 0}, 0, true, scan{skipped: 12}},
-		"hurt, then again whole":         {cat(hurt(4), good), 0, false, scan{pdu: good[1:7], end: 18, garbled: true, skipped: 9, plain: true}},
+		"hurt, then again whole":         {cat(hurt(4), good), 0, false, scan{pdu: good[1:7], end: 18, hurt: true, skipped: 9, plain: true}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -83,7 +83,7 @@ func TestScanAnswer(t *testing.T) {
 
 func equalScan(a, b scan) bool {
 	return a.end == b.end && a.echo == b.echo && a.plain == b.plain && a.mismatch == b.mismatch &&
-		a.garbled == b.garbled && a.partial == b.partial && a.foreign == b.foreign && a.skipped == b.skipped
+		a.garbled == b.garbled && a.hurt == b.hurt && a.partial == b.partial && a.foreign == b.foreign && a.skipped == b.skipped
 }
 
 // The echo of a read of 24 coils at 0x0300 has the form of its own answer, CRC

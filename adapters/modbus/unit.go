@@ -49,8 +49,9 @@ const (
 	probeMax = time.Minute
 
 	// share is the part of the bus, one in share, that units which do not
-	// answer may take from those that do (FIELD.md: a tenth).
-	share = 10
+	// answer may take from those that do. FIELD.md allows a tenth; the rest
+	// of it is for the timeouts a unit costs before it counts as dead.
+	share = 12
 
 	// quarantine is how many timeouts a unit is left alone after one in which
 	// no answer came. What it says in that time is thrown away, so that it

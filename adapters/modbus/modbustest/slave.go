@@ -391,19 +391,14 @@ func (l *line) answer(ctx context.Context, r request) error {
 	}
 	head, tail := f.apply(l.s.opts.Framing, r, pdu)
 	l.s.n.answers.Add(1)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if _, err := l.rw.Write(head); err != nil {
+	if err := l.write(head); err != nil || len(tail) == 0 {
 		return err
 	}
-	if len(tail) == 0 {
-		return nil
-	}
+	// Meanwhile another unit may speak: half a frame, then a whole one.
 	if !wait(ctx, f.SplitPause) {
 		return nil
 	}
-	_, err := l.rw.Write(tail)
-	return err
+	return l.write(tail)
 }
 
 func (l *line) write(b []byte) error {

@@ -1,0 +1,437 @@
+package modbus
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"holdfast/adapters/modbus/modbustest"
+)
+
+// liveRates runs 24 live units and so many dead ones (from the start, or after a
+// while of life) for ten minutes and returns the good readings of each live one.
+func liveRates(t *testing.T, every time.Duration, dead int, after time.Duration) (rates []int, st Status) {
+	t.Helper()
+	const live = 24
+	synctest.Test(t, func(t *testing.T) {
+		var ds []Device
+		for i := range live + dead {
+			d := meter(fmt.Sprint("d", i), 1+i, every, 0)
+			d.Points[0].Type, d.Points[0].Length = "string", 10 // ten registers, one reading
+			ds = append(ds, d)
+		}
+		r := newRig(t, options(ds...))
+		for i := range live + dead {
+			if i >= live && after == 0 {
+				continue
+			}
+			u := r.slave.Unit(byte(1 + i))
+			u.SetHolding(0, make([]uint16, 10)...)
+			u.Fault(modbustest.Fault{Delay: 5 * time.Millisecond}, -1) // what a meter thinks
+		}
+		counts := map[string]int{}
+		r.onPut = func(g got) {
+			if g.Quality == "good" {
+				counts[g.Device]++
+			}
+		}
+		r.start()
+		if after > 0 {
+			r.after(after)
+			for i := live; i < live+dead; i++ {
+				r.slave.Remove(byte(1 + i))
+			}
+		}
+		clear(counts)
+		r.after(10 * time.Minute)
+		st = r.bus.Status()
+		r.stop()
+		for i := range live {
+			rates = append(rates, counts[fmt.Sprint("d", i)])
+		}
+	})
+	return rates, st
+}
+
+// 32 units at 9600 baud, 8 of them dead: every live one keeps at least 85 % of
+// the rate it has without the dead, on a bus with room and on one with none.
+func TestDeadUnitsDoNotSlowTheOthers(t *testing.T) {
+	tests := map[string]struct {
+		every, after time.Duration
+	}{
+		"a bus with room, dead from the start": {5 * time.Second, 0},
+		"a full bus, dead from the start":      {time.Second, 0},
+		"a full bus, dying":                    {time.Second, time.Minute},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if testing.Short() && tt.after > 0 {
+				t.Skip("long")
+			}
+			without, _ := liveRates(t, tt.every, 0, 0)
+			with, st := liveRates(t, tt.every, 8, tt.after)
+			worst := 1.0
+			for i := range without {
+				worst = min(worst, float64(with[i])/float64(without[i]))
+			}
+			var probes uint64
+			for _, u := range st.Units {
+				probes += u.Probes
+			}
+			t.Logf("worst live unit keeps %.1f %% of %d readings; bus load %.0f %%, %d probes", 100*worst, without[0], 100*st.Load, probes)
+			if worst < 0.85 {
+				t.Errorf("a live unit keeps %.1f %% of its rate, want at least 85 %%", 100*worst)
+			}
+			if probes < 8 {
+				t.Errorf("%d probes of 8 dead units in ten minutes", probes)
+			}
+		})
+	}
+}
+
+// A unit that answers every other time, or only probes, is worse than a dead
+// one: it keeps coming back. It takes its tenth and no more.
+func TestAFlappingUnitDoesNotSlowTheOthers(t *testing.T) {
+	faults := map[string]func(n int, q modbustest.Request) bool{
+		"every other answer":  func(n int, _ modbustest.Request) bool { return n%2 == 0 },
+		"one answer in three": func(n int, _ modbustest.Request) bool { return n%3 != 0 },
+		"only short requests": func(_ int, q modbustest.Request) bool { return q.Count > 1 },
+	}
+	rate := func(t *testing.T, silent func(int, modbustest.Request) bool) int {
+		t.Helper()
+		n := 0
+		synctest.Test(t, func(t *testing.T) {
+			bad := meter("bad", 2, time.Second, 0, 1)
+			good := meter("good", 1, 100*time.Millisecond, 0, 1)
+			r := newRig(t, options(good, bad))
+			r.slave.Unit(1).SetHolding(0, 1, 2)
+			u := r.slave.Unit(2)
+			u.SetHolding(0, 1, 2)
+			asked := 0
+			u.FaultFunc(func(q modbustest.Request) modbustest.Fault {
+				asked++
+				return modbustest.Fault{Silent: silent(asked, q)}
+			})
+			r.onPut = func(g got) {
+				if g.Device == "good" && g.Quality == "good" {
+					n++
+				}
+			}
+			r.start()
+			r.after(10 * time.Minute)
+			r.stop()
+		})
+		return n
+	}
+	healthy := rate(t, func(int, modbustest.Request) bool { return false })
+	for name, silent := range faults {
+		t.Run(name, func(t *testing.T) {
+			got := rate(t, silent)
+			t.Logf("the good unit keeps %.1f %% of %d readings", 100*float64(got)/float64(healthy), healthy)
+			if float64(got) < 0.85*float64(healthy) {
+				t.Errorf("the good unit keeps %d of %d readings, want at least 85 %%", got, healthy)
+			}
+		})
+	}
+}
+
+// Down, its points bad once, probed at a growing distance; back at once when a
+// probe is answered.
+func TestAUnitGoesDownAndComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, options(meter("m", 1, time.Second, 0)))
+		u := r.slave.Unit(1)
+		u.SetHolding(0, 1)
+		r.start()
+		r.after(10 * time.Second)
+		if st := r.unit(1); st.State != UnitUp {
+			t.Fatalf("state = %v, want up", st.State)
+		}
+		u.Fault(modbustest.Fault{Silent: true}, -1)
+		r.after(1500 * time.Millisecond)
+		if st := r.unit(1); st.State != UnitSuspect {
+			t.Errorf("state after a timeout = %v, want suspect", st.State)
+		}
+		r.after(10 * time.Second)
+		if st := r.unit(1); st.State != UnitDown || st.Timeouts < 3 {
+			t.Errorf("state after three timeouts = %v (%d), want down", st.State, st.Timeouts)
+		}
+		r.after(10 * time.Minute)
+		// 1, 2, 4 ... 32, 60, 60 ... seconds with 20 % of jitter.
+		if st := r.unit(1); st.Probes < 11 || st.Probes > 20 || st.Requests != 10+3+st.Probes {
+			t.Errorf("%d probes and %d requests in ten minutes, want about 15 and nothing else", st.Probes, st.Requests)
+		}
+		if got := r.of("m", "p0"); len(got) != 11 || got[10] != "<nil> bad" {
+			t.Errorf("p0 = %v, want ten good and one bad", got)
+		}
+		if got := r.states("m"); got[len(got)-1] != "offline" {
+			t.Errorf("health = %v, want offline last", got)
+		}
+		u.Fault(modbustest.Fault{}, 0)
+		r.after(2 * time.Minute)
+		r.stop()
+		if st := r.unit(1); st.State != UnitUp {
+			t.Errorf("state after it came back = %v, want up", st.State)
+		}
+		if good, bad := r.count("m"); bad != 1 || good < 10+40 {
+			t.Errorf("%d good and %d bad readings, want over 50 and 1", good, bad)
+		}
+		if got := r.states("m"); got[len(got)-1] != "online" {
+			t.Errorf("health = %v, want online last", got)
+		}
+	})
+}
+
+// A single timeout loses one reading at most, and no other unit anything.
+func TestAfterATimeoutTheUnitIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, options(meter("slow", 1, time.Second, 0), meter("other", 2, time.Second, 0)))
+		u := r.slave.Unit(1)
+		u.SetHolding(0, 1)
+		r.slave.Unit(2).SetHolding(0, 2)
+		var sent []time.Time
+		r.onSend = func(adu []byte) {
+			if adu[0] == 1 {
+				sent = append(sent, time.Now())
+			}
+		}
+		n := 0
+		u.FaultFunc(func(modbustest.Request) modbustest.Fault {
+			if n++; n == 5 {
+				return modbustest.Fault{Delay: 2900 * time.Millisecond}
+			}
+			return modbustest.Fault{}
+		})
+		r.start()
+		r.after(20*time.Second - 300*time.Millisecond)
+		r.stop()
+		if pause := sent[5].Sub(sent[4]); pause < 3*time.Second || pause > 3500*time.Millisecond {
+			t.Errorf("asked again %v after a request that timed out, want 3s and a little", pause)
+		}
+		if good, bad := r.count("other"); good < 19 || bad != 0 {
+			// The timeout took the line for as long as its period.
+			t.Errorf("the other unit has %d good and %d bad readings, want at least 19 and 0", good, bad)
+		}
+		if good, bad := r.count("slow"); good < 17 || bad != 0 {
+			t.Errorf("the slow unit has %d good and %d bad readings, want at least 17 and 0", good, bad)
+		}
+		if st := r.bus.Status(); st.ForeignFrames+st.StrayBytes == 0 {
+			t.Error("the late answer was not seen")
+		}
+	})
+}
+
+// State belongs to a unit of a bus: two devices with one unit share it.
+func TestTwoDevicesOfOneUnitShareItsQuarantine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, options(meter("fast", 1, time.Second, 0), meter("rare", 1, 10*time.Second, 100)))
+		var sent []time.Time
+		r.onSend = func([]byte) { sent = append(sent, time.Now()) }
+		u := r.slave.Unit(1)
+		u.SetHolding(0, 1)
+		u.SetHolding(100, 1)
+		r.start()
+		r.after(5 * time.Second)
+		u.Fault(modbustest.Fault{Delay: 2 * time.Second}, 2)
+		r.after(30 * time.Second)
+		r.stop()
+		asked := 0
+		for i := 1; i < len(sent); i++ {
+			if sent[i].Sub(sent[i-1]) > 2*time.Second {
+				asked++
+			}
+		}
+		if asked != 2 {
+			t.Errorf("%d pauses of a quarantine, want 2: %v", asked, sent)
+		}
+		if st := r.bus.Status(); len(st.Units) != 1 || len(st.Units[0].Devices) != 2 {
+			t.Errorf("Status() = %+v, want one unit with two devices", st)
+		}
+		for _, d := range []string{"fast", "rare"} {
+			if good, bad := r.count(d); good < 3 || bad != 0 {
+				t.Errorf("%s has %d good and %d bad readings", d, good, bad)
+			}
+		}
+	})
+}
+
+// Some devices do not refuse a register they lack but fall silent. The others
+// of the block are found all the same, and the bus is not spent on waiting.
+func TestASilentRegisterIsSetApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, options(meter("m", 1, time.Second, 0, 1, 2, 3, 50), meter("other", 2, time.Second, 0)))
+		r.slave.Unit(2).SetHolding(0, 1)
+		u := r.slave.Unit(1)
+		u.SetHolding(0, 10, 11, 12, 13)
+		u.SetHolding(50, 14)
+		u.FaultFunc(func(q modbustest.Request) modbustest.Fault {
+			return modbustest.Fault{Silent: q.Addr <= 2 && q.Addr+q.Count > 2} // register 2
+		})
+		r.start()
+		r.after(10 * time.Minute)
+		r.stop()
+		for _, p := range []string{"p0", "p1", "p3"} {
+			if got := r.of("m", p); len(got) < 100 || got[len(got)-1] == "<nil> bad" {
+				t.Errorf("%s = %d readings, the last %v, want it to be read", p, len(got), got[max(0, len(got)-1):])
+			}
+		}
+		if got := r.of("m", "p2"); len(got) != 1 {
+			t.Errorf("p2 = %v, want said once to be bad", got)
+		}
+		if good, _ := r.count("other"); good < 510 {
+			t.Errorf("the other unit has %d of 600 readings, want at least 85 %%", good)
+		}
+	})
+}
+
+// The promise of this package. However late or garbled the answers, a value
+// published as good is the value that the register had between the request and
+// the answer. Left out are answers later than the quarantine, second copies
+// that come after the next request, and a unit that speaks late in another's
+// name: RTU has nothing to know them by (see the package documentation).
+func TestALateAnswerIsNeverAnotherValue(t *testing.T) {
+	exchanges := uint64(20_000)
+	if testing.Short() {
+		exchanges = 2_000
+	}
+	synctest.Test(t, func(t *testing.T) {
+		const timeout = time.Second
+		epoch := time.Now()
+		millis := func() uint64 { return uint64(time.Since(epoch) / time.Millisecond) }
+		rnd := rand.New(rand.NewPCG(2, 6))
+
+		// Five units with three blocks each that differ in nothing but their
+		// address, so that each answer fits each question.
+		var ds []Device
+		for id := 1; id <= 5; id++ {
+			d := DefaultDevice()
+			d.Name, d.Unit, d.Every, d.Timeout = fmt.Sprint("u", id), id, time.Duration(id)*100*time.Millisecond, timeout
+			for b := range 3 {
+				d.Points = append(d.Points, Point{Name: fmt.Sprint("p", b), Register: fmt.Sprint("holding:", 100*b), Type: "uint64"})
+			}
+			ds = append(ds, d)
+		}
+		r := newRig(t, options(ds...))
+		for id := byte(1); id <= 5; id++ {
+			u := r.slave.Unit(id)
+			// A register holds who it is and when it is looked at.
+			u.OnRead(func(q modbustest.Request) {
+				v := binary.BigEndian.AppendUint64(nil, uint64(id)<<56|uint64(q.Addr)<<40|millis())
+				for i := range 4 {
+					u.SetHolding(q.Addr+uint16(i), binary.BigEndian.Uint16(v[2*i:]))
+				}
+			})
+			u.FaultFunc(func(modbustest.Request) modbustest.Fault { return randomFault(rnd, timeout) })
+		}
+		r.slave.SetEcho(rnd.IntN(2) == 0)
+		asked := map[int]uint64{} // by unit, the latest request
+		r.onSend = func(adu []byte) { asked[int(adu[0])] = millis() }
+		good, bad := 0, 0
+		r.onPut = func(g got) {
+			if g.Quality != "good" {
+				bad++
+				return
+			}
+			good++
+			number, _ := g.Value.(json.Number)
+			v, err := strconv.ParseUint(string(number), 10, 64)
+			if err != nil {
+				t.Fatalf("value %v of %s/%s: %v", g.Value, g.Device, g.Point, err)
+			}
+			id, addr, tick := int(v>>56), int(v>>40&0xffff), v&(1<<40-1)
+			if g.Device != fmt.Sprint("u", id) || g.Point != fmt.Sprint("p", addr/100) {
+				t.Errorf("%s/%s has the value of unit %d register %d", g.Device, g.Point, id, addr)
+			}
+			if tick < asked[id] || tick > millis() {
+				t.Errorf("%s/%s at %d ms has the value of %d ms, asked for at %d ms", g.Device, g.Point, millis(), tick, asked[id])
+			}
+		}
+		r.start()
+		for r.slave.Stats().Requests < exchanges && !t.Failed() {
+			r.after(10 * time.Second)
+		}
+		r.stop()
+		st, s := r.bus.Status(), r.slave.Stats()
+		var n unitCounters
+		for _, u := range st.Units {
+			n.timeouts += u.Timeouts
+			n.garbled += u.Garbled
+			n.mismatched += u.Mismatched
+			n.exceptions += u.Exceptions
+		}
+		t.Logf("%d exchanges in %v, %d with a fault: %d good readings, %d bad; %d timeouts, %d garbled, %d mismatched, %d exceptions, %d foreign frames, %d stray bytes",
+			s.Requests, time.Since(epoch).Round(time.Second), s.Faults, good, bad, n.timeouts, n.garbled, n.mismatched, n.exceptions, st.ForeignFrames, st.StrayBytes)
+		if good < int(exchanges)/4 || n.timeouts == 0 || n.garbled == 0 || n.mismatched == 0 || n.exceptions == 0 || st.ForeignFrames == 0 {
+			t.Error("the faults left too little to look at, or one kind did not occur")
+		}
+	})
+}
+
+// randomFault is nothing in two of three cases, else one or more things at
+// once.
+func randomFault(rnd *rand.Rand, timeout time.Duration) (f modbustest.Fault) {
+	if rnd.IntN(3) > 0 {
+		return f
+	}
+	noise := func() []byte {
+		b := make([]byte, 1+rnd.IntN(30))
+		for i := range b {
+			// Half of it bytes that frames are made of.
+			if rnd.IntN(2) == 0 {
+				b[i] = byte(rnd.IntN(9))
+			} else {
+				b[i] = byte(rnd.IntN(256))
+			}
+		}
+		return b
+	}
+	for range 1 + rnd.IntN(2) {
+		switch rnd.IntN(12) {
+		case 0, 1, 2:
+			f.Delay = time.Duration(rnd.Int64N(int64(29 * timeout / 10)))
+		case 3:
+			f.Silent = true
+		case 4:
+			f.CorruptCRC = true
+		case 5:
+			f.CorruptData = true
+		case 6:
+			f.Cut = 1 + rnd.IntN(12)
+		case 7:
+			f.NoiseBefore = noise()
+		case 8:
+			f.NoiseAfter = noise()
+		case 9:
+			f.Exception = byte(1 + rnd.IntN(11))
+		case 10:
+			switch rnd.IntN(4) {
+			case 0:
+				f.WrongUnit = byte(1 + rnd.IntN(5))
+			case 1:
+				f.WrongFunction = byte(1 + rnd.IntN(4))
+			case 2:
+				f.Twice = true
+			default:
+				f.Echo = true
+			}
+		case 11:
+			f.SplitAfter = 1 + rnd.IntN(12)
+			f.SplitPause = time.Duration(rnd.Int64N(int64(timeout)))
+		}
+	}
+	if f.Delay+f.SplitPause > 29*timeout/10 {
+		f.Delay = 0
+	}
+	if f.WrongUnit != 0 {
+		f.Delay, f.SplitAfter, f.SplitPause = 0, 0, 0
+	}
+	if f.Twice {
+		f.SplitAfter, f.SplitPause = 0, 0
+	}
+	return f
+}
