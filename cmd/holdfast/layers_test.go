@@ -56,6 +56,9 @@ var layers = map[string]struct {
 	"cmd/holdfast/console": {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "storeforward/..."}},
 	"cmd/holdfast/demo":    {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "storeforward/..."}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 
+	// The load generator knows bytes, no broker.
+	"cmd/holdfast-bench": {own: []string{"broker/packet"}},
+
 	// A tool of the packagers: what is inside the binary, and its licences.
 	"packaging/modules": {},
 }
