@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing/synctest"
 	"time"
 
@@ -44,7 +45,10 @@ type world struct {
 	guest    guest
 
 	cuts int
-	errs []error
+
+	mu    sync.Mutex
+	calls []func() // callbacks that have come; guarded by mu
+	errs  []error  // guarded by mu
 }
 
 func (w *world) failf(format string, args ...any) {
@@ -90,10 +94,9 @@ type peer struct {
 
 // retainedModel is what the topic's retained message may be.
 type retainedModel struct {
-	acked    int // number of the last value that is safe
-	last     int // number of the last value published
-	cleared  map[int]bool
-	possible bool
+	acked   int // number of the last value that is safe
+	last    int // number of the last value published
+	cleared map[int]bool
 }
 
 type willModel struct {
@@ -107,61 +110,6 @@ type guest struct {
 	busy         bool
 	owed         []string // acknowledged messages to it
 }
-
-// conn is a peer's connection: the recipient.
-type conn struct {
-	w      *world
-	p      *peer
-	window int
-	ids    map[uint16]bool
-	q1, q2 []*item
-	catch  [3]bool // by QoS: must read
-	unread [3]bool // by QoS: nothing there, Wake will come
-	last   map[string]int
-}
-
-type item struct {
-	d     durable.Delivery
-	ready bool // QoS 2: its id is durable
-	state int  // 0 to send, 1 PUBREC is on its way in, 2 PUBREL goes out, 3 PUBCOMP is on its way in
-}
-
-func (c *conn) Offer(d durable.Delivery) bool {
-	if d.QoS == 2 {
-		if d.PacketID == 0 {
-			c.w.failf("%s: offered QoS 2 without id", c.p.name)
-		}
-		c.q2 = append(c.q2, &item{d: d, ready: true})
-		return true
-	}
-	if len(c.q1) >= c.window {
-		c.catch[1] = true
-		return false
-	}
-	c.q1 = append(c.q1, &item{d: d, ready: true})
-	return true
-}
-
-func (c *conn) Reserve() (uint16, bool) {
-	if len(c.ids) >= c.window {
-		c.catch[2] = true
-		return 0, false
-	}
-	return c.id(), true
-}
-
-func (c *conn) id() uint16 {
-	for id := uint16(1); ; id++ {
-		if !c.ids[id] {
-			c.ids[id] = true
-			return id
-		}
-	}
-}
-
-func (c *conn) Unreserve(id uint16) { delete(c.ids, id) }
-
-func (c *conn) Wake(qos byte) { c.catch[qos], c.unread[qos] = true, false }
 
 func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 	w := &world{
@@ -185,7 +133,10 @@ func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 }
 
 // settleAll lets the store do what it can.
-func (w *world) settleAll() { synctest.Wait() }
+func (w *world) settleAll() {
+	synctest.Wait()
+	w.pump()
+}
 
 func (w *world) open() error {
 	w.opts.Disk = w.disk
@@ -266,7 +217,7 @@ func (w *world) checkGuest(found map[string]durable.Session) error {
 	}
 	g.q = x.Queue
 	have := map[string]bool{}
-	rows, _, err := w.s.readRows(context.Background(), g.q, 1, 0, w.s.committed, 1<<20, 1<<30)
+	rows, _, err := w.s.readRows(context.Background(), g.q, 1, 0, 1<<62, 1<<20, 1<<30)
 	if err != nil {
 		return err
 	}

@@ -11,18 +11,35 @@ import (
 	"holdfast/broker/message"
 )
 
-// live wraps a callback so that it counts only while the power is on.
+// live wraps a callback so that it runs on the goroutine of the world, and only
+// while the power is on.
 func (w *world) live(fn func(error)) func(error) {
 	epoch := w.epoch
 	return func(err error) {
-		if w.epoch == epoch {
-			fn(err)
-		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.calls = append(w.calls, func() {
+			if w.epoch == epoch {
+				fn(err)
+			}
+		})
+	}
+}
+
+// pump runs the callbacks that have come.
+func (w *world) pump() {
+	w.mu.Lock()
+	calls := w.calls
+	w.calls = nil
+	w.mu.Unlock()
+	for _, fn := range calls {
+		fn()
 	}
 }
 
 // step does one random thing.
 func (w *world) step() {
+	w.pump()
 	switch w.c.pick(22, "step") {
 	case 0, 1, 2, 3, 4:
 		w.publish()
@@ -89,8 +106,7 @@ func (w *world) comeAndGo() {
 	}
 	g.busy = true
 	if !g.there {
-		q := durable.QueueID(0)
-		q = w.s.CreateSession("guest", 60, w.live(func(err error) {
+		q := w.s.CreateSession("guest", 60, w.live(func(err error) {
 			if g.busy = false; err == nil {
 				g.there, g.maybe = true, false
 			}
@@ -218,8 +234,7 @@ func (w *world) reconnect() {
 		w.s.Detach(p.q, c)
 		return
 	}
-	c := &conn{w: w, p: p, window: 1 + w.c.pick(6, "window"), ids: map[uint16]bool{}, last: map[string]int{}}
-	c.catch[1], c.catch[2] = true, true
+	c := w.connect(p, 1+w.c.pick(6, "window"))
 	if err := w.s.Attach(p.q, c); err != nil {
 		w.failf("attach %s: %v", p.name, err)
 		return
@@ -246,153 +261,6 @@ func (w *world) move() {
 			c.send2()
 		}
 	}
-}
-
-func (c *conn) read(qos byte) (more bool) {
-	if !c.catch[qos] || qos == 1 && len(c.q1) >= c.window || qos == 2 && len(c.ids) >= c.window && len(c.q2) >= c.window {
-		return false
-	}
-	ds, live, err := c.w.s.Read(context.Background(), c.p.q, qos, 1+c.w.c.pick(4, "max"), 1<<20)
-	switch {
-	case err != nil:
-		return false // the disk fails: again later
-	case len(ds) == 0:
-		c.catch[qos], c.unread[qos] = false, !live
-		return false
-	}
-	if qos == 1 {
-		for _, d := range ds {
-			c.q1 = append(c.q1, &item{d: d, ready: true})
-		}
-		return true
-	}
-	var ids []durable.Sent
-	var items []*item
-	for _, d := range ds {
-		if d.PacketID != 0 {
-			c.ids[d.PacketID] = true
-		}
-	}
-	for _, d := range ds {
-		it := &item{d: d, ready: d.PacketID != 0}
-		if d.Released {
-			it.state = 2
-		}
-		if d.PacketID == 0 {
-			it.d.PacketID = c.id()
-			ids = append(ids, durable.Sent{Seq: d.Seq, PacketID: it.d.PacketID})
-			items = append(items, it)
-		}
-		c.q2 = append(c.q2, it)
-	}
-	if len(ids) > 0 {
-		c.w.s.Sent(c.p.q, ids, c.w.live(func(err error) {
-			for _, it := range items {
-				it.ready = it.ready || err == nil
-			}
-		}))
-	}
-	return true
-}
-
-// arrive is a message reaching the peer for the first time or again.
-func (p *peer) arrive(c *conn, d durable.Delivery) {
-	payload := strings.TrimRight(string(d.Message.Payload), ".")
-	lane, n := laneOf(payload)
-	p.got[payload]++
-	if strings.Contains(lane, "/x") {
-		return // exchanges of several ids are not in order
-	}
-	if n <= c.last[lane] {
-		c.w.failf("%s: %s came after %d in one connection", p.name, payload, c.last[lane])
-	}
-	c.last[lane] = n
-	if p.got[payload] == 1 {
-		if n < p.order[lane] {
-			c.w.failf("%s: %s came for the first time after %d", p.name, payload, p.order[lane])
-		}
-		p.order[lane] = n
-	}
-}
-
-func laneOf(payload string) (lane string, n int) {
-	lane, number, _ := strings.Cut(payload, " ")
-	_, _ = fmt.Sscan(number, &n)
-	return lane, n
-}
-
-// send1 sends the oldest QoS 1 delivery, and mostly acknowledges it.
-func (c *conn) send1() {
-	for i, it := range c.q1 {
-		if it.state == 0 {
-			it.state = 1
-			c.p.arrive(c, it.d)
-			return
-		}
-		if c.w.c.pick(4, "late") == 0 {
-			continue // out of order now and then
-		}
-		c.q1 = append(c.q1[:i:i], c.q1[i+1:]...)
-		switch c.w.c.pick(10, "answer") {
-		case 0:
-			c.w.s.Refused(c.p.q, it.d.Seq, 0x99, c.w.live(func(err error) {
-				if err == nil {
-					c.p.refused = append(c.p.refused, it.d.Seq)
-				}
-			}))
-		case 1:
-			c.w.s.Dropped(c.p.q, it.d.Seq, "expired", nil)
-		default:
-			c.w.s.Acked(c.p.q, it.d.Seq)
-		}
-		return
-	}
-}
-
-// send2 moves the oldest QoS 2 delivery that can move.
-func (c *conn) send2() {
-	for _, it := range c.q2 {
-		if !it.ready {
-			return
-		}
-		switch it.state {
-		case 0:
-			c.publish2(it)
-			return
-		case 2: // PUBREL; PUBCOMP comes back
-			delete(c.p.held, it.d.PacketID)
-			it.state = 3
-			c.w.s.Completed(c.p.q, it.d.Seq, c.w.live(func(err error) {
-				if err != nil {
-					return
-				}
-				delete(c.ids, it.d.PacketID)
-				for i, x := range c.q2 {
-					if x == it {
-						c.q2 = append(c.q2[:i:i], c.q2[i+1:]...)
-						break
-					}
-				}
-			}))
-			return
-		}
-	}
-}
-
-// publish2 sends a PUBLISH, which the peer takes once for each packet id it holds.
-func (c *conn) publish2(it *item) {
-	if !c.p.held[it.d.PacketID] {
-		c.p.held[it.d.PacketID] = true
-		c.p.arrive(c, it.d)
-	} else if !it.d.Resend {
-		c.w.failf("%s: id %d sent as new while the peer holds it", c.p.name, it.d.PacketID)
-	}
-	it.state = 1
-	c.w.s.Received(c.p.q, it.d.Seq, c.w.live(func(err error) {
-		if err == nil {
-			it.state = 2
-		}
-	}))
 }
 
 func (w *world) subscribe() {
@@ -492,6 +360,7 @@ func (w *world) cut() error {
 	}
 	old := w.s
 	next := w.disk.Cut(w.r)
+	w.pump()
 	w.epoch++
 	w.cuts++
 	w.disconnectAll()
@@ -508,6 +377,7 @@ func (w *world) restart() error {
 	if err := w.s.Close(); err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
+	w.pump()
 	w.epoch++
 	w.disconnectAll()
 	w.unknown()
@@ -533,13 +403,13 @@ func (w *world) unknown() {
 func (w *world) drain() error {
 	w.disk.Heal()
 	for _, p := range w.peers {
-		p.conn = &conn{w: w, p: p, window: 50, ids: map[uint16]bool{}, last: map[string]int{}}
-		p.conn.catch[1], p.conn.catch[2] = true, true
+		p.conn = w.connect(p, 50)
 		if err := w.s.Attach(p.q, p.conn); err != nil {
 			return err
 		}
 	}
 	for range 400 {
+		w.pump()
 		left := int64(0)
 		for _, p := range w.peers {
 			for p.conn.read(1) || p.conn.read(2) {

@@ -14,7 +14,8 @@ import (
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(killChildEnv); path != "" {
-		os.Exit(killChild(path))
+		killChild(path)
+		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -82,7 +82,7 @@ func TestDiskFailure(t *testing.T) {
 				if st := s.Status(); st.State != "ok" || st.UnsafeMessages != 0 {
 					t.Errorf("state %s with %d unsafe, want ok with 0", st.State, st.UnsafeMessages)
 				}
-				if got, want := rowsOf(t, s, "message"), int64(n); got != want {
+				if got, want := rowsOf(t, s), int64(n); got != want {
 					t.Errorf("%d rows, want %d", got, want)
 				}
 			})
@@ -153,7 +153,7 @@ func TestEndMakesSafeOnlyWhenDurable(t *testing.T) {
 		if err := errors.Join(before.wait(t), ended.wait(t), after.wait(t)); err != nil {
 			t.Fatal(err)
 		}
-		if n := rowsOf(t, s, "message"); n != 0 {
+		if n := rowsOf(t, s); n != 0 {
 			t.Errorf("%d rows for a session that has ended", n)
 		}
 		closeStore(t, s)

@@ -23,26 +23,26 @@ import (
 const killChildEnv = "HOLDFAST_KILL_CHILD"
 
 // killChild appends to two queues as fast as it can and prints what is safe. It
-// never ends by itself.
-func killChild(path string) int {
+// never ends by itself, unless something fails.
+func killChild(path string) {
 	o := DefaultOptions()
 	o.Path = path
 	s, err := Open(context.Background(), o, slog.New(slog.DiscardHandler))
 	if err != nil {
 		fmt.Println("error", err)
-		return 1
+		return
 	}
 	q, _, err := s.OpenUplink("cloud")
 	if err != nil {
 		fmt.Println("error", err)
-		return 1
+		return
 	}
 	var alice durable.QueueID
 	sessions, err := s.Sessions(context.Background())
 	switch {
 	case err != nil:
 		fmt.Println("error", err)
-		return 1
+		return
 	case len(sessions) > 0:
 		alice = sessions[0].Queue
 	default:
@@ -65,7 +65,7 @@ func killChild(path string) int {
 		})
 		if err != nil {
 			fmt.Println("error", err)
-			return 1
+			return
 		}
 	}
 }

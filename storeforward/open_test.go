@@ -69,10 +69,10 @@ func TestUnusableFilesAreSetAside(t *testing.T) {
 			script(t, path, "CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1)")
 		},
 	}
-	for name, make := range tests {
+	for name, spoil := range tests {
 		t.Run(name, func(t *testing.T) {
 			o := onFile(t)
-			make(t, o.Path)
+			spoil(t, o.Path)
 			before, err := os.ReadFile(o.Path)
 			if err != nil {
 				t.Fatal(err)
@@ -250,7 +250,7 @@ func TestSpaceComesBack(t *testing.T) {
 			live = l
 		}
 		wait(time.Minute)
-		if n := rowsOf(t, s, "message"); n != 0 {
+		if n := rowsOf(t, s); n != 0 {
 			t.Errorf("%d rows left", n)
 		}
 		if err := put(t, s, msg("a", "1"), claimFor(q, 1), durable.Origin{}).wait(t); err == nil {

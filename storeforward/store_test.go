@@ -192,14 +192,14 @@ func attachLive(t testing.TB, s *Store, q durable.QueueID, window int) *taker {
 	return r
 }
 
-func rowsOf(t testing.TB, s *Store, table string) (n int64) {
+func rowsOf(t testing.TB, s *Store) (n int64) {
 	t.Helper()
 	err := s.read(context.Background(), func(d *db) (err error) {
-		n, err = d.queryInt("SELECT count(*) FROM " + table)
+		n, err = d.queryInt("SELECT count(*) FROM message")
 		return err
 	})
 	if err != nil {
-		t.Fatalf("count %s: %v", table, err)
+		t.Fatalf("count rows: %v", err)
 	}
 	return n
 }
@@ -235,14 +235,14 @@ func TestHealthyLinkWritesNothing(t *testing.T) {
 			t.Errorf("%d writes and %d syncs, want none", after-before, syncsAfter-syncs)
 		}
 		st := s.Status()
-		if n := rowsOf(t, s, "message"); n != 0 || st.Written != 0 || st.SafeByAck != 1000 {
+		if n := rowsOf(t, s); n != 0 || st.Written != 0 || st.SafeByAck != 1000 {
 			t.Errorf("%d rows, written %d, safe by ack %d; want 0, 0, 1000", n, st.Written, st.SafeByAck)
 		}
 	})
 }
 
 func TestCommitTimes(t *testing.T) {
-	live := func(t *testing.T, s *Store, q durable.QueueID) { attachLive(t, s, q, 1) }
+	live := func(t *testing.T, s *Store, q durable.QueueID) { t.Helper(); attachLive(t, s, q, 1) }
 	tests := map[string]struct {
 		attach func(*testing.T, *Store, durable.QueueID)
 		m      *message.Message
@@ -358,7 +358,7 @@ func TestRefusalMakesNothingSafe(t *testing.T) {
 		if err != nil || len(letters) != 1 || letters[0].Code != 0x99 || string(letters[0].Message.Payload) != "1" {
 			t.Errorf("dead letters %+v, %v", letters, err)
 		}
-		if n, _ := s.Backlog(q); n != 0 || rowsOf(t, s, "message") != 0 {
+		if n, _ := s.Backlog(q); n != 0 || rowsOf(t, s) != 0 {
 			t.Errorf("backlog %d, want 0, and no row", n)
 		}
 	})
