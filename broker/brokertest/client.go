@@ -374,9 +374,15 @@ func (c *Client) PublishWith(p *packet.Publish) packet.ReasonCode {
 // reason of its DISCONNECT; false if it sent none.
 func (c *Client) Ended() (packet.ReasonCode, bool) {
 	c.tb.Helper()
+	return c.EndedWithin(patience)
+}
+
+// EndedWithin is Ended for what takes longer.
+func (c *Client) EndedWithin(d time.Duration) (packet.ReasonCode, bool) {
+	c.tb.Helper()
 	select {
 	case <-c.done:
-	case <-time.After(patience):
+	case <-time.After(d):
 		c.tb.Fatal("the broker did not close the connection")
 	}
 	c.mu.Lock()
