@@ -40,7 +40,7 @@ type rig struct {
 
 	mu      sync.Mutex
 	got     []got            // guarded by mu
-	onPut   func(got)        // set before start
+	onPut   func(got)        // set before start; called with mu held, in place of got
 	onSend  func(adu []byte) // set before start; called when the master writes
 	wire    *modbustest.Line // guarded by mu; the master's end, of the latest opening
 	broken  error            // guarded by mu; Open fails with it
@@ -125,12 +125,12 @@ func (r *rig) Put(_ string, m *message.Message) {
 	if err := dec.Decode(&g); err != nil {
 		r.tb.Errorf("payload %s: %v", m.Payload, err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.onPut != nil {
 		r.onPut(g)
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.got = append(r.got, g)
 }
 
@@ -158,10 +158,11 @@ func (r *rig) readings() []got {
 	return slices.Clone(r.got)
 }
 
-// of returns the readings of a point as "value quality", the clock left out.
-func (r *rig) of(device, point string) (out []string) {
+// of returns the readings of a point of device m as "value quality", the clock
+// left out.
+func (r *rig) of(point string) (out []string) {
 	for _, g := range r.readings() {
-		if g.Device == device && g.Point == point {
+		if g.Device == "m" && g.Point == point {
 			out = append(out, fmt.Sprintf("%v %s", g.Value, g.Quality))
 		}
 	}
@@ -181,21 +182,15 @@ func (r *rig) count(device string) (good, bad int) {
 	return good, bad
 }
 
-func (r *rig) unit(id byte) UnitStatus {
-	for _, u := range r.bus.Status().Units {
-		if u.UnitID == id {
-			return u
-		}
-	}
-	r.tb.Fatalf("no unit %d in status", id)
-	return UnitStatus{}
-}
+// unit is the status of the first unit.
+func (r *rig) unit() UnitStatus { return r.bus.Status().Units[0] }
 
-func (r *rig) states(device string) (out []string) {
+// states are the health states that device m went through.
+func (r *rig) states() (out []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, c := range r.changes {
-		if c.Device == device {
+		if c.Device == "m" {
 			out = append(out, c.State.String())
 		}
 	}
@@ -242,7 +237,7 @@ func TestBusPollsInRhythm(t *testing.T) {
 			t.Errorf("Run = %v, want context.Canceled", err)
 		}
 		want := []string{"1 good", "2 good", "3 good", "4 good", "5 good", "6 good", "7 good", "8 good", "9 good", "10 good", "11 good", "12 good"}
-		if got := r.of("m", "p2"); !slices.Equal(got, want) {
+		if got := r.of("p2"); !slices.Equal(got, want) {
 			t.Errorf("p2 = %v, want %v", got, want)
 		}
 		for i, g := range r.readings() {
@@ -260,7 +255,7 @@ func TestBusPollsInRhythm(t *testing.T) {
 		if st.Open || st.StrayBytes != 0 || st.Echo || st.Units[0].State != UnitUp || st.Units[0].Requests != 24 || st.Units[0].Answers != 24 {
 			t.Errorf("Status() = %+v, want closed, 24 of 24 requests answered", st)
 		}
-		if got := r.states("m"); !slices.Equal(got, []string{"unknown", "online"}) {
+		if got := r.states(); !slices.Equal(got, []string{"unknown", "online"}) {
 			t.Errorf("health = %v, want unknown, online", got)
 		}
 	})
@@ -280,9 +275,8 @@ func TestBusStripsEchoAndSlidesOverNoise(t *testing.T) {
 		if good != 60 || bad != 0 {
 			t.Errorf("%d good and %d bad readings, want 60 and 0", good, bad)
 		}
-		if st := r.bus.Status(); !st.Echo || st.StrayBytes != 4*60-1 {
-			// The noise behind the last answer lies unread.
-			t.Errorf("echo %v, stray bytes %d, want true and 239", st.Echo, st.StrayBytes)
+		if st := r.bus.Status(); !st.Echo || st.StrayBytes != 4*60 {
+			t.Errorf("echo %v, stray bytes %d, want true and 240", st.Echo, st.StrayBytes)
 		}
 	})
 }
@@ -305,7 +299,7 @@ func TestBusRetriesGarbledAnswersAtOnce(t *testing.T) {
 		if good, bad := r.count("m"); good != 30 || bad != 0 {
 			t.Errorf("%d good and %d bad readings, want 30 and 0", good, bad)
 		}
-		if st := r.unit(1); st.Garbled != 60 || st.Retries != 60 || st.Timeouts != 0 || st.State != UnitUp {
+		if st := r.unit(); st.Garbled != 60 || st.Retries != 60 || st.Timeouts != 0 || st.State != UnitUp {
 			t.Errorf("status = %+v, want 60 garbled, 60 retries, no timeouts, up", st)
 		}
 	})
@@ -328,7 +322,7 @@ func TestBusFindsTheRefusedRegister(t *testing.T) {
 		r.start()
 		r.after(20 * time.Second)
 		for i := range 40 {
-			got := r.of("m", fmt.Sprint("p", i))
+			got := r.of(fmt.Sprint("p", i))
 			if i == 13 {
 				if !slices.Equal(got, []string{"<nil> bad"}) {
 					t.Errorf("the refused point = %v, want said once to be bad", got)
@@ -339,7 +333,7 @@ func TestBusFindsTheRefusedRegister(t *testing.T) {
 				t.Errorf("p%d = %v, want about 20 good readings of %d", i, got, 100+i)
 			}
 		}
-		st := r.unit(1)
+		st := r.unit()
 		if len(st.Reads) > 8 { // 40 halves to 1 in 6 steps
 			t.Errorf("%d requests after the search, want at most 8: %+v", len(st.Reads), st.Reads)
 		}
@@ -360,10 +354,10 @@ func TestBusFindsTheRefusedRegister(t *testing.T) {
 		u.Deny(modbustest.Holding, 13, 0)
 		r.after(time.Minute)
 		r.stop()
-		if got := r.of("m", "p13"); len(got) < 15 || got[len(got)-1] != "113 good" {
+		if got := r.of("p13"); len(got) < 15 || got[len(got)-1] != "113 good" {
 			t.Errorf("p13 after it appeared = %v, want good readings", got)
 		}
-		if st := r.unit(1); len(st.Reads) != 1 || st.Reads[0].Count != 40 {
+		if st := r.unit(); len(st.Reads) != 1 || st.Reads[0].Count != 40 {
 			t.Errorf("requests after it appeared = %+v, want one of 40", st.Reads)
 		}
 	})
@@ -381,11 +375,11 @@ func TestBusRemembersACulpritInAGap(t *testing.T) {
 		r.after(10*time.Second - 500*time.Millisecond)
 		r.stop()
 		for _, p := range []string{"p0", "p1"} {
-			if got := r.of("m", p); len(got) != 10 || slices.Contains(got, "<nil> bad") {
+			if got := r.of(p); len(got) != 10 || slices.Contains(got, "<nil> bad") {
 				t.Errorf("%s = %v, want 10 good readings", p, got)
 			}
 		}
-		if st := r.unit(1); st.Exceptions != 1 {
+		if st := r.unit(); st.Exceptions != 1 {
 			t.Errorf("%d exceptions, want 1", st.Exceptions)
 		}
 	})
@@ -420,7 +414,7 @@ func TestBusAndExceptions(t *testing.T) {
 				if good != tt.good || bad != tt.bad {
 					t.Errorf("%d good and %d bad readings, want %d and %d", good, bad, tt.good, tt.bad)
 				}
-				if st := r.unit(1); st.Exceptions != tt.exceptions || st.State != UnitUp || st.Timeouts != 0 {
+				if st := r.unit(); st.Exceptions != tt.exceptions || st.State != UnitUp || st.Timeouts != 0 {
 					t.Errorf("status = %+v, want %d exceptions, up", st, tt.exceptions)
 				}
 			})
@@ -445,7 +439,7 @@ func TestBusSurvivesAnUnpluggedLine(t *testing.T) {
 		if err := <-r.ended; err == nil || errors.Is(err, context.Canceled) {
 			t.Errorf("Run = %v, want the line's error", err)
 		}
-		if got := r.of("m", "p0"); len(got) != 4 || got[3] != "<nil> bad" {
+		if got := r.of("p0"); len(got) != 4 || got[3] != "<nil> bad" {
 			t.Errorf("p0 = %v, want three good and then one bad", got)
 		}
 
@@ -461,11 +455,11 @@ func TestBusSurvivesAnUnpluggedLine(t *testing.T) {
 		r.start()
 		r.after(20 * time.Second)
 		r.stop()
-		got := r.of("m", "p0")
+		got := r.of("p0")
 		if len(got) < 15 || slices.Contains(got[4:], "<nil> bad") {
 			t.Errorf("p0 = %v, want good readings again", got)
 		}
-		if got := r.states("m"); !slices.Equal(got, []string{"unknown", "online", "offline", "online"}) {
+		if got := r.states(); !slices.Equal(got, []string{"unknown", "online", "offline", "online"}) {
 			t.Errorf("health = %v", got)
 		}
 	})

@@ -47,7 +47,9 @@ func liveRates(t *testing.T, every time.Duration, dead int, after time.Duration)
 				r.slave.Remove(byte(1 + i))
 			}
 		}
+		r.mu.Lock()
 		clear(counts)
+		r.mu.Unlock()
 		r.after(10 * time.Minute)
 		st = r.bus.Status()
 		r.stop()
@@ -149,39 +151,39 @@ func TestAUnitGoesDownAndComesBack(t *testing.T) {
 		u.SetHolding(0, 1)
 		r.start()
 		r.after(10 * time.Second)
-		if st := r.unit(1); st.State != UnitUp {
+		if st := r.unit(); st.State != UnitUp {
 			t.Fatalf("state = %v, want up", st.State)
 		}
 		u.Fault(modbustest.Fault{Silent: true}, -1)
 		r.after(1500 * time.Millisecond)
-		if st := r.unit(1); st.State != UnitSuspect {
+		if st := r.unit(); st.State != UnitSuspect {
 			t.Errorf("state after a timeout = %v, want suspect", st.State)
 		}
 		r.after(10 * time.Second)
-		if st := r.unit(1); st.State != UnitDown || st.Timeouts < 3 {
+		if st := r.unit(); st.State != UnitDown || st.Timeouts < 3 {
 			t.Errorf("state after three timeouts = %v (%d), want down", st.State, st.Timeouts)
 		}
 		r.after(10 * time.Minute)
 		// 1, 2, 4 ... 32, 60, 60 ... seconds with 20 % of jitter.
-		if st := r.unit(1); st.Probes < 11 || st.Probes > 20 || st.Requests != 10+3+st.Probes {
+		if st := r.unit(); st.Probes < 11 || st.Probes > 20 || st.Requests != 10+3+st.Probes {
 			t.Errorf("%d probes and %d requests in ten minutes, want about 15 and nothing else", st.Probes, st.Requests)
 		}
-		if got := r.of("m", "p0"); len(got) != 11 || got[10] != "<nil> bad" {
+		if got := r.of("p0"); len(got) != 11 || got[10] != "<nil> bad" {
 			t.Errorf("p0 = %v, want ten good and one bad", got)
 		}
-		if got := r.states("m"); got[len(got)-1] != "offline" {
+		if got := r.states(); got[len(got)-1] != "offline" {
 			t.Errorf("health = %v, want offline last", got)
 		}
 		u.Fault(modbustest.Fault{}, 0)
 		r.after(2 * time.Minute)
 		r.stop()
-		if st := r.unit(1); st.State != UnitUp {
+		if st := r.unit(); st.State != UnitUp {
 			t.Errorf("state after it came back = %v, want up", st.State)
 		}
 		if good, bad := r.count("m"); bad != 1 || good < 10+40 {
 			t.Errorf("%d good and %d bad readings, want over 50 and 1", good, bad)
 		}
-		if got := r.states("m"); got[len(got)-1] != "online" {
+		if got := r.states(); got[len(got)-1] != "online" {
 			t.Errorf("health = %v, want online last", got)
 		}
 	})
@@ -276,11 +278,11 @@ func TestASilentRegisterIsSetApart(t *testing.T) {
 		r.after(10 * time.Minute)
 		r.stop()
 		for _, p := range []string{"p0", "p1", "p3"} {
-			if got := r.of("m", p); len(got) < 100 || got[len(got)-1] == "<nil> bad" {
+			if got := r.of(p); len(got) < 100 || got[len(got)-1] == "<nil> bad" {
 				t.Errorf("%s = %d readings, the last %v, want it to be read", p, len(got), got[max(0, len(got)-1):])
 			}
 		}
-		if got := r.of("m", "p2"); len(got) != 1 {
+		if got := r.of("p2"); len(got) != 1 {
 			t.Errorf("p2 = %v, want said once to be bad", got)
 		}
 		if good, _ := r.count("other"); good < 510 {
@@ -299,11 +301,17 @@ func TestALateAnswerIsNeverAnotherValue(t *testing.T) {
 	if testing.Short() {
 		exchanges = 2_000
 	}
+	for name, echo := range map[string]bool{"a line without echo": false, "a line that echoes": true} {
+		t.Run(name, func(t *testing.T) { exchangeWithFaults(t, exchanges, echo) })
+	}
+}
+
+func exchangeWithFaults(t *testing.T, exchanges uint64, echo bool) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = time.Second
 		epoch := time.Now()
 		millis := func() uint64 { return uint64(time.Since(epoch) / time.Millisecond) }
-		rnd := rand.New(rand.NewPCG(2, 6))
 
 		// Five units with three blocks each that differ in nothing but their
 		// address, so that each answer fits each question.
@@ -319,6 +327,7 @@ func TestALateAnswerIsNeverAnotherValue(t *testing.T) {
 		r := newRig(t, options(ds...))
 		for id := byte(1); id <= 5; id++ {
 			u := r.slave.Unit(id)
+			rnd := rand.New(rand.NewPCG(2, uint64(id)))
 			// A register holds who it is and when it is looked at.
 			u.OnRead(func(q modbustest.Request) {
 				v := binary.BigEndian.AppendUint64(nil, uint64(id)<<56|uint64(q.Addr)<<40|millis())
@@ -328,7 +337,7 @@ func TestALateAnswerIsNeverAnotherValue(t *testing.T) {
 			})
 			u.FaultFunc(func(modbustest.Request) modbustest.Fault { return randomFault(rnd, timeout) })
 		}
-		r.slave.SetEcho(rnd.IntN(2) == 0)
+		r.slave.SetEcho(echo)
 		asked := map[int]uint64{} // by unit, the latest request
 		r.onSend = func(adu []byte) { asked[int(adu[0])] = millis() }
 		good, bad := 0, 0

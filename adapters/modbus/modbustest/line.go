@@ -63,8 +63,12 @@ func (w *wire) write(p []byte) {
 	w.changed = make(chan struct{})
 }
 
-// take moves what has arrived into p; n is 0 and next when the next byte will
-// have arrived (zero: none is on its way) if there is none.
+// fifo is how many bytes a reader that waits is woken for, fewer when no more
+// are on their way: what a UART does.
+const fifo = 8
+
+// take moves what has arrived into p; if that is nothing, n is 0 and next is
+// when there will be something (zero: nothing is on its way).
 func (w *wire) take(p []byte) (n int, next time.Time, changed <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -75,7 +79,7 @@ func (w *wire) take(p []byte) (n int, next time.Time, changed <-chan struct{}) {
 	}
 	w.bytes = w.bytes[n:]
 	if n == 0 && len(w.bytes) > 0 {
-		next = w.bytes[0].at
+		next = w.bytes[min(fifo, len(w.bytes))-1].at
 	}
 	return n, next, w.changed
 }

@@ -129,18 +129,15 @@ func (s *Slave) all() []*Unit {
 }
 
 // Serve answers requests that arrive on rw until ctx ends, which is a nil
-// error, or reading or writing fails (io.EOF when the other side has closed).
+// error, or reading or writing fails (io.EOF when the other side has closed; but
+// the master of a pty waits for somebody to open the other side again).
 // A Read that waits is ended by a read deadline in the past if rw has
 // deadlines (a pty master and a net.Conn do), else by closing rw. The same
 // slave may serve several lines at once, and again after a return: that is a
 // device that restarted.
 func (s *Slave) Serve(ctx context.Context, rw io.ReadWriter) error {
 	if f, ok := rw.(*os.File); ok {
-		// creack/pty leaves its files in blocking mode, in which a deadline
-		// does not end a Read that already waits.
-		if sc, err := f.SyscallConn(); err == nil {
-			_ = sc.Control(func(fd uintptr) { _ = syscall.SetNonblock(int(fd), true) })
-		}
+		Nonblocking(f)
 	}
 	if d, ok := rw.(interface{ SetReadDeadline(t time.Time) error }); ok {
 		_ = d.SetReadDeadline(time.Time{}) // left in the past by an earlier Serve
@@ -177,6 +174,15 @@ func (s *Slave) Serve(ctx context.Context, rw io.ReadWriter) error {
 		err = readErr
 	}
 	return err
+}
+
+// Nonblocking makes deadlines work on f, the master of a pty: creack/pty leaves
+// its files in blocking mode, in which they do not end a Read that waits.
+// Slave.Serve does it by itself.
+func Nonblocking(f *os.File) {
+	if rc, err := f.SyscallConn(); err == nil {
+		_ = rc.Control(func(fd uintptr) { _ = syscall.SetNonblock(int(fd), true) })
+	}
 }
 
 // ServeTCP accepts connections and serves each until ctx ends; the framing is
@@ -220,10 +226,23 @@ func readAll(ctx context.Context, r io.Reader, out chan<- []byte) error {
 				return nil
 			}
 		}
+		if hungUp(r, err) && wait(ctx, idle) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// idle is how often a line that nobody has open is looked at again.
+const idle = 20 * time.Millisecond
+
+// hungUp says that rw is the master of a pty whose other side nobody has open. A
+// device at the end of a wire does not notice that either.
+func hungUp(rw any, err error) bool {
+	_, file := rw.(*os.File)
+	return file && errors.Is(err, syscall.EIO)
 }
 
 func unblock(rw io.ReadWriter) {
@@ -405,6 +424,9 @@ func (l *line) write(b []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, err := l.rw.Write(b)
+	if hungUp(l.rw, err) {
+		return nil // and nobody hears it
+	}
 	return err
 }
 

@@ -3,13 +3,17 @@ package modbustest_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/creack/pty"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"holdfast/adapters/modbus/modbustest"
 )
@@ -34,6 +38,27 @@ func serve(t *testing.T, s *modbustest.Slave) net.Conn {
 		t.Fatal(err)
 	}
 	return a
+}
+
+// raw keeps the terminal layer out of a pty.
+func raw(t *testing.T, tty *os.File) {
+	t.Helper()
+	rc, err := tty.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ioctlErr error
+	err = rc.Control(func(fd uintptr) {
+		var tio *unix.Termios
+		if tio, ioctlErr = unix.IoctlGetTermios(int(fd), unix.TCGETS); ioctlErr != nil {
+			return
+		}
+		tio.Iflag, tio.Oflag, tio.Lflag = 0, 0, 0
+		ioctlErr = unix.IoctlSetTermios(int(fd), unix.TCSETS, tio)
+	})
+	if err := errors.Join(err, ioctlErr); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func exchange(t *testing.T, rw io.ReadWriter, req, want []byte) {
@@ -68,7 +93,7 @@ func TestSlaveAnswersAPublishedExample(t *testing.T) {
 func TestSlaveOnAPtyStopsCleanly(t *testing.T) {
 	master, slave, err := pty.Open()
 	if err != nil {
-		t.Skipf("no pty here: %v", err)
+		t.Fatal(err)
 	}
 	defer master.Close()
 	defer slave.Close()
@@ -89,6 +114,37 @@ func TestSlaveOnAPtyStopsCleanly(t *testing.T) {
 	// The pty is still usable: a device that restarts.
 	if err := master.SetReadDeadline(time.Time{}); err != nil {
 		t.Errorf("the pty was closed: %v", err)
+	}
+}
+
+// A gateway that is killed closes its side of the pty; the device goes on.
+func TestSlaveOnAPtyOutlivesTheOtherSide(t *testing.T) {
+	master, slave, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	s := modbustest.New(modbustest.Options{})
+	s.Unit(17).SetHolding(107, 0xae41, 0x5652, 0x4340)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, master) }()
+	for range 3 {
+		raw(t, slave)
+		exchange(t, slave, []byte{0x11, 0x03, 0x00, 0x6b, 0x00, 0x03, 0x76, 0x87},
+			[]byte{0x11, 0x03, 0x06, 0xae, 0x41, 0x56, 0x52, 0x43, 0x40, 0x49, 0xad})
+		name := slave.Name()
+		if err := slave.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if slave, err = os.OpenFile(name, os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slave.Close()
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Serve = %v, want nil", err)
 	}
 }
 
