@@ -78,7 +78,9 @@ CC_armv7 := arm-linux-gnueabihf-gcc
 CC_armv6 := arm-linux-gnueabi-gcc
 CFLAGS_amd64 := -O2
 CFLAGS_arm64 := -O2
-CFLAGS_armv7 := -Os -march=armv7-a -mthumb -mfpu=vfpv3-d16 -mfloat-abi=hard
+# The compiler's own defaults are ARMv7 with VFPv3-D16. Not -mthumb: it reaches
+# the assembler files of Go's runtime too, and the program dies at its start.
+CFLAGS_armv7 := -Os
 CFLAGS_armv6 := -Os -march=armv6 -marm -mfpu=vfp -mfloat-abi=softfp
 DEBS_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
 DEBS_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross

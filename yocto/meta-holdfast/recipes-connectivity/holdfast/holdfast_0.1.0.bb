@@ -19,6 +19,10 @@ GO_IMPORT = "holdfast"
 GO_INSTALL = "${GO_IMPORT}/cmd/holdfast"
 # One file that holds everything, as on every other board.
 GO_LINKSHARED = ""
+# Go's runtime has assembler files that do not survive -mthumb: the program dies
+# at its start.
+ARM_INSTRUCTION_SET = "arm"
+
 # Not -s -w: what is stripped here goes to holdfast-dbg.
 GO_EXTRA_LDFLAGS = "-X main.version=${PV} -X main.commit=${HOLDFAST_COMMIT}"
 HOLDFAST_COMMIT = "${@'unknown' if 'AUTOINC' in d.getVar('SRCREV') else d.getVar('SRCREV')[:12]}"
