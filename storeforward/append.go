@@ -135,8 +135,10 @@ func (s *Store) offerLocked(e *entry, c *claim) bool {
 		}
 		return false
 	}
-	if len(st.out) >= s.opts.MaxUnfinished || !c.q.r.Offer(s.deliveryLocked(e, c)) {
+	full := len(st.out) >= s.opts.MaxUnfinished
+	if full || !c.q.r.Offer(s.deliveryLocked(e, c)) {
 		st.live = false
+		st.waiting = full // it is told to read when the oldest are finished
 		return false
 	}
 	st.handOut(e.seq, e.received, e.size)

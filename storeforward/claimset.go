@@ -21,6 +21,7 @@ type claimset struct {
 	// been deleted.
 	rows int64
 	from durable.Seq
+	used durable.Seq // the commit that last needed it
 }
 
 // claimKey is equal for equal sets of claims, which are in order of queues.

@@ -42,6 +42,7 @@ type batch struct {
 	dropSets []*claimset
 	mark     durable.Seq // new reservation of sequence numbers; 0 is none
 	more     bool        // not everything deletable fits
+	probe    bool        // write something, to see whether the disk works
 }
 
 type cursorWrite struct {
@@ -78,7 +79,10 @@ func (s *Store) commitLoop() {
 		switch {
 		case due:
 			b = s.takeLocked()
-			if b.empty() { // all of it has been acknowledged meanwhile
+			// All of it may have been acknowledged meanwhile. While the disk
+			// fails something is written all the same: only a commit shows
+			// that it works again.
+			if b.probe = s.failing; b.empty() && !b.probe {
 				s.committed = max(s.committed, b.last)
 				s.mu.Unlock()
 				continue
@@ -132,6 +136,9 @@ func (s *Store) dueLocked(now time.Time) (wait time.Duration, due bool) {
 func (s *Store) takeLocked() *batch {
 	b := &batch{last: s.seq, ops: s.ops}
 	s.ops, s.commitNow, s.lazySince = nil, false, time.Time{}
+	for _, o := range b.ops {
+		o.taken = true
+	}
 	var claims []durable.Claim
 	var last *claimset
 	b.entries = make([]*entry, 0, s.tail.len())
@@ -155,7 +162,7 @@ func (s *Store) takeLocked() *batch {
 		if last == nil || !sameClaims(last.claims, claims) {
 			last = s.internLocked(claims)
 		}
-		e.set = last
+		e.set, last.used = last, b.last
 		b.rows++
 		if !last.stored {
 			last.stored = true
@@ -188,6 +195,8 @@ func (s *Store) reserveLocked(c *claim) {
 	id, ok := uint16(0), false
 	if len(st.out) < s.opts.MaxUnfinished {
 		id, ok = c.q.r.Reserve()
+	} else {
+		st.waiting = true // it reads when the oldest are finished
 	}
 	if !ok {
 		st.live = false
@@ -218,7 +227,7 @@ func (s *Store) takeCursorsLocked(b *batch) {
 		if set.rows > 0 && to > set.from {
 			b.deletes = append(b.deletes, deletion{set: set, from: set.from, to: to})
 		}
-		if set.rows == 0 && set.stored && s.uselessLocked(set) {
+		if set.rows == 0 && set.stored && set.used < b.last && s.uselessLocked(set) {
 			b.dropSets = append(b.dropSets, set)
 		}
 	}
@@ -229,11 +238,6 @@ func (s *Store) takeCursorsLocked(b *batch) {
 // will have it again, or there are very many sets.
 func (s *Store) uselessLocked(set *claimset) bool {
 	const manySets = 4096
-	for _, e := range s.tail.entries {
-		if e != nil && e.set == set {
-			return false
-		}
-	}
 	if len(s.sets) > manySets {
 		return true
 	}

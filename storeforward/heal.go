@@ -166,6 +166,9 @@ func checkpoint(d *db, mode string) error {
 func (s *Store) giveBack(b *batch) {
 	var calls []func(error)
 	s.mu.Lock()
+	for _, o := range b.ops {
+		o.taken = false
+	}
 	s.ops = append(b.ops, s.ops...)
 	for _, set := range b.newSets {
 		set.stored = false

@@ -171,8 +171,8 @@ func (s *Store) Close() error {
 	s.cancel()
 	s.wg.Wait()
 	err := s.closeReaders()
-	close(s.stopped)
-	return errors.Join(s.closeErr, err)
+	defer close(s.stopped)
+	return errors.Join(s.closeErr, err, s.giveLock())
 }
 
 // closeReaders waits for reads under way.

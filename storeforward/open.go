@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -42,14 +43,41 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	if s.disk == nil {
 		s.disk = fileSystem{}
 	}
-	if err := s.openDatabase(ctx); err != nil {
+	if err := s.takeLock(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := s.openDatabase(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store: %w", err), s.giveLock())
 	}
 	run, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.wg.Go(s.commitLoop)
 	s.wg.Go(func() { s.keep(run) })
 	return s, nil
+}
+
+// takeLock keeps a second daemon away from the database; SQLite's own locks would
+// let it in between two commits.
+func (s *Store) takeLock() error {
+	if s.single {
+		return nil
+	}
+	f, err := os.OpenFile(s.path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.Join(fmt.Errorf("%s is in use by another process: %w", s.path, err), f.Close())
+	}
+	s.lock = f
+	return nil
+}
+
+func (s *Store) giveLock() error {
+	if s.lock == nil {
+		return nil
+	}
+	return s.lock.Close()
 }
 
 // openDatabase opens the file, and a fresh one when it is beyond use.

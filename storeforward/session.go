@@ -163,7 +163,7 @@ func (s *Store) UpdateSession(id durable.QueueID, expiry uint32, connected bool,
 // lazyOpLocked queues a change that nobody waits for; a later one of the same
 // queue replaces it.
 func (s *Store) lazyOpLocked(q *queue, run func(d *db) error) {
-	if q.lazy != nil && slices.Contains(s.ops, q.lazy) {
+	if q.lazy != nil && !q.lazy.taken {
 		q.lazy.run = run
 		return
 	}

@@ -3,6 +3,7 @@ package storeforward
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -16,7 +17,8 @@ type Store struct {
 	disk Disk
 	path string
 
-	w       *db // the committer's connection
+	lock    *os.File // held while the store is open
+	w       *db      // the committer's connection
 	readers chan *db
 	// single: there is one connection for everything, guarded by connMu
 	// (a disk of package storetest has no shared memory).
@@ -98,6 +100,7 @@ type op struct {
 	run   func(d *db) error
 	apply func() // under the append lock, when durable; may be nil
 	done  func(error)
+	taken bool // by the commit under way
 }
 
 // opLocked queues a change for the next commit.
