@@ -38,17 +38,18 @@ type rig struct {
 	bus   *Bus
 	slave *modbustest.Slave
 
-	mu      sync.Mutex
-	got     []got            // guarded by mu
-	onPut   func(got)        // set before start; called with mu held, in place of got
-	onSend  func(adu []byte) // set before start; called when the master writes
-	wire    *modbustest.Line // guarded by mu; the master's end, of the latest opening
-	broken  error            // guarded by mu; Open fails with it
-	repair  chan struct{}    // Wait returns when it is closed
-	changes []health.Change  // guarded by mu
-	opened  int              // guarded by mu
-	cancel  context.CancelFunc
-	ended   chan error
+	mu        sync.Mutex
+	got       []got                  // guarded by mu
+	onPut     func(got)              // set before start; called with mu held, in place of got
+	onMessage func(*message.Message) // set before start
+	onSend    func(adu []byte)       // set before start; called when the master writes
+	wire      *modbustest.Line       // guarded by mu; the master's end, of the latest opening
+	broken    error                  // guarded by mu; Open fails with it
+	repair    chan struct{}          // Wait returns when it is closed
+	changes   []health.Change        // guarded by mu
+	opened    int                    // guarded by mu
+	cancel    context.CancelFunc
+	ended     chan error
 }
 
 func newRig(tb testing.TB, o Options) *rig {
@@ -118,8 +119,11 @@ func (r *rig) Wait(ctx context.Context) error {
 
 // Put is the sink.
 func (r *rig) Put(_ string, m *message.Message) {
+	if r.onMessage != nil {
+		r.onMessage(m)
+	}
 	parts := strings.Split(m.Topic, "/")
-	g := got{at: time.Now(), Device: parts[1], Point: parts[2]}
+	g := got{at: time.Now(), Device: parts[len(parts)-2], Point: parts[len(parts)-1]}
 	dec := json.NewDecoder(strings.NewReader(string(m.Payload)))
 	dec.UseNumber()
 	if err := dec.Decode(&g); err != nil {
@@ -489,6 +493,88 @@ func TestBusListsItsDevices(t *testing.T) {
 		}
 		if r.bus.Name() != "rs485" {
 			t.Errorf("Name() = %q", r.bus.Name())
+		}
+	})
+}
+
+// The line is silent for three and a half characters, or as long as is said,
+// before each request; a unit gets its pause, a change of unit its own.
+func TestBusKeepsItsPauses(t *testing.T) {
+	const t35 = 7 * char9600 / 2
+	tests := map[string]struct {
+		change     func(o *Options)
+		silence    time.Duration // before each request
+		other, own time.Duration // before one to another unit; of unit 1 after its answer
+	}{
+		"as the specification":  {func(*Options) {}, t35, t35, 0},
+		"fast line":             {func(o *Options) { o.CharTime = 100 * time.Microsecond }, minSilence, minSilence, 0},
+		"as configured":         {func(o *Options) { o.Silence = 20 * time.Millisecond }, 20 * time.Millisecond, 20 * time.Millisecond, 0},
+		"between units":         {func(o *Options) { o.Silence = time.Millisecond; o.ChangePause = 30 * time.Millisecond }, time.Millisecond, 31 * time.Millisecond, 0},
+		"of a unit":             {func(o *Options) { o.Devices[0].Pause = 50 * time.Millisecond }, t35, t35, 50 * time.Millisecond},
+		"the longest of a unit": {func(o *Options) { o.Devices[1].Pause = 70 * time.Millisecond }, t35, t35, 70 * time.Millisecond},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := options(meter("a", 1, time.Second, 0), meter("b", 1, time.Second, 100), meter("c", 2, time.Second, 0))
+				tt.change(&o)
+				r := newRig(t, o)
+				r.slave.Unit(1).SetHolding(0, 1)
+				r.slave.Unit(1).SetHolding(100, 1)
+				r.slave.Unit(2).SetHolding(0, 1)
+				var sent []time.Time
+				var to []byte
+				r.onSend = func(adu []byte) { sent, to = append(sent, time.Now()), append(to, adu[0]) }
+				begin := time.Now()
+				r.start()
+				r.after(900 * time.Millisecond)
+				r.stop()
+				if len(sent) != 3 {
+					t.Fatalf("%d requests, want 3", len(sent))
+				}
+				if warm := sent[0].Sub(begin); warm < o.WarmUp {
+					t.Errorf("first request %v after opening, want at least %v", warm, o.WarmUp)
+				}
+				const exchange = (8 + 7) * char9600 // a request and an answer of one register
+				for i := 1; i < 3; i++ {
+					want := sent[i-1].Add(exchange + tt.silence)
+					if to[i] != to[i-1] {
+						want = sent[i-1].Add(exchange + tt.other)
+					}
+					for j := range i {
+						// The bus goes on with others while a unit has its pause.
+						if to[j] == to[i] && to[i] == 1 {
+							want = later(want, sent[j].Add(exchange+tt.own))
+						}
+					}
+					if late := sent[i].Sub(want); late < 0 || late > time.Millisecond {
+						t.Errorf("request %d (unit %d) comes %v after the time it may", i, to[i], late)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestReadingsHaveTheirTopicAndQoS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, e := meter("a", 1, time.Second, 0), meter("b", 1, time.Second, 0)
+		e.QoS = new(0)
+		o := options(d, e)
+		o.Prefix = "site/7"
+		r := newRig(t, o)
+		r.slave.Unit(1).SetHolding(0, 1)
+		r.onMessage = func(m *message.Message) {
+			want := map[string]byte{"site/7/a/p0": 1, "site/7/b/p0": 0}
+			if qos, ok := want[m.Topic]; !ok || m.QoS != qos || m.Retain {
+				t.Errorf("message to %s with QoS %d, retained %v", m.Topic, m.QoS, m.Retain)
+			}
+		}
+		r.start()
+		r.after(2500 * time.Millisecond)
+		r.stop()
+		if n := len(r.readings()); n != 6 {
+			t.Errorf("%d readings, want 6", n)
 		}
 	})
 }
