@@ -44,6 +44,7 @@ type rig struct {
 	onMessage func(*message.Message) // set before start
 	onSend    func(adu []byte)       // set before start; called when the master writes
 	wire      *modbustest.Line       // guarded by mu; the master's end, of the latest opening
+	far       *modbustest.Line       // guarded by mu; the slave's end
 	broken    error                  // guarded by mu; Open fails with it
 	repair    chan struct{}          // Wait returns when it is closed
 	changes   []health.Change        // guarded by mu
@@ -97,7 +98,7 @@ func (r *rig) Open(ctx context.Context) (Wire, error) {
 	}
 	r.opened++
 	master, far := modbustest.NewLine(char9600)
-	r.wire = master
+	r.wire, r.far = master, far
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
@@ -575,6 +576,45 @@ func TestReadingsHaveTheirTopicAndQoS(t *testing.T) {
 		r.stop()
 		if n := len(r.readings()); n != 6 {
 			t.Errorf("%d readings, want 6", n)
+		}
+	})
+}
+
+// Somebody talks without end. The bus does not hang and keeps no more than its
+// buffer; when the line is quiet again it goes on.
+func TestBusSurvivesABabblingLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, options(meter("m", 1, time.Second, 0)))
+		r.slave.Unit(1).SetHolding(0, 1)
+		r.start()
+		r.after(5 * time.Second)
+		noise, quiet := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			tick := time.NewTicker(10 * char9600)
+			defer tick.Stop()
+			for i := byte(0); ; i++ {
+				select {
+				case <-noise.Done():
+					return
+				case <-tick.C:
+					r.far.Write([]byte{i, 1, 3, 2, i, 0, 0, 5, 0x83, i})
+				}
+			}
+		}()
+		r.after(10 * time.Minute)
+		st := r.bus.Status()
+		if st.StrayBytes < 100_000 || st.Units[0].Requests > 5+600 {
+			t.Errorf("%d stray bytes and %d requests in ten minutes of noise", st.StrayBytes, st.Units[0].Requests)
+		}
+		quiet()
+		<-done
+		before := len(r.of("p0"))
+		r.after(3 * time.Minute)
+		r.stop()
+		if got := len(r.of("p0")) - before; got < 60 {
+			t.Errorf("%d readings in the three minutes after the noise, want at least 60", got)
 		}
 	})
 }
