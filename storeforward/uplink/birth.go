@@ -108,7 +108,7 @@ func (l *link) farewell(ctx context.Context) bool {
 			return said
 		}
 		select {
-		case <-l.wake:
+		case <-l.u.wake:
 		case <-ctx.Done():
 			return false
 		}

@@ -29,8 +29,7 @@ type link struct {
 	conn   *client.Conn
 	v      packet.Version
 	limits client.Limits
-	quota  int           // most PUBLISHes with QoS not acknowledged
-	wake   chan struct{} // one place: something changed for the writer
+	quota  int // most PUBLISHes with QoS not acknowledged
 
 	err     error // why the connection is to be given up; first one counts
 	begun   bool  // offers are taken
@@ -93,10 +92,9 @@ type subCall struct {
 	gone    bool // UNSUBSCRIBE
 }
 
-func (u *Uplink) newLink(conn *client.Conn, wake chan struct{}) *link {
+func (u *Uplink) newLink(conn *client.Conn) *link {
 	l := &link{
 		u: u, conn: conn, v: conn.Version(), limits: conn.Limits(),
-		wake:    wake,
 		aliases: make(map[string]uint16),
 		subs:    make(map[uint16]subCall),
 		turn:    1,
@@ -109,13 +107,16 @@ func (u *Uplink) newLink(conn *client.Conn, wake chan struct{}) *link {
 
 // serve uses one connection until it breaks, is given up, or ctx ends. It
 // returns why; nil after a clean stop.
-func (u *Uplink) serve(ctx context.Context, conn *client.Conn, wake chan struct{}) error {
-	l := u.newLink(conn, wake)
+func (u *Uplink) serve(ctx context.Context, conn *client.Conn) error {
+	l := u.newLink(conn)
 	defer conn.Abort()
 	if l.limits.MaximumQoS == 0 {
 		return errors.New("the cloud takes QoS 0 only: nothing could be made safe there")
 	}
 	if err := u.openSession(ctx, l); err != nil {
+		return err
+	}
+	if err := u.settled(ctx); err != nil {
 		return err
 	}
 	if err := u.store.Attach(u.queue, l); err != nil {
@@ -142,6 +143,30 @@ func (u *Uplink) serve(ctx context.Context, conn *client.Conn, wake chan struct{
 	return err
 }
 
+// settlePatience is how long the store may take to make durable what the last
+// connection left to it; with a disk that fails we try again later.
+const settlePatience = 5 * time.Second
+
+// settled waits until the store is done with what the last connection asked of
+// it for QoS 2. Otherwise this one might resend what was finished.
+func (u *Uplink) settled(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, errors.New("it takes too long"))
+	defer cancel()
+	for {
+		u.mu.Lock()
+		busy := u.sess.busy()
+		u.mu.Unlock()
+		if !busy {
+			return nil
+		}
+		select {
+		case <-u.wake:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: finish QoS 2 of the last connection: %w", errStore, context.Cause(ctx))
+		}
+	}
+}
+
 // load reads both streams up to what is in flight. The store takes an
 // acknowledgement only for what it has handed to this recipient, so this comes
 // before anything is sent again. With QoS 2 it goes on until there are no more
@@ -156,13 +181,9 @@ func (l *link) load(ctx context.Context) error {
 	return nil
 }
 
-// loadPatience is how long the store may take to make durable what the last
-// connection left to it; with a disk that fails we try again later.
-const loadPatience = 5 * time.Second
-
 func (l *link) loadStream(ctx context.Context, qos byte) error {
 	u, st := l.u, &l.streams[qos]
-	ctx, cancel := context.WithTimeoutCause(ctx, loadPatience, errors.New("it takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, errors.New("it takes too long"))
 	defer cancel()
 	for {
 		u.mu.Lock()
@@ -197,7 +218,7 @@ func (l *link) loadStream(ctx context.Context, qos byte) error {
 			continue
 		}
 		select {
-		case <-l.wake:
+		case <-l.u.wake:
 		case <-ctx.Done():
 			return fmt.Errorf("%w: read QoS %d: %w", errStore, qos, context.Cause(ctx))
 		}
@@ -304,21 +325,22 @@ func (l *link) failLocked(err error) {
 		l.err = err
 	}
 	l.lineRoom.Broadcast()
-	l.wakeLocked()
+	l.u.wakeLocked()
 }
 
 // storeFailedLocked gives the current connection up because the store could
 // not keep something: the next one starts from what it has kept.
 func (u *Uplink) storeFailedLocked(err error) {
 	u.status.StoreErrors++
+	u.wakeLocked()
 	if u.link != nil {
 		u.link.failLocked(fmt.Errorf("%w: %w", errStore, err))
 	}
 }
 
-func (l *link) wakeLocked() {
+func (u *Uplink) wakeLocked() {
 	select {
-	case l.wake <- struct{}{}:
+	case u.wake <- struct{}{}:
 	default: // it will look anyway
 	}
 }
@@ -358,11 +380,11 @@ func (l *link) Offer(d durable.Delivery) bool {
 	taken := l.begun && !l.closed && !l.leaving && l.err == nil && len(st.buf) == 0 && l.takeLocked(&d)
 	if !taken {
 		st.behind = true
-		l.wakeLocked()
+		l.u.wakeLocked()
 		return false
 	}
 	st.last = d.Seq
-	l.wakeLocked()
+	l.u.wakeLocked()
 	return true
 }
 
@@ -395,7 +417,7 @@ func (l *link) Reserve() (packetID uint16, ok bool) {
 	st := &l.streams[2]
 	if !l.begun || l.closed || l.leaving || l.err != nil || len(st.buf) > 0 || !l.sess.room(&u.opts, 0) {
 		st.behind = true
-		l.wakeLocked()
+		l.u.wakeLocked()
 		return 0, false
 	}
 	// The window has at most 65535 places, and an id for each.
@@ -420,7 +442,7 @@ func (l *link) Wake(qos byte) {
 	l.u.mu.Lock()
 	defer l.u.mu.Unlock()
 	l.streams[qos].behind = true
-	l.wakeLocked()
+	l.u.wakeLocked()
 }
 
 // Offer0 takes a QoS 0 message from the broker: it is sent if the link is up
@@ -437,6 +459,6 @@ func (u *Uplink) Offer0(m *message.Message) {
 		u.dropLocked(dropQoS0Full)
 	default:
 		l.qos0 = append(l.qos0, m)
-		l.wakeLocked()
+		l.u.wakeLocked()
 	}
 }

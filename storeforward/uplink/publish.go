@@ -146,9 +146,7 @@ func (u *Uplink) ended(s *session, f *flight, back flightState) func(error) {
 			return
 		}
 		s.remove(f)
-		if u.link != nil {
-			u.link.wakeLocked()
-		}
+		u.wakeLocked()
 	}
 }
 

@@ -36,7 +36,7 @@ func (l *link) receive(p packet.Packet) error {
 	default: // the connection lets nothing else through
 		return fmt.Errorf("%s from the cloud", p.Type())
 	}
-	l.wakeLocked()
+	l.u.wakeLocked()
 	return nil
 }
 
@@ -158,8 +158,8 @@ func (l *link) pubrecLocked(p *packet.Pubrec) {
 			f.msg, f.size = nil, 0
 			if u.link != nil {
 				u.link.releases = append(u.link.releases, f)
-				u.link.wakeLocked()
 			}
+			u.wakeLocked()
 		})
 	})
 }
@@ -285,7 +285,7 @@ func (l *link) claim(p *packet.Publish) (r *receipt, fresh bool) {
 		if r := s.received[p.PacketID]; r != nil {
 			u.status.InDuplicates++
 			l.lines[2] = append(l.lines[2], r)
-			l.wakeLocked()
+			l.u.wakeLocked()
 			return r, false
 		}
 	}
@@ -309,9 +309,7 @@ func (l *link) settle(r *receipt, state receiptState, reason packet.ReasonCode) 
 	} else if r.qos == 2 && l.sess.received[r.id] == r {
 		delete(l.sess.received, r.id)
 	}
-	if u.link != nil {
-		u.link.wakeLocked() // a later link may have the resend in its line
-	}
+	u.wakeLocked() // a later link may have the resend in its line
 }
 
 // incoming makes the cloud's message a local one. The packet's bytes are the
@@ -396,7 +394,7 @@ func (l *link) released(p *packet.Pubrel) {
 	switch {
 	case r == nil:
 		l.completes = append(l.completes, packet.Pubcomp{PacketID: id, Reason: packet.ReasonPacketIDNotFound})
-		l.wakeLocked()
+		l.u.wakeLocked()
 		return
 	case r.state != receiptTaken:
 		return // already being removed, or released before we said PUBREC
@@ -417,8 +415,8 @@ func (l *link) released(p *packet.Pubrel) {
 			delete(s.received, id)
 			if u.link != nil {
 				u.link.completes = append(u.link.completes, packet.Pubcomp{PacketID: id})
-				u.link.wakeLocked()
 			}
+			u.wakeLocked()
 		})
 	})
 }

@@ -11,13 +11,12 @@ func (u *Uplink) Run(ctx context.Context) error {
 	pause := newBackoff(u.opts.ReconnectMin, u.opts.ReconnectMax)
 	proto := newProtocol(&u.opts)
 	u.why = startReason(u.recall())
-	wake := make(chan struct{}, 1)
 	for ctx.Err() == nil {
 		u.setState(StateConnecting, u.lost)
 		conn, err := u.connect(ctx, &proto)
 		if err == nil {
 			began := time.Now()
-			err = u.serve(ctx, conn, wake)
+			err = u.serve(ctx, conn)
 			if time.Since(began) >= u.opts.ReconnectReset {
 				pause.reset()
 			}
@@ -108,8 +107,8 @@ func (u *Uplink) drained() {
 	defer u.mu.Unlock()
 	if u.link != nil {
 		u.link.full = false
-		u.link.wakeLocked()
 	}
+	u.wakeLocked()
 }
 
 // limiter lets a log line through once in a while for each of a handful of

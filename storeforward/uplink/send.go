@@ -41,7 +41,7 @@ func (l *link) write(ctx context.Context) error {
 		}
 		timer.Reset(time.Until(next))
 		select {
-		case <-l.wake:
+		case <-l.u.wake:
 		case <-timer.C:
 		case <-ctx.Done():
 			return nil
@@ -278,9 +278,8 @@ func (l *link) saveLocked(ids []durable.Sent, fs []*flight) {
 			}
 			if err != nil {
 				u.storeFailedLocked(err)
-			} else if u.link != nil {
-				u.link.wakeLocked()
 			}
+			u.wakeLocked()
 		})
 	})
 }

@@ -119,6 +119,21 @@ func (s *session) remove(f *flight) {
 	s.ids.free(f.id)
 }
 
+// busy says that the store is still at work on a change of QoS 2.
+func (s *session) busy() bool {
+	for _, f := range s.flights {
+		if f.state == flightSaving || f.state == flightReceiving || f.state == flightEnding {
+			return true
+		}
+	}
+	for _, r := range s.received {
+		if r.state == receiptReleasing {
+			return true
+		}
+	}
+	return false
+}
+
 // inOrder returns the flights sent before in the order of their first send,
 // then the others as the store numbers them.
 func (s *session) inOrder() []*flight {

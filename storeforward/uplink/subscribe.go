@@ -66,7 +66,7 @@ func (l *link) subackLocked(p *packet.Suback) error {
 	for _, other := range l.subs {
 		l.sess.subscribed = l.sess.subscribed && other.gone
 	}
-	l.wakeLocked()
+	l.u.wakeLocked()
 	return nil
 }
 

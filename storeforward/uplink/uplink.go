@@ -27,6 +27,7 @@ type Uplink struct {
 	store *storeforward.Store
 	local Local
 	log   *slog.Logger
+	wake  chan struct{} // of 1: something changed for Run's goroutine; another would say nothing new
 	out   ways
 	in    ways
 
@@ -61,6 +62,7 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 		store: store,
 		local: local,
 		log:   log.With("component", "uplink", "uplink", name),
+		wake:  make(chan struct{}, 1),
 		sess:  newSession(received),
 	}
 	u.drops = make(limiter)
