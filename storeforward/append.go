@@ -62,7 +62,7 @@ func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.
 		}
 	}
 	switch {
-	case hurry, s.tail.bytes > s.opts.MaxUnsafeBytes, s.opts.CommitWindow == 0:
+	case hurry, s.tail.bytes > s.opts.MaxUnsafeBytes, s.opts.CommitWindow == 0, s.seq+seqBlock/2 > s.mark:
 		s.hurryLocked()
 	case first:
 		s.wakeCommitter() // it sets its timer

@@ -170,7 +170,7 @@ func (s *Store) takeLocked() *batch {
 		}
 		return true
 	})
-	if s.mark-s.seq < seqBlock/2 || s.mark < s.seq {
+	if s.seq+seqBlock/2 > s.mark {
 		b.mark = s.seq + seqBlock
 	}
 	s.takeCursorsLocked(b)

@@ -173,6 +173,9 @@ func (s *Store) giveBack(b *batch) {
 	for _, set := range b.newSets {
 		set.stored = false
 	}
+	for _, set := range b.dropSets {
+		set.stored = false // or it is: then its claims are written once more
+	}
 	for _, c := range b.cursors {
 		c.st.dirty = true
 		s.unsaved = max(s.unsaved, 1)

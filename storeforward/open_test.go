@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"testing/synctest"
 	"time"
 
@@ -282,5 +283,84 @@ func TestValidateNamesTheKey(t *testing.T) {
 		if err := o.Validate(); err == nil || !strings.HasPrefix(err.Error(), key+":") {
 			t.Errorf("%s: %v", key, err)
 		}
+	}
+}
+
+func TestMigrationsAreNumberedWithoutGaps(t *testing.T) {
+	if list, err := loadMigrations(migrations); err != nil || len(list) == 0 {
+		t.Errorf("our own: %d, %v", len(list), err)
+	}
+	files := fstest.MapFS{"migrations/0001_a.sql": {}, "migrations/0003_b.sql": {}}
+	if _, err := loadMigrations(files); err == nil || !strings.Contains(err.Error(), "0003_b.sql: want number 0002") {
+		t.Errorf("a gap: %v", err)
+	}
+}
+
+// A migration that fails leaves the database at the version before it.
+func TestFailingMigrationChangesNothing(t *testing.T) {
+	o := onFile(t)
+	closeStore(t, open(t, o))
+	d, err := openDB(o.Path, url.Values{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := []migration{{number: 1}, {number: 2, name: "0002_x.sql", sql: "CREATE TABLE x (y); INSERT INTO nowhere VALUES (1)"}}
+	if err := migrate(d, list); err == nil || !strings.Contains(err.Error(), "migrate 0002_x.sql") {
+		t.Errorf("migrate: %v", err)
+	}
+	version, err := d.queryInt("PRAGMA user_version")
+	if err != nil || version != 1 || d.exec("SELECT y FROM x") == nil {
+		t.Errorf("version %d, %v, or table x is there", version, err)
+	}
+	if err := d.close(); err != nil {
+		t.Fatal(err)
+	}
+	closeStore(t, open(t, o))
+}
+
+func TestAwkwardPaths(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, path := range []string{"holdfast.db", "a b?c#d%41.db", "./x:y.db"} {
+		o := DefaultOptions()
+		o.Path = path
+		s := open(t, o)
+		uplink(t, s)
+		closeStore(t, s)
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		if list, err := ListQueues(context.Background(), path); err != nil || len(list) != 1 {
+			t.Errorf("%s: %v, %v", path, list, err)
+		}
+	}
+}
+
+// Numbers are reserved on disk even while nothing else is written.
+func TestMarkStaysAhead(t *testing.T) {
+	o := onFile(t)
+	s := open(t, o)
+	q := uplink(t, s)
+	r := attachLive(t, s, q, 1)
+	last := durable.Seq(0)
+	for range seqBlock * 3 / 4 {
+		if err := s.Append(msg("a", "1"), claimFor(q, 1), durable.Origin{}, nil); err != nil {
+			t.Fatal(err)
+		}
+		last = r.take()[0].Seq
+		s.Acked(q, last)
+	}
+	closeStore(t, s)
+	s = open(t, o)
+	defer closeStore(t, s)
+	o1 := put(t, s, msg("a", "1"), claimFor(q, 1), durable.Origin{})
+	r = &taker{}
+	if err := s.Attach(q, r); err != nil {
+		t.Fatal(err)
+	}
+	if ds := readAll(t, s, q, 1); len(ds) != 1 || ds[0].Seq <= last+seqBlock/4 {
+		t.Errorf("after %d came %+v; want a number from a block reserved meanwhile", last, ds)
+	}
+	if err := o1.wait(t); err != nil {
+		t.Fatal(err)
 	}
 }
