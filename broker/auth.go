@@ -34,9 +34,15 @@ type ConnInfo struct {
 	Username    string
 	HasPassword bool
 	Password    []byte // valid during the call
+	// Anonymous says that the listener would let this client in without user
+	// name, password and certificate.
+	Anonymous bool
 	// Certificate is the subject's common name of a verified client
 	// certificate, empty without one.
 	Certificate string
+	// AlternativeNames are the subject alternative names of that certificate:
+	// DNS names, then e-mail addresses, then URIs.
+	AlternativeNames []string
 }
 
 // Identity is who a client turned out to be.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -137,11 +138,12 @@ func (x *connecting) authenticate(ctx context.Context) packet.ReasonCode {
 	info := ConnInfo{
 		Listener: c.listener.Name, Remote: c.nc.RemoteAddr(), Version: p.Version, ClientID: x.clientID,
 		HasUsername: p.HasUsername, Username: p.Username, HasPassword: p.HasPassword, Password: p.Password,
-		Certificate: commonName(c.nc),
+		Anonymous: c.listener.allowsAnonymous(c.nc.RemoteAddr()),
 	}
+	info.Certificate, info.AlternativeNames = certificateNames(c.nc)
 	c.identity = Identity{ClientID: x.clientID, Listener: c.listener.Name}
-	nameless := !p.HasUsername && !p.HasPassword && info.Certificate == ""
-	if (nameless || c.b.opts.Auth == nil) && !c.listener.allowsAnonymous(info.Remote) {
+	nameless := !p.HasUsername && !p.HasPassword && info.Certificate == "" && len(info.AlternativeNames) == 0
+	if (nameless || c.b.opts.Auth == nil) && !info.Anonymous {
 		return packet.ReasonNotAuthorized
 	}
 	if c.b.opts.Auth == nil {
@@ -153,18 +155,23 @@ func (x *connecting) authenticate(ctx context.Context) packet.ReasonCode {
 	return reason
 }
 
-// commonName is the name in a verified client certificate. The handshake is
-// over: the CONNECT has come through it.
-func commonName(nc any) string {
+// certificateNames are the names in a verified client certificate. The
+// handshake is over: the CONNECT has come through it.
+func certificateNames(nc any) (commonName string, alternative []string) {
 	t, ok := nc.(*tls.Conn)
 	if !ok {
-		return ""
+		return "", nil
 	}
 	state := t.ConnectionState()
 	if len(state.VerifiedChains) == 0 {
-		return ""
+		return "", nil
 	}
-	return state.VerifiedChains[0][0].Subject.CommonName
+	leaf := state.VerifiedChains[0][0]
+	alternative = slices.Concat(leaf.DNSNames, leaf.EmailAddresses)
+	for _, u := range leaf.URIs {
+		alternative = append(alternative, u.String())
+	}
+	return leaf.Subject.CommonName, alternative
 }
 
 // sessionExpiry is how long the session outlives the connection, in seconds.
