@@ -41,7 +41,8 @@ func as(p *packet.Connect, user string) *packet.Connect {
 }
 
 func TestAuth(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil, func(o *broker.Options) { o.Auth = users{} })
 		wrong := as(brokertest.V5("wrong"), "u")
 		wrong.Password = []byte("x")
 		if got := brokertest.Raw(t, b.Pipe(), packet.V5).Try(wrong); got.Reason != packet.ReasonBadUserNameOrPassword {
@@ -85,7 +86,7 @@ func TestAuth(t *testing.T) {
 		if got := p.Messages(1); got[0] != "for boss" {
 			t.Errorf("got %q", got)
 		}
-	}, func(o *broker.Options) { o.Auth = users{} })
+	})
 }
 
 // addrConn is a pipe that says it comes from elsewhere.
@@ -123,7 +124,8 @@ func TestAnonymous(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil, func(o *broker.Options) { o.Auth = tt.auth })
 				client, server := net.Pipe()
 				b.ServeConn(addrConn{server, tt.from}, broker.Listener{Name: "l", Anonymous: tt.policy})
 				p := brokertest.V5("c")
@@ -133,7 +135,7 @@ func TestAnonymous(t *testing.T) {
 				if got := brokertest.Raw(t, client, packet.V5).Try(p); got.Reason != tt.want {
 					t.Errorf("CONNACK %v, want %v", got.Reason, tt.want)
 				}
-			}, func(o *broker.Options) { o.Auth = tt.auth })
+			})
 		})
 	}
 }

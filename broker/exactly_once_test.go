@@ -10,8 +10,9 @@ import (
 	"holdfast/broker/packet"
 )
 
-func publish2(id uint16, dup bool, payload string) *packet.Publish {
-	return &packet.Publish{QoS: 2, PacketID: id, Dup: dup, Topic: []byte("a"), Payload: []byte(payload)}
+// publish2 is a QoS 2 PUBLISH with packet id 1.
+func publish2(dup bool, payload string) *packet.Publish {
+	return &packet.Publish{QoS: 2, PacketID: 1, Dup: dup, Topic: []byte("a"), Payload: []byte(payload)}
 }
 
 // TestInboundExactlyOnce plays what a publisher may do with one packet id.
@@ -20,7 +21,8 @@ func TestInboundExactlyOnce(t *testing.T) {
 		"clean": brokertest.V5("c"), "persistent": brokertest.Keep(brokertest.V5("c"), 600),
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				sub := brokertest.Connect(t, b.Pipe(), brokertest.V5("sub"))
 				sub.Subscribe(2, "a")
 				keeper := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("keeper"), 600))
@@ -35,8 +37,8 @@ func TestInboundExactlyOnce(t *testing.T) {
 					}
 				}
 				b.Store.Hold()
-				c.Send(publish2(1, false, "once"))
-				c.Send(publish2(1, true, "once"), publish2(1, true, "once")) // join the wait
+				c.Send(publish2(false, "once"))
+				c.Send(publish2(true, "once"), publish2(true, "once")) // join the wait
 				if got := c.Silent(); len(got) > 0 {
 					t.Fatalf("PUBREC before the commit: %v", got)
 				}
@@ -47,7 +49,7 @@ func TestInboundExactlyOnce(t *testing.T) {
 				for range 3 {
 					take(&packet.Pubrec{PacketID: 1})
 				}
-				c.Send(publish2(1, true, "once")) // the PUBREC got lost
+				c.Send(publish2(true, "once")) // the PUBREC got lost
 				take(&packet.Pubrec{PacketID: 1})
 				if connect.Properties.SessionExpiry != nil {
 					b.Store.Hold()
@@ -55,7 +57,7 @@ func TestInboundExactlyOnce(t *testing.T) {
 					if got := c.Silent(); len(got) > 0 {
 						t.Fatalf("PUBCOMP before it is durable: %v", got)
 					}
-					c.Send(publish2(1, false, "too early"))
+					c.Send(publish2(false, "too early"))
 					take(&packet.Pubrec{PacketID: 1, Reason: packet.ReasonPacketIDInUse})
 					b.Store.Unhold()
 				} else {
@@ -64,7 +66,7 @@ func TestInboundExactlyOnce(t *testing.T) {
 				take(&packet.Pubcomp{PacketID: 1})
 				c.Send(&packet.Pubrel{PacketID: 1}) // the PUBCOMP got lost
 				take(&packet.Pubcomp{PacketID: 1, Reason: packet.ReasonPacketIDNotFound})
-				c.Send(publish2(1, false, "twice")) // the id is free again
+				c.Send(publish2(false, "twice")) // the id is free again
 				take(&packet.Pubrec{PacketID: 1})
 				for _, x := range []*brokertest.Client{sub, keeper} {
 					if got := x.Messages(2); got[0] != "once" || got[1] != "twice" {
@@ -81,10 +83,11 @@ func TestInboundExactlyOnce(t *testing.T) {
 }
 
 func TestPubrelBeforePubrec(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		c := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("c"), 60))
 		b.Store.Hold()
-		c.Send(publish2(1, false, "x"), &packet.Pubrel{PacketID: 1})
+		c.Send(publish2(false, "x"), &packet.Pubrel{PacketID: 1})
 		if got, _ := c.Ended(); got != packet.ReasonProtocolError {
 			t.Errorf("DISCONNECT %v", got)
 		}
@@ -104,7 +107,7 @@ func TestInboundAcrossConnections(t *testing.T) {
 		connect := brokertest.Keep(brokertest.V5("c"), 600)
 		c := brokertest.Connect(t, b.Pipe(), connect)
 		store.Hold()
-		c.Send(publish2(1, false, "once"))
+		c.Send(publish2(false, "once"))
 		synctest.Wait()
 		c.Kill()
 		synctest.Wait()
@@ -113,7 +116,7 @@ func TestInboundAcrossConnections(t *testing.T) {
 		synctest.Wait() // its CONNACK waits
 		store.Unhold()
 		c.Take(packet.TypeConnack)
-		c.Send(publish2(1, true, "once"))
+		c.Send(publish2(true, "once"))
 		c.Take(packet.TypePubrec)
 		c.Kill()
 		b.Stop(t)
@@ -121,7 +124,7 @@ func TestInboundAcrossConnections(t *testing.T) {
 
 		b = brokertest.New(t, store)
 		c = brokertest.Connect(t, b.Pipe(), connect)
-		c.Send(publish2(1, true, "once"))
+		c.Send(publish2(true, "once"))
 		c.Take(packet.TypePubrec)
 		c.Send(&packet.Pubrel{PacketID: 1})
 		c.Take(packet.TypePubcomp)
@@ -138,14 +141,15 @@ func TestInboundAcrossConnections(t *testing.T) {
 
 // TestWithdrawnClaim: a commit that fails leaves no trace of the packet id.
 func TestWithdrawnClaim(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		connect := brokertest.Keep(brokertest.V5("c"), 600)
 		c := brokertest.Connect(t, b.Pipe(), connect)
 		sub := brokertest.Connect(t, b.Pipe(), brokertest.V5("sub"))
 		sub.Subscribe(2, "a")
 		b.Store.Hold()
 		b.Store.SetFailing(errors.New("disk on fire"))
-		c.Send(publish2(1, false, "x"), publish2(1, true, "x"))
+		c.Send(publish2(false, "x"), publish2(true, "x"))
 		c.Silent()
 		b.Store.Unhold()
 		for range 2 {
@@ -154,7 +158,7 @@ func TestWithdrawnClaim(t *testing.T) {
 			}
 		}
 		b.Store.SetFailing(nil)
-		c.Send(publish2(1, false, "y"))
+		c.Send(publish2(false, "y"))
 		if got, _ := c.Take(packet.TypePubrec).(*packet.Pubrec); got.Reason != 0 {
 			t.Errorf("PUBREC %v", got.Reason)
 		}
@@ -171,7 +175,8 @@ func TestOutboundExactlyOnce(t *testing.T) {
 		"clean": brokertest.V5("sub"), "persistent": brokertest.Keep(brokertest.V5("sub"), 600),
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				sub := brokertest.Connect(t, b.Pipe(), connect)
 				sub.SetManual(true)
 				sub.Subscribe(2, "a")
@@ -210,7 +215,8 @@ func TestOutboundExactlyOnce(t *testing.T) {
 }
 
 func TestPubrelResentAfterReconnect(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		connect := brokertest.Keep(brokertest.V5("sub"), 600)
 		connect.Properties.ReceiveMaximum = 1
 		sub := brokertest.Connect(t, b.Pipe(), connect)
@@ -253,7 +259,8 @@ func TestAcknowledgementsOfTheWrongKind(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				sub := brokertest.Connect(t, b.Pipe(), brokertest.V5("sub"))
 				sub.SetManual(true)
 				sub.Subscribe(2, "a")

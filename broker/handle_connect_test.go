@@ -12,9 +12,6 @@ import (
 	"holdfast/broker/packet"
 )
 
-// ptr helps with optional properties.
-func ptr[T any](v T) *T { return &v }
-
 func TestConnectAnswers(t *testing.T) {
 	will := func(topic string) *packet.Will { return &packet.Will{Topic: topic, Payload: []byte("x"), QoS: 1} }
 	tests := map[string]struct {

@@ -17,12 +17,6 @@ import (
 	"holdfast/broker/packet"
 )
 
-// bubble runs a test with a broker under synctest.
-func bubble(t *testing.T, f func(t *testing.T, b *brokertest.Broker), change ...func(*broker.Options)) {
-	t.Helper()
-	synctest.Test(t, func(t *testing.T) { f(t, brokertest.New(t, nil, change...)) })
-}
-
 func TestPublishReasons(t *testing.T) {
 	tests := map[string]struct {
 		topic  string
@@ -38,7 +32,8 @@ func TestPublishReasons(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxTopicLevels = 4 })
 				brokertest.Connect(t, b.Pipe(), brokertest.V5("s")).Subscribe(0, "wanted")
 				c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
 				if got := c.Publish(1, tt.retain, tt.topic, "x"); got != tt.want {
@@ -67,7 +62,7 @@ func TestPublishReasons(t *testing.T) {
 					t.Errorf("3.1.1 QoS 2 got %v", got)
 				}
 				old.Silent()
-			}, func(o *broker.Options) { o.MaxTopicLevels = 4 })
+			})
 		})
 	}
 }
@@ -75,7 +70,8 @@ func TestPublishReasons(t *testing.T) {
 func TestAcknowledgementsWaitForTheStoreAndKeepOrder(t *testing.T) {
 	for _, version := range []packet.Version{packet.V311, packet.V5} {
 		t.Run(version.String(), func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				keeper := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("keeper"), 60))
 				keeper.Subscribe(2, "durable/#")
 				keeper.Disconnect(0)
@@ -112,7 +108,8 @@ func TestAcknowledgementsWaitForTheStoreAndKeepOrder(t *testing.T) {
 // TestSafeByAcknowledgement: what every durable recipient has acknowledged is
 // acknowledged to the publisher without a commit.
 func TestSafeByAcknowledgement(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		keeper := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("keeper"), 60))
 		keeper.Subscribe(1, "a")
 		synctest.Wait() // its streams are live
@@ -138,7 +135,8 @@ func TestRefusedByTheStore(t *testing.T) {
 	for name, tt := range refusals {
 		for qos := byte(1); qos <= 2; qos++ {
 			t.Run(fmt.Sprintf("%s, QoS %d", name, qos), func(t *testing.T) {
-				bubble(t, func(t *testing.T, b *brokertest.Broker) {
+				synctest.Test(t, func(t *testing.T) {
+					b := brokertest.New(t, nil)
 					keeper := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("keeper"), 60))
 					keeper.Subscribe(2, "a")
 					keeper.Disconnect(0)
@@ -175,7 +173,8 @@ func TestRefusedByTheStore(t *testing.T) {
 func TestReceiveMaximum(t *testing.T) {
 	few := func(o *broker.Options) { o.ReceiveMaximum = 3 }
 	t.Run("5.0 is disconnected", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil, few)
 			c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
 			for i := range uint16(4) {
 				c.Send(&packet.Publish{QoS: 2, PacketID: i + 1, Topic: []byte("a")})
@@ -183,10 +182,11 @@ func TestReceiveMaximum(t *testing.T) {
 			if got, _ := c.Ended(); got != packet.ReasonReceiveMaximumExceeded {
 				t.Errorf("DISCONNECT %v", got)
 			}
-		}, few)
+		})
 	})
 	t.Run("finished ones count no more", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil, few)
 			c := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("c"), 60))
 			for range 10 {
 				c.Publish(1, false, "a", "x")
@@ -195,10 +195,11 @@ func TestReceiveMaximum(t *testing.T) {
 					t.Errorf("got %v", got)
 				}
 			}
-		}, few)
+		})
 	})
 	t.Run("3.1.1 is slowed down", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil, few)
 			brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("keeper"), 60)).Subscribe(1, "a")
 			c := brokertest.Connect(t, b.Pipe(), brokertest.V4("c"))
 			synctest.Wait()
@@ -220,12 +221,13 @@ func TestReceiveMaximum(t *testing.T) {
 					t.Errorf("PUBACK %d, want %d", ack.PacketID, i+1)
 				}
 			}
-		}, few)
+		})
 	})
 }
 
 func TestTopicAliases(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxTopicAliases = 2 })
 		sub := brokertest.Connect(t, b.Pipe(), brokertest.V5("sub"))
 		sub.Subscribe(0, "#")
 		c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
@@ -259,7 +261,7 @@ func TestTopicAliases(t *testing.T) {
 		if got, _ := c.Ended(); got != packet.ReasonTopicAliasInvalid {
 			t.Errorf("alias over the maximum: %v", got)
 		}
-	}, func(o *broker.Options) { o.MaxTopicAliases = 2 })
+	})
 }
 
 func TestPropertiesTravelUnaltered(t *testing.T) {
@@ -276,7 +278,8 @@ func TestPropertiesTravelUnaltered(t *testing.T) {
 			"clean": brokertest.V5("sub"), "persistent": brokertest.Keep(brokertest.V5("sub"), 60),
 		} {
 			t.Run(fmt.Sprintf("QoS %d to a %s session", qos, name), func(t *testing.T) {
-				bubble(t, func(t *testing.T, b *brokertest.Broker) {
+				synctest.Test(t, func(t *testing.T) {
+					b := brokertest.New(t, nil)
 					sub := brokertest.Connect(t, b.Pipe(), connect)
 					sub.Subscribe(2, "a")
 					old := brokertest.Connect(t, b.Pipe(), brokertest.V4("old"))
@@ -296,7 +299,8 @@ func TestPropertiesTravelUnaltered(t *testing.T) {
 }
 
 func TestMessageExpiry(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		keep := brokertest.Keep(brokertest.V5("keeper"), 600)
 		k := brokertest.Connect(t, b.Pipe(), keep)
 		k.Subscribe(1, "a")
@@ -341,7 +345,8 @@ func TestMessageExpiry(t *testing.T) {
 }
 
 func TestPublishFromWithin(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		sub := brokertest.Connect(t, b.Pipe(), brokertest.V5("sub"))
 		sub.Subscribe(2, "#")
 		for qos := byte(0); qos <= 2; qos++ {

@@ -31,7 +31,8 @@ func TestSubscribeReasons(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxTopicLevels, o.MaxSubscriptions = 4, 3 })
 				for i, p := range []*packet.Connect{brokertest.V5("five"), brokertest.V4("old")} {
 					c := brokertest.Connect(t, b.Pipe(), p)
 					if tt.filter == "last" {
@@ -44,7 +45,7 @@ func TestSubscribeReasons(t *testing.T) {
 					}
 					c.Silent()
 				}
-			}, func(o *broker.Options) { o.MaxTopicLevels, o.MaxSubscriptions = 4, 3 })
+			})
 		})
 	}
 }
@@ -54,7 +55,8 @@ func TestOverlappingSubscriptionsDeliverOnce(t *testing.T) {
 		"clean": brokertest.V5("sub"), "persistent": brokertest.Keep(brokertest.V5("sub"), 60),
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				sub := brokertest.Connect(t, b.Pipe(), connect)
 				sub.SubscribeWith(7, packet.Filter{Filter: "a/+", QoS: 0})
 				sub.SubscribeWith(3, packet.Filter{Filter: "a/b", QoS: 2})
@@ -78,7 +80,8 @@ func TestOverlappingSubscriptionsDeliverOnce(t *testing.T) {
 }
 
 func TestSubscribeAgainReplaces(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		sub := brokertest.Connect(t, b.Pipe(), brokertest.V5("sub"))
 		sub.SubscribeWith(1, packet.Filter{Filter: "a", QoS: 2})
 		sub.SubscribeWith(2, packet.Filter{Filter: "a", QoS: 1})
@@ -105,7 +108,8 @@ func TestSubscribeAgainReplaces(t *testing.T) {
 }
 
 func TestNoLocal(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
 		d := brokertest.Connect(t, b.Pipe(), brokertest.V5("d"))
 		for _, x := range []*brokertest.Client{c, d} {
@@ -132,7 +136,8 @@ func TestNoLocal(t *testing.T) {
 }
 
 func TestRetained(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
 		live := brokertest.Connect(t, b.Pipe(), brokertest.V5("live"))
 		live.SubscribeWith(0, packet.Filter{Filter: "+/+", QoS: 2}, packet.Filter{Filter: "rap/#", QoS: 2, RetainAsPublished: true})
@@ -176,7 +181,8 @@ func TestRetained(t *testing.T) {
 }
 
 func TestRetainHandling(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		brokertest.Connect(t, b.Pipe(), brokertest.V5("c")).Publish(1, true, "a", "x")
 		sub := brokertest.Connect(t, b.Pipe(), brokertest.V5("sub"))
 		for i, step := range []struct {
@@ -199,7 +205,8 @@ func TestRetainHandling(t *testing.T) {
 }
 
 func TestRetainedBounds(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxRetained, o.MaxRetainedBytes = 2, 20 })
 		c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
 		publish := func(topic, payload string, want packet.ReasonCode) {
 			t.Helper()
@@ -216,7 +223,7 @@ func TestRetainedBounds(t *testing.T) {
 		if st := b.Status(); st.Retained != 2 || st.RetainedBytes != 8 || st.RetainedRefused != 2 {
 			t.Errorf("status %+v", st)
 		}
-	}, func(o *broker.Options) { o.MaxRetained, o.MaxRetainedBytes = 2, 20 })
+	})
 }
 
 // TestManyRetained: a new subscription to more than fits its window and queue
@@ -226,7 +233,8 @@ func TestManyRetained(t *testing.T) {
 		"clean": brokertest.V5("x"), "persistent": brokertest.Keep(brokertest.V5("z"), 60),
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxQueued, o.MaxOutput = 10, 4096 })
 				const n = 500
 				c := brokertest.Connect(t, b.Pipe(), brokertest.V4("c"))
 				for i := range n {
@@ -243,13 +251,14 @@ func TestManyRetained(t *testing.T) {
 					t.Errorf("%d different topics, want %d", len(seen), n)
 				}
 				sub.Silent()
-			}, func(o *broker.Options) { o.MaxQueued, o.MaxOutput = 10, 4096 })
+			})
 		})
 	}
 }
 
 func TestDollarTopicsAreHidden(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil, func(o *broker.Options) { o.SysInterval = 10 * time.Second })
 		synctest.Wait()
 		sub := brokertest.Connect(t, b.Pipe(), brokertest.V4("sub"))
 		sub.Subscribe(0, "#", "+/broker/uptime")
@@ -260,13 +269,14 @@ func TestDollarTopicsAreHidden(t *testing.T) {
 		sub.Messages(2)
 		pass(10 * time.Second)
 		sub.Messages(2)
-	}, func(o *broker.Options) { o.SysInterval = 10 * time.Second })
+	})
 }
 
 func TestSharedSubscriptions(t *testing.T) {
 	count := func(c *brokertest.Client) int { return len(c.Silent()) }
 	t.Run("evenly among those online", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil)
 			var members []*brokertest.Client
 			for i := range 3 {
 				m := brokertest.Connect(t, b.Pipe(), brokertest.V5(fmt.Sprint("m", i)))
@@ -308,7 +318,8 @@ func TestSharedSubscriptions(t *testing.T) {
 		})
 	})
 	t.Run("kept for offline members when none is online", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil)
 			keep := func(id string) *packet.Connect { return brokertest.Keep(brokertest.V5(id), 600) }
 			for _, id := range []string{"p", "q"} {
 				p := brokertest.Connect(t, b.Pipe(), keep(id))
@@ -340,7 +351,8 @@ func TestSharedSubscriptions(t *testing.T) {
 		})
 	})
 	t.Run("in 3.1.1 too", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil)
 			old := brokertest.Connect(t, b.Pipe(), brokertest.V4("old"))
 			old.Subscribe(1, "$share/g/a")
 			five := brokertest.Connect(t, b.Pipe(), brokertest.V5("five"))
@@ -354,7 +366,8 @@ func TestSharedSubscriptions(t *testing.T) {
 		})
 	})
 	t.Run("member with a subscription of its own", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil)
 			for _, connect := range []*packet.Connect{brokertest.V5("m"), brokertest.Keep(brokertest.V5("p"), 60)} {
 				m := brokertest.Connect(t, b.Pipe(), connect)
 				m.SubscribeWith(1, packet.Filter{Filter: "$share/g/a", QoS: 2})
@@ -377,7 +390,8 @@ func TestSharedSubscriptions(t *testing.T) {
 // TestSubackWaitsForTheStore: changes of a persistent session are durable
 // before their answer.
 func TestSubackWaitsForTheStore(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		c := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("c"), 60))
 		c.Subscribe(1, "old")
 		b.Store.Hold()

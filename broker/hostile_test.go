@@ -100,7 +100,8 @@ func TestHostilePackets3(t *testing.T) {
 // not notice.
 func provoke(t *testing.T, version packet.Version, in string, ended func(packet.ReasonCode, bool)) {
 	t.Helper()
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		good := brokertest.Connect(t, b.Pipe(), brokertest.V5("good"))
 		good.Subscribe(2, "good")
 		bad := brokertest.Connect(t, b.Pipe(), &packet.Connect{
@@ -127,7 +128,8 @@ func TestSlowConsumer(t *testing.T) {
 	small := func(o *broker.Options) { o.MaxOutput, o.MaxQueued, o.MaxInflight = 8192, 50, 10 }
 	payload := strings.Repeat("x", 1000)
 	t.Run("QoS 0 is dropped", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil, small)
 			slow := connectAndStopReading(t, b, brokertest.V5("slow"), 0)
 			fast := brokertest.Connect(t, b.Pipe(), brokertest.V5("fast"))
 			fast.Subscribe(0, "a")
@@ -140,11 +142,12 @@ func TestSlowConsumer(t *testing.T) {
 				t.Errorf("status %+v", st)
 			}
 			slow.Close()
-		}, small)
+		})
 	})
 	for qos := byte(1); qos <= 2; qos++ {
 		t.Run(fmt.Sprintf("QoS %d ends the session", qos), func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil, small)
 				slow := connectAndStopReading(t, b, brokertest.V5("slow"), qos)
 				defer slow.Close()
 				fast := brokertest.Connect(t, b.Pipe(), brokertest.V5("fast"))
@@ -160,10 +163,11 @@ func TestSlowConsumer(t *testing.T) {
 				if st := b.Status(); st.DroppedQueueFull != 51 || st.Clients != 2 {
 					t.Errorf("status %+v", st)
 				}
-			}, small)
+			})
 		})
 		t.Run(fmt.Sprintf("QoS %d waits in the store of a persistent session", qos), func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil, small)
 				connect := brokertest.Keep(brokertest.V5("slow"), 600)
 				slow := connectAndStopReading(t, b, connect, qos)
 				c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
@@ -180,11 +184,12 @@ func TestSlowConsumer(t *testing.T) {
 						t.Fatalf("message %d is %q", i, got)
 					}
 				}
-			}, small)
+			})
 		})
 	}
 	t.Run("a client that reads no acknowledgements", func(t *testing.T) {
-		bubble(t, func(t *testing.T, b *brokertest.Broker) {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil, small)
 			nc := connectAndStopReading(t, b, brokertest.V4("deaf"), 0)
 			frame, err := (&packet.Publish{QoS: 1, PacketID: 1, Topic: []byte("b")}).AppendTo(nil, packet.V311)
 			if err != nil {
@@ -203,7 +208,7 @@ func TestSlowConsumer(t *testing.T) {
 			if st := b.Status(); st.Clients != 0 {
 				t.Errorf("status %+v", st)
 			}
-		}, small)
+		})
 	})
 }
 
@@ -238,7 +243,8 @@ func TestLargerThanTheClientTakes(t *testing.T) {
 		"clean": brokertest.V5("sub"), "persistent": brokertest.Keep(brokertest.V5("sub"), 600),
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				connect.Properties.MaximumPacketSize = 100
 				sub := brokertest.Connect(t, b.Pipe(), connect)
 				sub.SubscribeWith(1, packet.Filter{Filter: "a", QoS: 2})
@@ -267,7 +273,8 @@ func TestLargerThanTheClientTakes(t *testing.T) {
 func TestTooLargeNow(t *testing.T) {
 	for qos := byte(1); qos <= 2; qos++ {
 		t.Run(fmt.Sprint("QoS ", qos), func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				connect := brokertest.Keep(brokertest.V5("sub"), 600)
 				sub := brokertest.Connect(t, b.Pipe(), connect)
 				sub.SetManual(true)

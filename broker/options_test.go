@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"holdfast/broker"
@@ -44,7 +45,8 @@ func TestOptionsValidate(t *testing.T) {
 }
 
 func TestStartTwice(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		if err := b.Start(t.Context()); err == nil {
 			t.Error("a second Start succeeded")
 		}

@@ -99,7 +99,7 @@ func randomConnect(t *rapid.T, v packet.Version) *packet.Connect {
 		CleanStart: rapid.Bool().Draw(t, "clean"),
 	}
 	if v == packet.V5 {
-		p.Properties.SessionExpiry = ptr(rapid.SampledFrom([]uint32{0, 1, 100}).Draw(t, "expiry"))
+		p.Properties.SessionExpiry = new(rapid.SampledFrom([]uint32{0, 1, 100}).Draw(t, "expiry"))
 		p.Properties.ReceiveMaximum = rapid.Uint16Range(0, 3).Draw(t, "receive maximum")
 		p.Properties.MaximumPacketSize = rapid.SampledFrom([]uint32{0, 30}).Draw(t, "maximum packet size")
 	}

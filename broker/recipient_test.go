@@ -34,7 +34,8 @@ func (*uplink) Unreserve(uint16)        {}
 func (*uplink) Wake(byte)               {}
 
 func TestRecipient(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		u := &uplink{}
 		q := b.Store.NewQueue()
 		if err := b.Store.Attach(q, u); err != nil {
@@ -98,7 +99,8 @@ func TestRecipient(t *testing.T) {
 }
 
 func TestRecipientWithWrongRoutes(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		for name, r := range map[string]broker.Recipient{
 			"a filter that is none": {Queue: 1, Routes: []broker.Route{{Filter: "a/#/b"}}},
 			"QoS 3":                 {Queue: 1, Routes: []broker.Route{{Filter: "a", QoS: 3}}},
@@ -112,7 +114,8 @@ func TestRecipientWithWrongRoutes(t *testing.T) {
 }
 
 func TestWatch(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		var got []string
 		stop := b.Watch([]string{"a/#", "+/b", "wrong/#/x"}, func(m *message.Message) { got = append(got, m.Topic) })
 		c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))

@@ -12,7 +12,8 @@ import (
 )
 
 func TestKeepAlive(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		p := brokertest.V5("c")
 		p.KeepAlive = 10
 		c := brokertest.Connect(t, b.Pipe(), p)
@@ -38,7 +39,8 @@ func TestKeepAlive(t *testing.T) {
 }
 
 func TestServerKeepAlive(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxKeepAlive = time.Minute })
 		c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
 		start := time.Now()
 		pass(85 * time.Second)
@@ -46,13 +48,14 @@ func TestServerKeepAlive(t *testing.T) {
 		if d := time.Since(start); d != 90*time.Second {
 			t.Errorf("after %v", d)
 		}
-	}, func(o *broker.Options) { o.MaxKeepAlive = time.Minute })
+	})
 }
 
 func TestTakeover(t *testing.T) {
 	for _, version := range []packet.Version{packet.V311, packet.V5} {
 		t.Run(version.String(), func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				p := func() *packet.Connect {
 					return brokertest.Keep(&packet.Connect{Version: version, ClientID: "same"}, 60)
 				}
@@ -79,7 +82,8 @@ func TestTakeover(t *testing.T) {
 // TestTakeoverStorm: of many connections under one client id one is left, and
 // each of the others is gone for good.
 func TestTakeoverStorm(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		const n = 20
 		clients := make([]*brokertest.Client, n)
 		for i := range clients {
@@ -107,14 +111,15 @@ func TestSessionExpiry(t *testing.T) {
 		"3.1.1 clean session 0":        {brokertest.Keep(brokertest.V4("c"), 0), nil, 100 * time.Hour, true},
 		"3.1.1 clean session 1":        {brokertest.V4("c"), nil, 0, false},
 		"expiry 0":                     {brokertest.Keep(brokertest.V5("c"), 0), nil, 0, false},
-		"shortened with DISCONNECT":    {brokertest.Keep(brokertest.V5("c"), 60), &packet.Disconnect{Properties: packet.Properties{SessionExpiry: ptr[uint32](10)}}, 11 * time.Second, false},
-		"lengthened with DISCONNECT":   {brokertest.Keep(brokertest.V5("c"), 60), &packet.Disconnect{Properties: packet.Properties{SessionExpiry: ptr[uint32](100)}}, 90 * time.Second, true},
-		"ended with DISCONNECT":        {brokertest.Keep(brokertest.V5("c"), 60), &packet.Disconnect{Properties: packet.Properties{SessionExpiry: ptr[uint32](0)}}, 0, false},
+		"shortened with DISCONNECT":    {brokertest.Keep(brokertest.V5("c"), 60), &packet.Disconnect{Properties: packet.Properties{SessionExpiry: new(uint32(10))}}, 11 * time.Second, false},
+		"lengthened with DISCONNECT":   {brokertest.Keep(brokertest.V5("c"), 60), &packet.Disconnect{Properties: packet.Properties{SessionExpiry: new(uint32(100))}}, 90 * time.Second, true},
+		"ended with DISCONNECT":        {brokertest.Keep(brokertest.V5("c"), 60), &packet.Disconnect{Properties: packet.Properties{SessionExpiry: new(uint32(0))}}, 0, false},
 		"DISCONNECT leaves the expiry": {brokertest.Keep(brokertest.V5("c"), 60), &packet.Disconnect{}, 59 * time.Second, true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *brokertest.Broker) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
 				c := brokertest.Connect(t, b.Pipe(), tt.connect)
 				c.Subscribe(1, "a", "$share/g/b")
 				if tt.disconnect != nil {
@@ -144,13 +149,14 @@ func TestSessionExpiry(t *testing.T) {
 }
 
 func TestDisconnectCannotBringAnExpiry(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		p := brokertest.V5("c")
 		p.Will = &packet.Will{Topic: "will"}
 		w := brokertest.Connect(t, b.Pipe(), brokertest.V5("watch"))
 		w.Subscribe(0, "will")
 		c := brokertest.Connect(t, b.Pipe(), p)
-		c.Send(&packet.Disconnect{Properties: packet.Properties{SessionExpiry: ptr[uint32](10)}})
+		c.Send(&packet.Disconnect{Properties: packet.Properties{SessionExpiry: new(uint32(10))}})
 		if got, _ := c.Ended(); got != packet.ReasonProtocolError {
 			t.Errorf("DISCONNECT %v", got)
 		}
@@ -164,7 +170,8 @@ func TestResume(t *testing.T) {
 	for _, version := range []packet.Version{packet.V311, packet.V5} {
 		for qos := byte(1); qos <= 2; qos++ {
 			t.Run(fmt.Sprintf("%v QoS %d", version, qos), func(t *testing.T) {
-				bubble(t, func(t *testing.T, b *brokertest.Broker) {
+				synctest.Test(t, func(t *testing.T) {
+					b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxInflight = 4 })
 					connect := brokertest.Keep(&packet.Connect{Version: version, ClientID: "sub"}, 600)
 					if version == packet.V5 {
 						connect.Properties.ReceiveMaximum = 4
@@ -211,7 +218,7 @@ func TestResume(t *testing.T) {
 					if got := sub.Silent(); len(got) > 0 {
 						t.Errorf("more came: %v", got)
 					}
-				}, func(o *broker.Options) { o.MaxInflight = 4 })
+				})
 			})
 		}
 	}

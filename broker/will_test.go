@@ -10,73 +10,70 @@ import (
 	"holdfast/broker/packet"
 )
 
+// dying is a client with a will.
+type dying struct {
+	client  *brokertest.Client
+	connect *packet.Connect
+	again   func(clean bool) // connects again, without a will
+}
+
 func TestWill(t *testing.T) {
 	second := time.Second
 	tests := map[string]struct {
 		expiry, delay uint32
-		end           func(t *testing.T, b *brokertest.Broker, c *brokertest.Client, p *packet.Connect)
+		end           func(d dying)
 		after         time.Duration // when it comes; -1: never
 	}{
-		"connection dies": {end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) { c.Kill() }},
-		"DISCONNECT": {after: -1, end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) {
-			c.Disconnect(0)
+		"connection dies": {end: func(d dying) { d.client.Kill() }},
+		"DISCONNECT": {after: -1, end: func(d dying) {
+			d.client.Disconnect(0)
 		}},
-		"DISCONNECT with will": {end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) {
-			c.Disconnect(packet.ReasonDisconnectWithWill)
+		"DISCONNECT with will": {end: func(d dying) {
+			d.client.Disconnect(packet.ReasonDisconnectWithWill)
 		}},
-		"DISCONNECT with an error": {end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) {
-			c.Disconnect(packet.ReasonQuotaExceeded)
+		"DISCONNECT with an error": {end: func(d dying) {
+			d.client.Disconnect(packet.ReasonQuotaExceeded)
 		}},
-		"protocol error": {end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, p *packet.Connect) {
-			c.Send(p) // a second CONNECT
-			c.Ended()
+		"protocol error": {end: func(d dying) {
+			d.client.Send(d.connect) // a second CONNECT
+			d.client.Ended()
 		}},
-		"malformed packet": {end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) {
-			c.SendBytes([]byte{0x36, 0x02, 0, 0}) // QoS 3
-			c.Ended()
+		"malformed packet": {end: func(d dying) {
+			d.client.SendBytes([]byte{0x36, 0x02, 0, 0}) // QoS 3
+			d.client.Ended()
 		}},
-		"keep alive": {after: 15 * second, end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) {
-			c.EndedWithin(20 * time.Second)
+		"keep alive": {after: 15 * second, end: func(d dying) {
+			d.client.EndedWithin(20 * time.Second)
 		}},
-		"takeover": {end: func(t *testing.T, b *brokertest.Broker, _ *brokertest.Client, p *packet.Connect) {
-			again := *p
-			again.Will = nil
-			brokertest.Connect(t, b.Pipe(), &again)
+		"takeover": {end: func(d dying) {
+			d.again(true)
 		}},
-		"delay shorter than the session": {expiry: 100, delay: 30, after: 30 * second, end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) {
-			c.Kill()
+		"delay shorter than the session": {expiry: 100, delay: 30, after: 30 * second, end: func(d dying) {
+			d.client.Kill()
 		}},
-		"session shorter than the delay": {expiry: 10, delay: 30, after: 10 * second, end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) {
-			c.Kill()
+		"session shorter than the delay": {expiry: 10, delay: 30, after: 10 * second, end: func(d dying) {
+			d.client.Kill()
 		}},
-		"delay without a session": {delay: 30, end: func(_ *testing.T, _ *brokertest.Broker, c *brokertest.Client, _ *packet.Connect) {
-			c.Kill()
+		"delay without a session": {delay: 30, end: func(d dying) {
+			d.client.Kill()
 		}},
-		"returns within the delay": {expiry: 100, delay: 30, after: -1, end: func(t *testing.T, b *brokertest.Broker, c *brokertest.Client, p *packet.Connect) {
-			c.Kill()
+		"returns within the delay": {expiry: 100, delay: 30, after: -1, end: func(d dying) {
+			d.client.Kill()
 			synctest.Wait()
 			pass(29 * second)
-			again := *p
-			again.Will, again.CleanStart = nil, false
-			brokertest.Connect(t, b.Pipe(), &again)
+			d.again(false)
 		}},
-		"returns within the delay with a clean start": {expiry: 100, delay: 30, after: 10 * second, end: func(t *testing.T, b *brokertest.Broker, c *brokertest.Client, p *packet.Connect) {
-			c.Kill()
+		"returns within the delay with a clean start": {expiry: 100, delay: 30, after: 10 * second, end: func(d dying) {
+			d.client.Kill()
 			synctest.Wait()
 			pass(10 * second)
-			again := *p
-			again.Will = nil
-			brokertest.Connect(t, b.Pipe(), &again)
+			d.again(true)
 		}},
-		"takeover within the delay": {expiry: 100, delay: 30, after: -1, end: func(t *testing.T, b *brokertest.Broker, _ *brokertest.Client, p *packet.Connect) {
-			again := *p
-			again.Will, again.CleanStart = nil, false
-			brokertest.Connect(t, b.Pipe(), &again)
+		"takeover within the delay": {expiry: 100, delay: 30, after: -1, end: func(d dying) {
+			d.again(false)
 		}},
-		"takeover with a clean start ends the delay": {expiry: 100, delay: 30, end: func(t *testing.T, b *brokertest.Broker, _ *brokertest.Client, p *packet.Connect) {
-			again := *p
-			again.Will = nil
-			brokertest.Connect(t, b.Pipe(), &again)
+		"takeover with a clean start ends the delay": {expiry: 100, delay: 30, end: func(d dying) {
+			d.again(true)
 		}},
 	}
 	for name, tt := range tests {
@@ -84,7 +81,8 @@ func TestWill(t *testing.T) {
 			"QoS 0": {Topic: "will", Payload: []byte("dead")}, "retained QoS 1": {Topic: "will", Payload: []byte("dead"), QoS: 1, Retain: true},
 		} {
 			t.Run(name+", "+kind, func(t *testing.T) {
-				bubble(t, func(t *testing.T, b *brokertest.Broker) {
+				synctest.Test(t, func(t *testing.T) {
+					b := brokertest.New(t, nil)
 					watch := brokertest.Connect(t, b.Pipe(), brokertest.V5("watch"))
 					watch.Subscribe(2, "will")
 					p := brokertest.V5("c")
@@ -98,7 +96,11 @@ func TestWill(t *testing.T) {
 						t.Errorf("kept in the store: %v", kept)
 					}
 					start := time.Now()
-					tt.end(t, b, c, p)
+					tt.end(dying{client: c, connect: p, again: func(clean bool) {
+						again := *p
+						again.Will, again.CleanStart = nil, clean
+						brokertest.Connect(t, b.Pipe(), &again)
+					}})
 					synctest.Wait()
 					if tt.after < 0 {
 						pass(time.Hour)
@@ -138,7 +140,8 @@ func waitLong(c *brokertest.Client, d time.Duration) *packet.Publish {
 }
 
 func TestWillComesAfterTheLastMessage(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		keeper := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("keeper"), 60))
 		keeper.Subscribe(2, "a")
 		p := brokertest.V5("c")
@@ -209,7 +212,8 @@ func TestWillAfterRestart(t *testing.T) {
 
 // TestWillIsTriedAgain: a will the store refuses stays due.
 func TestWillIsTriedAgain(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		watch := brokertest.Connect(t, b.Pipe(), brokertest.V5("watch"))
 		watch.Subscribe(1, "will")
 		p := brokertest.V5("c")
@@ -234,12 +238,13 @@ func TestWillIsTriedAgain(t *testing.T) {
 }
 
 func TestWillProperties(t *testing.T) {
-	bubble(t, func(t *testing.T, b *brokertest.Broker) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t, nil)
 		watch := brokertest.Connect(t, b.Pipe(), brokertest.V5("watch"))
 		watch.Subscribe(1, "will")
 		p := brokertest.Keep(brokertest.V5("c"), 60)
 		p.Will = &packet.Will{Topic: "will", Properties: packet.Properties{
-			WillDelay: 5, MessageExpiry: ptr[uint32](30), ContentType: "text/plain", User: []packet.UserProperty{{Key: "k", Value: "v"}},
+			WillDelay: 5, MessageExpiry: new(uint32(30)), ContentType: "text/plain", User: []packet.UserProperty{{Key: "k", Value: "v"}},
 		}}
 		brokertest.Connect(t, b.Pipe(), p).Kill()
 		m := waitLong(watch, 5*time.Second)
