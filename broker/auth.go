@@ -43,6 +43,10 @@ type ConnInfo struct {
 	// AlternativeNames are the subject alternative names of that certificate:
 	// DNS names, then e-mail addresses, then URIs.
 	AlternativeNames []string
+	// Peer is the user of the process at the other end of a Unix socket, as
+	// the kernel tells it: "unix:NAME", or "unix:UID" for a user without a
+	// name. Empty elsewhere, and where the kernel does not tell.
+	Peer string
 }
 
 // Identity is who a client turned out to be.

@@ -141,8 +141,11 @@ func (x *connecting) authenticate(ctx context.Context) packet.ReasonCode {
 		Anonymous: c.listener.allowsAnonymous(c.nc.RemoteAddr()),
 	}
 	info.Certificate, info.AlternativeNames = certificateNames(c.nc)
+	if peer, ok := c.nc.(interface{ PeerIdentity() string }); ok {
+		info.Peer = peer.PeerIdentity()
+	}
 	c.identity = Identity{ClientID: x.clientID, Listener: c.listener.Name}
-	nameless := !p.HasUsername && !p.HasPassword && info.Certificate == "" && len(info.AlternativeNames) == 0
+	nameless := !p.HasUsername && !p.HasPassword && info.Certificate == "" && len(info.AlternativeNames) == 0 && info.Peer == ""
 	if (nameless || c.b.opts.Auth == nil) && !info.Anonymous {
 		return packet.ReasonNotAuthorized
 	}
@@ -155,10 +158,11 @@ func (x *connecting) authenticate(ctx context.Context) packet.ReasonCode {
 	return reason
 }
 
-// certificateNames are the names in a verified client certificate. The
-// handshake is over: the CONNECT has come through it.
+// certificateNames are the names in a verified client certificate, of a
+// *tls.Conn or of something that runs over one. The handshake is over: the
+// CONNECT has come through it.
 func certificateNames(nc any) (commonName string, alternative []string) {
-	t, ok := nc.(*tls.Conn)
+	t, ok := nc.(interface{ ConnectionState() tls.ConnectionState })
 	if !ok {
 		return "", nil
 	}
