@@ -383,9 +383,8 @@ func (s *session) saved(ids []durable.Sent, err error) {
 // storeFailedLocked ends the connection of a session whose state could not be
 // made durable: nothing was promised to the client, and it will try again.
 func (s *session) storeFailedLocked(err error) {
-	s.b.count.storeErrors.Add(1)
 	if s.conn != nil {
-		s.conn.end(packet.ReasonServerUnavailable, "the session could not be stored: "+err.Error(), false)
+		s.conn.storeFailed(err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast/broker/durable"
 	"holdfast/broker/packet"
 )
 
@@ -255,6 +256,17 @@ func (c *conn) acknowledge(a *ack, k *cork) {
 	if !c.out.packet(k, p, c.version) {
 		_ = c.overrun()
 	}
+}
+
+// storeFailed ends a connection whose request could not be made durable; it is
+// not answered, and the client will try again. Safe for all goroutines.
+func (c *conn) storeFailed(err error) {
+	c.b.count.storeErrors.Add(1)
+	if errors.Is(err, durable.ErrClosed) {
+		return // the gateway stops, and says so itself
+	}
+	c.b.log.Error("session not stored", "remote", c.remote(), "err", err)
+	c.end(packet.ReasonServerUnavailable, "the session could not be stored", false)
 }
 
 // end ends the connection, from any goroutine: the client is told why if it

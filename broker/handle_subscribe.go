@@ -144,10 +144,3 @@ func (c *conn) keepRetained(m *message.Message, claim durable.Claim) {
 	}
 	c.b.log.Warn("retained message not queued", "client_id", c.session.clientID, "topic", m.Topic, "err", err)
 }
-
-// storeFailed ends the connection whose request could not be made durable; it
-// is not answered. Called by the store.
-func (c *conn) storeFailed(err error) {
-	c.b.count.storeErrors.Add(1)
-	c.end(packet.ReasonServerUnavailable, "the session could not be stored: "+err.Error(), false)
-}

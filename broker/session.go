@@ -6,7 +6,6 @@ import (
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
-	"holdfast/broker/packet"
 )
 
 // session is what the broker knows of one client id: subscriptions, packet
@@ -153,7 +152,7 @@ func (s *session) attach(c *conn, expiry uint32) {
 		return
 	}
 	if err := s.b.store.Attach(s.queue, s); err != nil {
-		c.end(packet.ReasonServerUnavailable, "attach queue: "+err.Error(), false)
+		c.storeFailed(err)
 		return
 	}
 	s.mu.Lock()
