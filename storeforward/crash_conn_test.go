@@ -21,6 +21,7 @@ type conn struct {
 	ids    map[uint16]bool
 	q1, q2 []*item
 	catch  [3]bool // by QoS: must read
+	offers int     // of QoS 2
 }
 
 type item struct {
@@ -41,6 +42,11 @@ func (c *conn) Offer(d durable.Delivery) bool {
 	if d.QoS == 2 {
 		if d.PacketID == 0 {
 			c.w.failf("%s: offered QoS 2 without id", c.p.name)
+		}
+		// Not taken now and then, though there was room for the id.
+		if c.offers++; c.offers%4 == 3 {
+			c.catch[2] = true
+			return false
 		}
 		c.q2 = append(c.q2, &item{d: d, ready: true})
 		return true
@@ -197,8 +203,11 @@ func (c *conn) send1() {
 			continue
 		}
 		c.remove(it)
+		payload := strings.TrimRight(string(it.d.Message.Payload), ".")
+		delete(c.p.rejected, payload)
 		switch c.w.c.pick(10, "answer") {
 		case 0:
+			c.p.rejected[payload] = true
 			c.w.s.Refused(c.p.q, it.d.Seq, 0x99, c.w.live(func(err error) {
 				if err == nil {
 					c.p.refused = append(c.p.refused, it.d.Seq)

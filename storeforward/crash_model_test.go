@@ -90,6 +90,8 @@ type peer struct {
 	conn   *conn
 	// refused deliveries whose end is durable.
 	refused []durable.Seq
+	// rejected payloads were last answered with a failure.
+	rejected map[string]bool
 }
 
 // retainedModel is what the topic's retained message may be.
@@ -116,8 +118,8 @@ func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 		c: c, r: rand.New(rand.NewPCG(seed, 1)), disk: storetest.NewDisk(), opts: DefaultOptions(),
 		subs: map[string]bool{}, subsAny: map[string]bool{}, retained: map[string]*retainedModel{}, wills: &willModel{},
 	}
-	w.opts.CommitWindow = 10 * time.Millisecond
-	w.opts.MaxUnsavedAcks = 5
+	w.opts.CommitWindow = []time.Duration{0, 10 * time.Millisecond, time.Second}[c.pick(3, "window")]
+	w.opts.MaxUnsavedAcks = []int{1, 5, 1000}[c.pick(3, "unsaved")]
 	w.opts.WALBytes = 64 << 10
 	w.opts.RetryMin = 20 * time.Millisecond
 	if opts != nil {
@@ -127,7 +129,7 @@ func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 		w.pubs = append(w.pubs, &publisher{name: fmt.Sprintf("pub%d", i), out: map[uint16]*exchange{}})
 	}
 	for i, name := range []string{"cloud", "alice", "bob"} {
-		w.peers = append(w.peers, &peer{name: name, uplink: i == 0, got: map[string]int{}, order: map[string]int{}, held: map[uint16]bool{}})
+		w.peers = append(w.peers, &peer{name: name, uplink: i == 0, got: map[string]int{}, order: map[string]int{}, held: map[uint16]bool{}, rejected: map[string]bool{}})
 	}
 	return w
 }

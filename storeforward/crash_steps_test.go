@@ -433,7 +433,7 @@ func (w *world) drain() error {
 			}
 		}
 		w.settleAll()
-		time.Sleep(w.opts.CommitWindow) //nolint:forbidigo // the bubble's time
+		time.Sleep(w.opts.CommitWindow + time.Millisecond) //nolint:forbidigo // the bubble's time
 		w.settleAll()
 		if left == 0 {
 			return nil
@@ -463,10 +463,11 @@ func (w *world) verdict() error {
 
 // checkDeadLetters: what the cloud has refused is kept.
 func (w *world) checkDeadLetters() {
-	kept := map[durable.Seq]bool{}
+	kept, payloads := map[durable.Seq]bool{}, map[string]bool{}
 	cloud := w.peers[0]
 	err := w.s.DeadLetters(context.Background(), cloud.q, func(d DeadLetter) error {
 		kept[d.Seq] = true
+		payloads[strings.TrimRight(string(d.Message.Payload), ".")] = true
 		if d.Code != 0x99 || d.Message.Topic == "" {
 			return fmt.Errorf("dead letter %+v", d)
 		}
@@ -478,6 +479,13 @@ func (w *world) checkDeadLetters() {
 	for _, seq := range cloud.refused {
 		if !kept[seq] {
 			w.failf("lost: dead letter %d", seq)
+		}
+	}
+	for _, p := range w.pubs {
+		for _, m := range p.sent {
+			if m.acked && cloud.rejected[m.payload] && !payloads[m.payload] {
+				w.failf("lost: %s was acknowledged and only refused", m.payload)
+			}
 		}
 	}
 }
