@@ -17,6 +17,7 @@ import (
 	"holdfast/broker/message"
 	"holdfast/broker/packet"
 	"holdfast/storeforward"
+	"holdfast/storeforward/storetest"
 )
 
 // cloud is the dialer's other side: each connection waits for the test to
@@ -304,6 +305,7 @@ func (lo *local) messages() []*message.Message {
 type rig struct {
 	t     testing.TB
 	path  string
+	disk  *storetest.Disk // nil is the real one
 	opts  Options
 	store *storeforward.Store
 	local *local
@@ -351,10 +353,23 @@ func newRigWith(tb testing.TB, change func(*Options)) *rig {
 	return r
 }
 
+// newRigOn is newRig with a store on a disk that can fail.
+func newRigOn(tb testing.TB, disk *storetest.Disk) *rig {
+	tb.Helper()
+	r := &rig{t: tb, disk: disk, opts: testOptions(), cloud: newCloud()}
+	r.opts.Dial = r.cloud.dial
+	r.start()
+	tb.Cleanup(r.end)
+	return r
+}
+
 func (r *rig) start() {
 	r.t.Helper()
 	so := storeforward.DefaultOptions()
 	so.Path = r.path
+	if r.disk != nil {
+		so.Path, so.Disk = r.disk.Path("store.db"), r.disk
+	}
 	log := slog.New(slog.DiscardHandler)
 	store, err := storeforward.Open(context.Background(), so, log)
 	if err != nil {

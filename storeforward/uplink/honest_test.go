@@ -25,7 +25,7 @@ type honest struct {
 	cuts    int            // connections still to be cut
 	lose    float64        // chance that a reconnect finds no session
 	session *honestSession
-	early   []*honestOut // commands from before the first session
+	early   []*honestOut // commands from before the SUBSCRIBE
 	next    uint16
 	got     []string // topic/qos/payload in order of arrival
 	lost    int      // sessions lost
@@ -36,8 +36,9 @@ type honest struct {
 
 // honestSession is the server's side of a session (MQTT 5.0 §4.1).
 type honestSession struct {
-	taken map[uint16]bool // QoS 2 ids between PUBREC and PUBREL
-	down  []*honestOut    // on the way to the gateway, in order
+	subscribed bool
+	taken      map[uint16]bool // QoS 2 ids between PUBREC and PUBREL
+	down       []*honestOut    // on the way to the gateway, in order
 }
 
 type honestOut struct {
@@ -61,7 +62,7 @@ func (h *honest) command(topic, payload string, qos byte) {
 	defer h.mu.Unlock()
 	h.next++
 	o := &honestOut{p: &packet.Publish{QoS: qos, PacketID: h.next, Topic: []byte(topic), Payload: []byte(payload)}}
-	if h.session == nil {
+	if h.session == nil || !h.session.subscribed {
 		h.early = append(h.early, o)
 		return
 	}
@@ -138,8 +139,6 @@ func (h *honest) serve(nc net.Conn) {
 				h.session = nil
 				h.mu.Unlock()
 			}()
-		} else {
-			h.session.down, h.early = h.early, nil
 		}
 	}
 	quota := 1 + h.rnd.IntN(20)
@@ -246,6 +245,9 @@ func (c *honestConn) take(q packet.Packet) bool {
 		h.pushLocked()
 	case *packet.Subscribe:
 		h.write(&packet.Suback{PacketID: q.PacketID, Reasons: make([]packet.ReasonCode, len(q.Filters))})
+		s.subscribed = true
+		s.down, h.early = append(s.down, h.early...), nil
+		h.pushLocked()
 	case *packet.Pingreq:
 		h.write(&packet.Pingresp{})
 	case *packet.Disconnect:

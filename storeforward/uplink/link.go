@@ -17,6 +17,7 @@ import (
 var (
 	errStuck    = errors.New("the cloud acknowledges nothing more")
 	errStore    = errors.New("the store failed")
+	errSlow     = errors.New("it takes too long")
 	errAskAgain = errors.New("messages refused here are to be sent again")
 )
 
@@ -143,14 +144,14 @@ func (u *Uplink) serve(ctx context.Context, conn *client.Conn) error {
 	return err
 }
 
-// settlePatience is how long the store may take to make durable what the last
-// connection left to it; with a disk that fails we try again later.
+// settlePatience is how long each step of taking a session up may wait for the
+// store to make something durable; with a disk that fails we try again later.
 const settlePatience = 5 * time.Second
 
 // settled waits until the store is done with what the last connection asked of
 // it for QoS 2. Otherwise this one might resend what was finished.
 func (u *Uplink) settled(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, errors.New("it takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, errSlow)
 	defer cancel()
 	for {
 		u.mu.Lock()
@@ -183,7 +184,7 @@ func (l *link) load(ctx context.Context) error {
 
 func (l *link) loadStream(ctx context.Context, qos byte) error {
 	u, st := l.u, &l.streams[qos]
-	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, errors.New("it takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, errSlow)
 	defer cancel()
 	for {
 		u.mu.Lock()
@@ -331,7 +332,6 @@ func (l *link) failLocked(err error) {
 // storeFailedLocked gives the current connection up because the store could
 // not keep something: the next one starts from what it has kept.
 func (u *Uplink) storeFailedLocked(err error) {
-	u.status.StoreErrors++
 	u.wakeLocked()
 	if u.link != nil {
 		u.link.failLocked(fmt.Errorf("%w: %w", errStore, err))

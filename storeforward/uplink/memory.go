@@ -82,6 +82,8 @@ func (u *Uplink) mark() string {
 // anything else is sent: the session goes on, or the store forgets the packet
 // ids of the old one in one transaction.
 func (u *Uplink) openSession(ctx context.Context, l *link) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, errSlow)
+	defer cancel()
 	m := u.recall()
 	present := l.conn.SessionPresent()
 	if present && m.Mark != u.mark() {

@@ -96,7 +96,7 @@ func (o outage) run(t *testing.T) {
 	}
 	for range 600 {
 		cloud.mu.Lock()
-		done := cloud.session != nil && len(cloud.session.down) == 0 && cloud.cuts == 0
+		done := cloud.session != nil && len(cloud.session.down) == 0 && len(cloud.early) == 0 && cloud.cuts == 0
 		cloud.mu.Unlock()
 		if done && r.backlog() == 0 {
 			break

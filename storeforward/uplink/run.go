@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -19,6 +20,11 @@ func (u *Uplink) Run(ctx context.Context) error {
 			err = u.serve(ctx, conn)
 			if time.Since(began) >= u.opts.ReconnectReset {
 				pause.reset()
+			}
+			if errors.Is(err, errStore) {
+				u.mu.Lock()
+				u.status.StoreErrors++
+				u.mu.Unlock()
 			}
 			u.why = "reconnected"
 		} else if ctx.Err() == nil {

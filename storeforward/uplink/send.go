@@ -57,9 +57,6 @@ func (l *link) read(ctx context.Context, qos byte) error {
 		return nil // the stop is on its way; the writer sees it
 	}
 	if err != nil {
-		u.mu.Lock()
-		u.status.StoreErrors++
-		u.mu.Unlock()
 		return fmt.Errorf("%w: read QoS %d: %w", errStore, qos, err)
 	}
 	u.mu.Lock()
