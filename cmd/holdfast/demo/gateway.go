@@ -1,0 +1,339 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"text/template"
+	"time"
+
+	"holdfast/cmd/holdfast/console"
+)
+
+// pollEvery is how often the gateway is asked for its status. What it had
+// acknowledged when it was killed is known to within this.
+const pollEvery = 200 * time.Millisecond
+
+// The topics of the local publisher, one for each QoS, and of the commands.
+const (
+	topicStrokes  = "sensors/press/strokes" // QoS 1
+	topicEnergy   = "meters/energy/pulses"  // QoS 2
+	topicCommands = "commands/pump"         // from the cloud, QoS 2
+)
+
+// The devices.
+const (
+	meterName  = "boiler"
+	sensorName = "weather"
+)
+
+// site is the gateway: its files, and the process while there is one.
+type site struct {
+	id      string
+	binary  string
+	dir     string
+	config  string
+	socket  string
+	log     string
+	address string // of the local broker, host:port
+	env     []string
+	process *process // the script's
+
+	mu     sync.Mutex
+	latest status                // guarded by mu
+	asked  time.Time             // guarded by mu; when latest was true
+	lives  map[uint64]deviceLife // guarded by mu; by session number
+}
+
+// deviceLife is what the gateway said last about each device in one life.
+type deviceLife map[string]deviceStatus
+
+// status is what the demo takes of GET /api/v1/status.
+type status struct {
+	Session uint64         `json:"session"`
+	Uplinks []uplinkStatus `json:"uplinks"`
+	Devices []deviceStatus `json:"devices"`
+}
+
+type uplinkStatus struct {
+	State         string  `json:"state"`
+	Reason        string  `json:"reason"`
+	Backlog       int64   `json:"backlog"`
+	OldestSeconds float64 `json:"backlog_age_seconds"`
+	Resends       uint64  `json:"resends"`
+}
+
+type deviceStatus struct {
+	Name         string `json:"name"`
+	State        string `json:"state"`
+	Bad          uint64 `json:"bad"`
+	Put          uint64 `json:"put"`
+	Acknowledged uint64 `json:"acknowledged"`
+	Dropped      uint64 `json:"dropped"`
+	Failed       uint64 `json:"failed"`
+}
+
+func (s *status) uplink() uplinkStatus {
+	if len(s.Uplinks) == 0 {
+		return uplinkStatus{State: "unknown"}
+	}
+	return s.Uplinks[0]
+}
+
+func (s *status) device(name string) deviceStatus {
+	for _, d := range s.Devices {
+		if d.Name == name {
+			return d
+		}
+	}
+	return deviceStatus{Name: name, State: "unknown"}
+}
+
+// configText is the gateway's configuration, which is also an example.
+var configText = template.Must(template.New("config").Funcs(template.FuncMap{"toml": tomlString}).Parse(`# Written by "holdfast demo".
+[gateway]
+id = {{toml .ID}}
+data = {{toml .Data}}
+
+[control]
+socket = {{toml .Socket}}
+
+[[listener]]
+address = {{toml .Listen}}
+
+[uplink.cloud]
+url = {{toml .URL}}
+{{- if .ServerName}}
+server_name = {{toml .ServerName}}
+{{- end}}
+{{- if .Username}}
+username = "env:HOLDFAST_DEMO_USERNAME"
+{{- end}}
+{{- if .Password}}
+password = "env:HOLDFAST_DEMO_PASSWORD"
+{{- end}}
+keep_alive = "5s"          # so short only because a minute is all we have
+connect_timeout = "3s"
+reconnect_min = "200ms"
+reconnect_max = "1s"
+will_delay = "1s"
+session_expiry = "10m"
+
+[[uplink.cloud.route]]
+direction = "out"
+filter = "sensors/#"
+prefix = {{toml .Prefix}}
+qos = 1
+
+[[uplink.cloud.route]]
+direction = "out"
+filter = "meters/#"
+prefix = {{toml .Prefix}}
+qos = 2
+
+[[uplink.cloud.route]]
+direction = "in"
+filter = "commands/#"
+prefix = {{toml .Prefix}}
+qos = 2
+
+[port.rs485]
+device = {{toml .Meter}}
+driver = "bugst"
+baud = 19200
+
+[port.line]
+device = {{toml .Sensor}}
+driver = "tarm"
+baud = 9600
+
+[device.{{.MeterName}}]
+adapter = "modbus"
+port = "rs485"
+unit = {{.MeterUnit}}
+every = "{{.MeterEvery}}"
+order = "CDAB"
+[[device.{{.MeterName}}.point]]
+name = "flow"
+register = "holding:100"
+type = "float32"
+unit = "l/min"
+decimals = 2
+[[device.{{.MeterName}}.point]]
+name = "pressure"
+register = "holding:102"
+type = "float32"
+unit = "bar"
+decimals = 3
+[[device.{{.MeterName}}.point]]
+name = "polls"
+register = "holding:104"
+type = "uint32"
+
+[device.{{.SensorName}}]
+adapter = "serial"
+port = "line"
+pattern = '^T=(?P<temperature>[-0-9.]+) H=(?P<humidity>[0-9.]+) N=(?P<line>[0-9]+)$'
+expect = "2s"
+[[device.{{.SensorName}}.point]]
+name = "temperature"
+unit = "°C"
+[[device.{{.SensorName}}.point]]
+name = "humidity"
+unit = "%"
+[[device.{{.SensorName}}.point]]
+name = "line"
+`))
+
+// tomlString quotes s as a basic string; JSON's escapes are among TOML's.
+func tomlString(s string) (string, error) {
+	b, err := json.Marshal(s)
+	return string(b), err
+}
+
+// points are the topics of a device's points below sensors/DEVICE/, the one
+// that counts last.
+var points = map[string][]string{
+	meterName:  {"flow", "pressure", "polls"},
+	sensorName: {"temperature", "humidity", "line"},
+}
+
+// newSite writes the configuration of a gateway that reaches cloud through the
+// relay.
+func newSite(id, binary, dir, logs, prefix, relay string, cloud *url.URL) (*site, error) {
+	g := &site{
+		id: id, binary: binary, dir: dir, lives: map[uint64]deviceLife{},
+		config: filepath.Join(dir, "gateway.toml"), socket: filepath.Join(dir, "gw.sock"), log: filepath.Join(logs, "gateway.log"),
+	}
+	var err error
+	if g.address, err = freeAddress(); err != nil {
+		return nil, err
+	}
+	scheme, name := cloud.Scheme, ""
+	switch scheme {
+	case "mqtts", "ssl", "tls":
+		scheme, name = "mqtts", cloud.Hostname() // the relay has another name than the certificate
+	default:
+		scheme = "mqtt"
+	}
+	user := cloud.User.Username()
+	password, _ := cloud.User.Password()
+	g.env = []string{"HOLDFAST_DEMO_USERNAME=" + user, "HOLDFAST_DEMO_PASSWORD=" + password}
+	var text strings.Builder
+	err = configText.Execute(&text, map[string]any{
+		"ID": id, "Data": filepath.Join(dir, "gateway"), "Socket": g.socket, "Listen": "tcp://" + g.address,
+		"URL": scheme + "://" + relay, "ServerName": name, "Username": user, "Password": password, "Prefix": prefix,
+		"Meter": g.meterPort(), "Sensor": g.sensorPort(),
+		"MeterName": meterName, "MeterUnit": meterUnit, "MeterEvery": meterEvery.String(), "SensorName": sensorName,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("write the configuration: %w", err)
+	}
+	if err := os.WriteFile(g.config, []byte(text.String()), 0o600); err != nil {
+		return nil, fmt.Errorf("write the configuration: %w", err)
+	}
+	return g, nil
+}
+
+func (g *site) meterPort() string  { return filepath.Join(g.dir, "tty-meter") }
+func (g *site) sensorPort() string { return filepath.Join(g.dir, "tty-sensor") }
+
+func (g *site) start() (err error) {
+	g.process, err = startProcess("gateway", g.binary, g.log, g.env, "run", "--config", g.config)
+	return err
+}
+
+// watch asks for the status until ctx ends.
+func (g *site) watch(ctx context.Context) {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			_ = g.poll(ctx) // a gateway that was killed does not answer
+		}
+	}
+}
+
+// poll asks once.
+func (g *site) poll(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	at := time.Now()
+	body, code, err := console.Get(ctx, g.socket, "/api/v1/status")
+	if err != nil {
+		return err
+	}
+	if code != 200 {
+		return fmt.Errorf("ask for the status: HTTP %d", code)
+	}
+	return g.take(body, at)
+}
+
+func (g *site) take(body []byte, at time.Time) error {
+	var st status
+	if err := json.Unmarshal(body, &st); err != nil {
+		return fmt.Errorf("read the status: %w", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.latest, g.asked = st, at
+	life := deviceLife{}
+	for _, d := range st.Devices {
+		life[d.Name] = d
+	}
+	g.lives[st.Session] = life
+	return nil
+}
+
+// status returns the latest, and whether it is fresh.
+func (g *site) status() (st status, fresh bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.latest, time.Since(g.asked) < 5*pollEvery
+}
+
+// counters adds up what all lives said of a device.
+func (g *site) counters(name string) (sum deviceStatus) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, life := range g.lives {
+		d := life[name]
+		sum.Put += d.Put
+		sum.Acknowledged += d.Acknowledged
+		sum.Bad += d.Bad
+		sum.Dropped += d.Dropped
+		sum.Failed += d.Failed
+	}
+	return sum
+}
+
+// lifetimes is how many lives were seen.
+func (g *site) lifetimes() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.lives)
+}
+
+// alive is nil while the process runs.
+func (g *site) alive() error { return running(g.process) }
+
+func running(p *process) error {
+	if p == nil {
+		return nil
+	}
+	select {
+	case <-p.done:
+		return errors.Join(fmt.Errorf("%s has ended by itself", p.name), p.ended())
+	default:
+		return nil
+	}
+}
