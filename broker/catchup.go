@@ -391,6 +391,9 @@ func (s *session) storeFailedLocked(err error) {
 // sendStoredLocked sends QoS 2 deliveries in order while there is room.
 func (s *session) sendStoredLocked(k *cork) {
 	cu := &s.catchUp
+	if len(cu.stored) == 0 {
+		return
+	}
 	now := time.Now()
 	for len(cu.stored) > 0 && s.conn != nil {
 		d := cu.stored[0]

@@ -185,6 +185,9 @@ func (s *session) hand(ws []waiting, k *cork) {
 
 // sendPendingLocked sends what waits in RAM while there is room.
 func (s *session) sendPendingLocked(k *cork) {
+	if s.pending.len() == 0 {
+		return
+	}
 	now := time.Now()
 	for s.pending.len() > 0 && s.conn.out.room() {
 		w := s.pending.front()
