@@ -31,6 +31,10 @@
 //
 // # Rules
 //
+// A session is taken up when the store is done with what the last connection
+// asked of it, and after it has handed over again what is in flight: it takes
+// acknowledgements only for that.
+//
 // A session is remembered as address, client id and epoch. Without a matching
 // memory the connection is a Clean Start; when the cloud has no session the
 // store forgets ids and counts possible duplicates before any other packet.

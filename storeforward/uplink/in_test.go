@@ -171,7 +171,8 @@ func TestRefusedHereIn311ComesAgain(t *testing.T) {
 		p.send(&packet.Publish{QoS: 1, PacketID: 2, Topic: []byte("site/cmd/x")})
 		r.put("s/a", "out", 1) // the way out stays open
 		p.expectPublish("out", 1, false)
-		p.gone()
+		expect[*packet.Disconnect](p) // our own wish: no reason for the will
+		p.cut()
 		if n := len(r.local.messages()); n != 0 {
 			t.Errorf("%d taken behind the one refused", n)
 		}

@@ -17,6 +17,7 @@ import (
 var (
 	errStuck    = errors.New("the cloud acknowledges nothing more")
 	errStore    = errors.New("the store failed")
+	errTwice    = errors.New("a packet id is in use twice")
 	errSlow     = errors.New("it takes too long")
 	errAskAgain = errors.New("messages refused here are to be sent again")
 )
@@ -138,6 +139,11 @@ func (u *Uplink) serve(ctx context.Context, conn *client.Conn) error {
 	if ctx.Err() != nil && err == nil {
 		l.stop(ctx)
 	}
+	if errors.Is(err, errAskAgain) {
+		closing, cancel := context.WithTimeout(reading, closePatience)
+		_ = conn.Close(closing, packet.ReasonSuccess) // our own wish: no reason for the will
+		cancel()
+	}
 	conn.Abort()
 	l.fail(client.ErrClosed)
 	wg.Wait()
@@ -242,7 +248,7 @@ func (l *link) adoptLocked(d *durable.Delivery) error {
 	if s.reserved[d.PacketID] {
 		delete(s.reserved, d.PacketID)
 	} else if !s.ids.claim(d.PacketID) {
-		return fmt.Errorf("%w: packet id %d of message %d is in use", errStore, d.PacketID, d.Seq)
+		return fmt.Errorf("%w: %d of message %d", errTwice, d.PacketID, d.Seq)
 	}
 	f := &flight{seq: d.Seq, msg: d.Message, qos: 2, retain: d.Retain, id: d.PacketID, state: flightReady}
 	if d.Released || d.Resend {
@@ -308,6 +314,9 @@ func (l *link) end() {
 	}
 	for range l.qos0 {
 		u.dropLocked(dropQoS0Down)
+	}
+	for id := range l.subs {
+		l.sess.ids.free(id) // SUBSCRIBE is not sent again, but anew
 	}
 	l.qos0 = nil
 	u.mu.Unlock()

@@ -21,7 +21,8 @@ const (
 // Route maps topics here to topics of the cloud. With filter X a message of
 // local_prefix+X here is prefix+X there, and the other way round. When several
 // routes of one direction match a topic, the first one in the file carries
-// the message; it is never sent twice.
+// the message; it is never sent twice. It is delivered with the highest QoS that
+// any of them carries.
 type Route struct {
 	// Direction is "out", "in" or "both".
 	Direction string `toml:"direction"`

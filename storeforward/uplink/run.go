@@ -26,6 +26,10 @@ func (u *Uplink) Run(ctx context.Context) error {
 				u.status.StoreErrors++
 				u.mu.Unlock()
 			}
+			if errors.Is(err, errTwice) {
+				// The memory of the session contradicts itself: begin anew.
+				u.store.SetSessionState(u.queue, memory{Ran: true}.encode(), u.kept)
+			}
 			u.why = "reconnected"
 		} else if ctx.Err() == nil {
 			u.mu.Lock()

@@ -93,7 +93,7 @@ type flight struct {
 // fits an empty window.
 func (s *session) room(opts *Options, size int) bool {
 	n := len(s.flights) + len(s.reserved)
-	return n < opts.Window && (n == 0 || s.bytes+size <= opts.WindowBytes)
+	return n < opts.Window && s.ids.n < 65535 && (n == 0 || s.bytes+size <= opts.WindowBytes)
 }
 
 // add puts f in flight under f.id, which must be taken.
