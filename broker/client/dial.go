@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"syscall"
 	"time"
 
 	"holdfast/broker/packet"
@@ -159,7 +158,7 @@ func exchange(nc net.Conn, o *Options) (*packet.Connack, error) {
 		return nil, fmt.Errorf("write CONNECT: %w", err)
 	}
 	if _, err := nc.Write(b); err != nil {
-		return nil, noConnack(fmt.Errorf("write CONNECT: %w", err))
+		return nil, fmt.Errorf("write CONNECT: %w", err)
 	}
 	frame, err := readFrame(nc, maxConnack)
 	if err != nil {
@@ -193,12 +192,12 @@ func exchange(nc net.Conn, o *Options) (*packet.Connack, error) {
 	return ack, nil
 }
 
-// noConnack marks errors that say the server hung up.
+// noConnack marks errors that say the server hung up in an orderly way. A reset
+// does not count: it is how a broken link ends, and 5.0 must not be given up for
+// that.
 func noConnack(err error) error {
-	for _, sign := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
-		if errors.Is(err, sign) {
-			return fmt.Errorf("%w: %w", errNoConnack, err)
-		}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %w", errNoConnack, err)
 	}
 	return err
 }

@@ -147,6 +147,34 @@ func TestDialOldServerForANewSessionThatStays(t *testing.T) {
 	c.Abort()
 }
 
+// A link that breaks just now says nothing about versions.
+func TestDialDoesNotFallBackForAReset(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	accepted := make(chan int, 1)
+	go func() {
+		n := 0
+		defer func() { accepted <- n }()
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			n++
+			_, _ = nc.Read(make([]byte, 1)) // the rest of CONNECT unread: a reset
+			nc.Close()
+		}
+	}()
+	_, err = Dial(t.Context(), Options{URL: "mqtt://" + l.Addr().String(), ClientID: "c"})
+	l.Close()
+	if n := <-accepted; err == nil || n != 1 {
+		t.Errorf("Dial = %v after %d connections, want an error after 1", err, n)
+	}
+}
+
 func TestURL(t *testing.T) {
 	tests := map[string]struct {
 		url     string

@@ -53,9 +53,9 @@ type Options struct {
 	// first.
 	SessionExpiry uint32
 	// Version is 3.1.1 or 5.0; 0 means 5.0 and, when the server does not know
-	// it, 3.1.1. "Does not know" includes a server that closes at CONNECT, and
-	// so can a link that breaks just then: who connects again and again sets
-	// what [Conn.Version] said once.
+	// it, 3.1.1. "Does not know" includes a server that closes at CONNECT,
+	// and a proxy whose server is away does that too: who connects again and
+	// again sets what [Conn.Version] said once.
 	Version packet.Version
 	// Will is published by the server when the connection ends without a
 	// DISCONNECT (MQTT 5.0 §3.1.2.5).
