@@ -227,8 +227,12 @@ type device struct {
 	counter string
 	// put and acked are the gateway's counters, of all its lives.
 	put, acked uint64
-	// bad is how many answers the gateway could not use, of all its lives.
+	// bad is how many answers the gateway could not use while the device was
+	// there, of all its lives.
 	bad uint64
+	// dropped is how many readings the gateway took and gave up, of all its
+	// lives; none should be.
+	dropped uint64
 	// times of the readings by number, from the cloud: number to when the
 	// gateway read it.
 	times map[uint64]time.Time
@@ -263,6 +267,9 @@ func (c *checker) readings(d device, cuts []window) row {
 	if missing := int(d.acked) - r.arrived; missing > 0 {
 		r.lost += missing
 		r.problem("%s: the gateway had acknowledged %d readings, %d arrived", d.name, d.acked, r.arrived)
+	}
+	if d.dropped > 0 {
+		r.problem("%s: the gateway gave up %s", d.name, count(int(d.dropped), "reading"))
 	}
 	if r.arrived == 0 {
 		r.problem("%s: no reading arrived", d.name)

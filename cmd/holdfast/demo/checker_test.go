@@ -199,6 +199,7 @@ func TestCheckReadings(t *testing.T) {
 		drop     map[string][]uint64
 		gaps     []window
 		bad      uint64
+		dropped  uint64
 		acked    int // more than arrived
 		repeat   []arrival
 		lost     int
@@ -214,6 +215,7 @@ func TestCheckReadings(t *testing.T) {
 		"acknowledged before the kill":  {ns: append(span(1, 14), span(17, 30)...), gaps: kill, acked: 3, lost: 3, problems: []string{"the gateway had acknowledged 87 readings, 84 arrived"}, notes: "2 readings"},
 		"a bad answer":                  {ns: append(span(1, 6), span(8, 30)...), bad: 1, notes: "came too late or garbled"},
 		"more missing than bad answers": {ns: append(span(1, 6), span(9, 30)...), bad: 1, lost: 2, problems: []string{"2 readings missing"}},
+		"given up by the gateway":       {ns: span(5, 30), dropped: 2, problems: []string{"the gateway gave up 2 readings"}},
 		"a point missing":               {ns: span(1, 30), drop: map[string][]uint64{"y": {9}}, lost: 1, problems: []string{"y: missing of the readings at"}},
 		"a point missing at the kill":   {ns: span(1, 30), drop: map[string][]uint64{"x": {15}}, gaps: kill},
 		"a number missing, not its points": {
@@ -227,7 +229,7 @@ func TestCheckReadings(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newChecker()
 			d := boiler(c, tt.ns, tt.drop)
-			d.gaps, d.bad = tt.gaps, tt.bad
+			d.gaps, d.bad, d.dropped = tt.gaps, tt.bad, tt.dropped
 			d.acked += uint64(tt.acked)
 			for _, a := range tt.repeat {
 				c.got("n", 1, a.n, at(a.s))

@@ -69,6 +69,9 @@ type demo struct {
 	cuts []window            // the script's
 	gaps map[string][]window // the script's; by device
 
+	// unheard is how many requests were in vain while the meter was silent.
+	unheard uint64 // the script's
+
 	cleanups []func(context.Context) error // in the order of the start
 	wg       sync.WaitGroup                // goroutines that end with the run's context
 }

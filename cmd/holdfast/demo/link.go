@@ -76,8 +76,8 @@ func (l *link) connect(ctx context.Context) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	known := c.Conn().SessionPresent()
-	if known {
+	l.opts.Version = c.Conn().Version() // a broker does not change its mind, a bad moment may look so
+	if c.Conn().SessionPresent() {
 		return c, nil
 	}
 	reasons, err := c.Subscribe(ctx, l.filters)

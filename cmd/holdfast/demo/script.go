@@ -142,6 +142,7 @@ func (d *demo) devicesAre(state string) bool {
 func (d *demo) outage(ctx context.Context) error {
 	d.report.headline("the sensor is unplugged, the meter falls silent")
 	from := time.Now()
+	before := d.site.counters(meterName).Bad
 	if err := d.field.sensor.plug.unplug(); err != nil {
 		return fmt.Errorf("unplug the sensor: %w", err)
 	}
@@ -164,6 +165,10 @@ func (d *demo) outage(ctx context.Context) error {
 	if err := d.await(ctx, "both devices to be online again", time.Minute, func() bool { return d.devicesAre("online") }); err != nil {
 		return err
 	}
+	if err := d.site.poll(ctx); err != nil {
+		return fmt.Errorf("ask the gateway after the outage: %w", err)
+	}
+	d.unheard = d.site.counters(meterName).Bad - before
 	d.gap(from, "on its way when the device fell silent", meterName)
 	d.gap(from, "said while nobody had the port open", sensorName)
 	return nil
@@ -359,7 +364,12 @@ func (d *demo) verdict() error {
 // device is what the checker needs to know of a device.
 func (d *demo) device(name string) device {
 	sum := d.site.counters(name)
-	out := device{name: name, put: sum.Put, acked: sum.Acknowledged, bad: sum.Bad, gaps: d.gaps[name]}
+	out := device{
+		name: name, put: sum.Put, acked: sum.Acknowledged, dropped: sum.Dropped + sum.Failed, gaps: d.gaps[name],
+	}
+	if name == meterName { // a sensor that speaks by itself cannot answer too late
+		out.bad = sum.Bad - d.unheard
+	}
 	for i, p := range points[name] {
 		topic := "sensors/" + name + "/" + p
 		if i == len(points[name])-1 {
