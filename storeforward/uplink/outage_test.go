@@ -98,7 +98,7 @@ func (o outage) run(t *testing.T) {
 		cloud.mu.Lock()
 		done := cloud.session != nil && len(cloud.session.down) == 0 && len(cloud.early) == 0 && cloud.cuts == 0
 		cloud.mu.Unlock()
-		if done && r.backlog() == 0 {
+		if done && r.backlog() == 0 && r.up.Status().InFlight == 0 {
 			break
 		}
 		pass(time.Second)
