@@ -266,7 +266,7 @@ func (c *conn) storeFailed(err error) {
 		return // the gateway stops, and says so itself
 	}
 	c.b.log.Error("session not stored", "remote", c.remote(), "err", err)
-	c.end(packet.ReasonServerUnavailable, "the session could not be stored", false)
+	c.end(packet.ReasonImplementationSpecific, "the session could not be stored", false)
 }
 
 // end ends the connection, from any goroutine: the client is told why if it
@@ -282,10 +282,13 @@ func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
 	if !silent && c.connected.Load() && c.version == packet.V5 {
 		p := &packet.Disconnect{Reason: reason}
 		p.Properties.ReasonString = detail
-		if c.maxPacket > 0 {
-			if b, err := p.AppendTo(nil, c.version); err != nil || len(b) > c.maxPacket {
-				p.Properties.ReasonString = "" // MQTT 5.0 §3.14.2.2.3 [MQTT-3.14.2-3]
-			}
+		b, err := p.AppendTo(nil, c.version)
+		if err != nil {
+			// Not every code may be in a DISCONNECT (MQTT 5.0 table 3-10).
+			p.Reason = packet.ReasonUnspecified
+		}
+		if c.maxPacket > 0 && len(b) > c.maxPacket {
+			p.Properties.ReasonString = "" // MQTT 5.0 §3.14.2.2.3 [MQTT-3.14.2-3]
 		}
 		c.out.packet(nil, p, c.version)
 	}

@@ -79,7 +79,12 @@ func (c *conn) refuse(reason packet.ReasonCode) error {
 	c.b.count.connectsRefused.Add(1)
 	c.b.log.Warn("client refused", "remote", c.remote(), "listener", c.listener.Name, "reason", reason.String())
 	if c.version == packet.V5 || hasReturnCode(reason) {
-		c.out.packet(nil, &packet.Connack{Reason: reason}, c.version)
+		ack := &packet.Connack{Reason: reason}
+		if _, err := ack.AppendTo(nil, c.version); err != nil {
+			// Not every code may be in a CONNACK (MQTT 5.0 table 3-1).
+			ack.Reason = packet.ReasonUnspecified
+		}
+		c.out.packet(nil, ack, c.version)
 	}
 	c.end(reason, "connect refused", false)
 	return errEnded
@@ -266,7 +271,7 @@ func (x *connecting) claim() (old *pendingWill, former *session, reason packet.R
 	defer b.mu.Unlock()
 	for {
 		if b.closing {
-			return nil, nil, packet.ReasonServerShuttingDown
+			return nil, nil, packet.ReasonServerUnavailable // 0x8B is not for CONNACK
 		}
 		wait := b.busy[x.clientID]
 		former = b.sessions[x.clientID]

@@ -30,7 +30,7 @@ type MemoryStore struct {
 	closed  bool
 	full    error // what Append returns, nil for none
 	failing error // what commits end with, nil for success
-	commits int
+	reading error // what Read returns, nil for success
 	done    chan struct{}
 }
 
@@ -155,11 +155,11 @@ func (s *MemoryStore) SetFailing(err error) {
 	s.mu.Unlock()
 }
 
-// Commits returns how many pieces of work have been committed.
-func (s *MemoryStore) Commits() int {
+// SetReadFailing makes every Read fail with err, or succeed again with nil.
+func (s *MemoryStore) SetReadFailing(err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.commits
+	s.reading = err
+	s.mu.Unlock()
 }
 
 // Backlog returns how many deliveries of a client are not finished.
@@ -172,14 +172,6 @@ func (s *MemoryStore) Backlog(clientID string) int {
 		}
 	}
 	return 0
-}
-
-// Dropped returns how many deliveries of a client were dropped for that reason.
-func (s *MemoryStore) Dropped(q durable.QueueID, seq durable.Seq, reason string, done func(error)) {
-	s.change(q, func(q *queue) {
-		q.dropped[reason]++
-		s.finishLocked(q, seq)
-	}, done)
 }
 
 // DroppedFor returns how many deliveries of a client were dropped, by reason.
@@ -337,7 +329,6 @@ func (s *MemoryStore) commitLoop() {
 			} else if err != nil && w.undo != nil {
 				w.undo()
 			}
-			s.commits++
 			if done != nil {
 				s.mu.Unlock()
 				done(err)
@@ -355,9 +346,16 @@ func (s *MemoryStore) commitLocked(e *entry, err error) func(error) {
 		}
 		e.safe = true
 		for _, r := range e.records {
-			if q := s.queues[r.claim.Queue]; q != nil {
-				s.finishLocked(q, e.seq)
+			q := s.queues[r.claim.Queue]
+			if q == nil {
+				continue
 			}
+			if r.claim.QoS == 2 && q.streams[1].live {
+				if id, ok := q.r.Reserve(); ok {
+					q.r.Unreserve(id) // the commit it was for did not happen
+				}
+			}
+			s.finishLocked(q, e.seq)
 		}
 		return e.done
 	}
@@ -533,6 +531,9 @@ func (s *MemoryStore) Read(ctx context.Context, id durable.QueueID, qos byte, mo
 	if q == nil {
 		return nil, false, durable.ErrNoQueue
 	}
+	if s.reading != nil {
+		return nil, false, s.reading
+	}
 	st := &q.streams[qos-1]
 	var ds []durable.Delivery
 	size := 0
@@ -593,6 +594,14 @@ func (s *MemoryStore) Acked(id durable.QueueID, seq durable.Seq) {
 // Refused implements broker.Store.
 func (s *MemoryStore) Refused(q durable.QueueID, seq durable.Seq, _ byte, done func(error)) {
 	s.change(q, func(q *queue) { s.finishLocked(q, seq) }, done)
+}
+
+// Dropped implements broker.Store.
+func (s *MemoryStore) Dropped(q durable.QueueID, seq durable.Seq, reason string, done func(error)) {
+	s.change(q, func(q *queue) {
+		q.dropped[reason]++
+		s.finishLocked(q, seq)
+	}, done)
 }
 
 // Sent implements broker.Store.
