@@ -169,6 +169,9 @@ func (p *peer) arrive(c *conn, d durable.Delivery) {
 	payload := strings.TrimRight(string(d.Message.Payload), ".")
 	lane, n := laneOf(payload)
 	p.got[payload]++
+	if p.answered[payload] {
+		c.w.failf("%s: %s came again after it was acknowledged", p.name, payload)
+	}
 	if strings.Contains(lane, "/x") {
 		return // exchanges of several ids are not in order
 	}
@@ -205,6 +208,7 @@ func (c *conn) send1() {
 		c.remove(it)
 		payload := strings.TrimRight(string(it.d.Message.Payload), ".")
 		delete(c.p.rejected, payload)
+		c.p.answered[payload] = true
 		switch c.w.c.pick(10, "answer") {
 		case 0:
 			c.p.rejected[payload] = true
@@ -233,6 +237,9 @@ func (c *conn) send2() {
 			c.publish2(it)
 			return
 		case 2: // PUBREL; PUBCOMP comes back
+			if c.w.c.pick(4, "late") == 0 {
+				continue
+			}
 			delete(c.p.held, it.d.PacketID)
 			it.state = 3
 			c.w.s.Completed(c.p.q, it.d.Seq, c.w.live(func(err error) {

@@ -92,6 +92,8 @@ type peer struct {
 	refused []durable.Seq
 	// rejected payloads were last answered with a failure.
 	rejected map[string]bool
+	// answered payloads of QoS 1 must not come again while the power is on.
+	answered map[string]bool
 }
 
 // retainedModel is what the topic's retained message may be.
@@ -129,7 +131,7 @@ func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 		w.pubs = append(w.pubs, &publisher{name: fmt.Sprintf("pub%d", i), out: map[uint16]*exchange{}})
 	}
 	for i, name := range []string{"cloud", "alice", "bob"} {
-		w.peers = append(w.peers, &peer{name: name, uplink: i == 0, got: map[string]int{}, order: map[string]int{}, held: map[uint16]bool{}, rejected: map[string]bool{}})
+		w.peers = append(w.peers, &peer{name: name, uplink: i == 0, got: map[string]int{}, order: map[string]int{}, held: map[uint16]bool{}, rejected: map[string]bool{}, answered: map[string]bool{}})
 	}
 	return w
 }

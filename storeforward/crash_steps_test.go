@@ -387,6 +387,7 @@ func (w *world) restart() error {
 func (w *world) disconnectAll() {
 	for _, p := range w.peers {
 		p.conn = nil
+		clear(p.answered)
 	}
 }
 

@@ -31,8 +31,9 @@ type Disk struct {
 	ghosts map[string]*file
 	dead   bool
 
-	cutIn       int   // calls until the power fails; 0 is never
-	capacity    int64 // 0 is no bound
+	held        chan struct{} // syncs wait until it is closed; nil is no wait
+	cutIn       int           // calls until the power fails; 0 is never
+	capacity    int64         // 0 is no bound
 	failWrites  fault
 	failSyncs   fault
 	syncsLand   bool // a failing sync has written everything all the same
@@ -216,6 +217,20 @@ func (d *Disk) FailSyncs(after, times int, landed bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.failSyncs, d.syncsLand = fault{after: after, times: times}, landed
+}
+
+// Hold makes syncs wait until release is called: the disk is busy.
+func (d *Disk) Hold() (release func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	held := make(chan struct{})
+	d.held = held
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.held = nil
+		close(held)
+	}
 }
 
 // Heal ends all faults.

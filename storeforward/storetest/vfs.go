@@ -169,6 +169,12 @@ func (h *handle) Truncate(size int64) error {
 func (h *handle) Sync(sqlite3vfs.SyncType) error {
 	d := h.d
 	d.mu.Lock()
+	held := d.held
+	d.mu.Unlock()
+	if held != nil {
+		<-held
+	}
+	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.powerLocked() {
 		return errIO
