@@ -33,6 +33,7 @@ var layers = map[string]struct {
 
 	// broker: local clients.
 	"broker":            {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}},
+	"broker/access":     {own: []string{"broker", "broker/message", "broker/packet", "broker/topic"}, third: []string{"golang.org/x/crypto"}},
 	"broker/brokertest": {own: []string{"broker/..."}},
 
 	// adapters: the field.
