@@ -79,8 +79,7 @@ type listed struct {
 
 func TestLayers(t *testing.T) {
 	t.Parallel()
-	packages := list(t)
-	for _, p := range packages {
+	for _, p := range list(t) {
 		name := strings.TrimPrefix(p.ImportPath, "holdfast/")
 		rule, ok := layers[name]
 		if !ok {
@@ -102,11 +101,6 @@ func TestLayers(t *testing.T) {
 			if isOwn && !slices.ContainsFunc(allowed, func(r string) bool { return covers(r, own) }) {
 				t.Errorf("a test of %s imports %s, which is neither its layer's nor a test double", name, own)
 			}
-		}
-	}
-	for name := range layers {
-		if !slices.ContainsFunc(packages, func(p listed) bool { return p.ImportPath == "holdfast/"+name }) {
-			t.Errorf("the table has a row for %s, which is not a package", name)
 		}
 	}
 }

@@ -64,17 +64,14 @@ func generate(ctx context.Context, root string) (_ map[string][]byte, err error)
 	if goTool.env, err = emptyCacheEnv(ctx, goTool, cache); err != nil {
 		return nil, err
 	}
-	// What the go command puts into an empty cache while it loads every
-	// package is what the recipe has to fetch: go.mod files of modules that
-	// nothing is linked from are among it.
-	if _, err := goTool.modules(ctx, "./..."); err != nil {
-		return nil, err
-	}
-	mods, err := fetched(filepath.Join(cache, "cache", "download"))
+	// What the go command puts into an empty cache while it loads the command
+	// is what the recipe has to fetch: it may take go.mod files of modules that
+	// nothing is linked from.
+	linked, err := goTool.modules(ctx, "./cmd/holdfast")
 	if err != nil {
 		return nil, err
 	}
-	linked, err := goTool.modules(ctx, "./cmd/holdfast")
+	mods, err := fetched(filepath.Join(cache, "cache", "download"))
 	if err != nil {
 		return nil, err
 	}
