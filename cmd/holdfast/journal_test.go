@@ -10,13 +10,13 @@ import (
 func TestJournalLinesCarryTheirPriority(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(newJournalHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})).With("component", "test")
-	log.Error("one", "time", 5)
+	log.Error("one")
 	log.Warn("two\nlines")
-	log.WithGroup("g").Info("three", "level", "x")
+	log.WithGroup("g").Info("three", "key", "x")
 	log.Debug("four")
 	want := "<3>msg=one component=test\n" +
 		"<4>msg=\"two\\nlines\" component=test\n" +
-		"<6>msg=three component=test g.level=x\n" +
+		"<6>msg=three component=test g.key=x\n" +
 		"<7>msg=four component=test\n"
 	if out.String() != want {
 		t.Errorf("got\n%swant\n%s", out.String(), want)
