@@ -46,13 +46,16 @@ type site struct {
 	process *process // the script's
 
 	mu     sync.Mutex
-	latest status                // guarded by mu
-	asked  time.Time             // guarded by mu; when latest was true
-	lives  map[uint64]deviceLife // guarded by mu; by session number
+	latest status    // guarded by mu; of the current life
+	asked  time.Time // guarded by mu; when latest was true; zero before the first answer
+	lives  []life    // guarded by mu; one for each start
 }
 
-// deviceLife is what the gateway said last about each device in one life.
-type deviceLife map[string]deviceStatus
+// life is what the gateway said last, from one start to its end.
+type life struct {
+	session uint64 // 0 when it never answered
+	devices map[string]deviceStatus
+}
 
 // status is what the demo takes of GET /api/v1/status.
 type status struct {
@@ -208,7 +211,7 @@ var points = map[string][]string{
 // relay.
 func newSite(id, binary, dir, logs, prefix, relay string, cloud *url.URL) (*site, error) {
 	g := &site{
-		id: id, binary: binary, dir: dir, lives: map[uint64]deviceLife{},
+		id: id, binary: binary, dir: dir,
 		config: filepath.Join(dir, "gateway.toml"), socket: filepath.Join(dir, "gw.sock"), log: filepath.Join(logs, "gateway.log"),
 	}
 	var err error
@@ -245,6 +248,10 @@ func (g *site) meterPort() string  { return filepath.Join(g.dir, "tty-meter") }
 func (g *site) sensorPort() string { return filepath.Join(g.dir, "tty-sensor") }
 
 func (g *site) start() (err error) {
+	g.mu.Lock()
+	g.lives = append(g.lives, life{})
+	g.latest, g.asked = status{}, time.Time{}
+	g.mu.Unlock()
 	g.process, err = startProcess("gateway", g.binary, g.log, g.env, "run", "--config", g.config)
 	return err
 }
@@ -267,6 +274,9 @@ func (g *site) watch(ctx context.Context) {
 func (g *site) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
+	g.mu.Lock()
+	current := len(g.lives) - 1
+	g.mu.Unlock()
 	at := time.Now()
 	body, code, err := console.Get(ctx, g.socket, "/api/v1/status")
 	if err != nil {
@@ -275,22 +285,25 @@ func (g *site) poll(ctx context.Context) error {
 	if code != 200 {
 		return fmt.Errorf("ask for the status: HTTP %d", code)
 	}
-	return g.take(body, at)
+	return g.take(current, body, at)
 }
 
-func (g *site) take(body []byte, at time.Time) error {
+// take takes note of an answer asked for in that life.
+func (g *site) take(asked int, body []byte, at time.Time) error {
 	var st status
 	if err := json.Unmarshal(body, &st); err != nil {
 		return fmt.Errorf("read the status: %w", err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.latest, g.asked = st, at
-	life := deviceLife{}
-	for _, d := range st.Devices {
-		life[d.Name] = d
+	if asked == len(g.lives)-1 {
+		g.latest, g.asked = st, at
 	}
-	g.lives[st.Session] = life
+	said := life{session: st.Session, devices: map[string]deviceStatus{}}
+	for _, d := range st.Devices {
+		said.devices[d.Name] = d
+	}
+	g.lives[asked] = said
 	return nil
 }
 
@@ -305,8 +318,8 @@ func (g *site) status() (st status, fresh bool) {
 func (g *site) counters(name string) (sum deviceStatus) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, life := range g.lives {
-		d := life[name]
+	for _, l := range g.lives {
+		d := l.devices[name]
 		sum.Put += d.Put
 		sum.Acknowledged += d.Acknowledged
 		sum.Bad += d.Bad
@@ -316,11 +329,15 @@ func (g *site) counters(name string) (sum deviceStatus) {
 	return sum
 }
 
-// lifetimes is how many lives were seen.
-func (g *site) lifetimes() int {
+// sessions are the session numbers of the lives, which have to grow: states of
+// an earlier life must not be taken for those of a later one.
+func (g *site) sessions() (ns []uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.lives)
+	for _, l := range g.lives {
+		ns = append(ns, l.session)
+	}
+	return ns
 }
 
 // alive is nil while the process runs.

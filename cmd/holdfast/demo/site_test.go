@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,13 +84,18 @@ func TestConfigIsValid(t *testing.T) {
 func TestCountersOfSeveralLives(t *testing.T) {
 	g := testSite(t, "mqtt://h")
 	now := time.Now()
-	for _, body := range []string{
-		`{"session":7,"devices":[{"name":"boiler","put":10,"acknowledged":4,"bad":1}]}`,
-		`{"session":7,"devices":[{"name":"boiler","put":20,"acknowledged":18,"bad":1,"new_key":{}}],"extra":1}`,
-		`{"session":8,"devices":[]}`,
-		`{"session":8,"uplinks":[{"state":"up","backlog":3}],"devices":[{"name":"boiler","put":5,"acknowledged":5,"bad":2,"dropped":1,"failed":1}]}`,
+	g.lives = make([]life, 2)
+	for _, answer := range []struct {
+		life int
+		body string
+	}{
+		{0, `{"session":7,"devices":[{"name":"boiler","put":10,"acknowledged":4,"bad":1}]}`},
+		{1, `{"session":8,"devices":[]}`},
+		{1, `{"session":8,"uplinks":[{"state":"up","backlog":3}],"devices":[{"name":"boiler","put":5,"acknowledged":5,"bad":2,"dropped":1,"failed":1}]}`},
+		// Asked before the kill, and late.
+		{0, `{"session":7,"devices":[{"name":"boiler","put":20,"acknowledged":18,"bad":1,"new_key":{}}],"extra":1}`},
 	} {
-		if err := g.take([]byte(body), now); err != nil {
+		if err := g.take(answer.life, []byte(answer.body), now); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -97,14 +103,14 @@ func TestCountersOfSeveralLives(t *testing.T) {
 	if got := g.counters("boiler"); got != want {
 		t.Errorf("counters = %+v, want %+v", got, want)
 	}
-	if g.lifetimes() != 2 {
-		t.Errorf("lifetimes = %d, want 2", g.lifetimes())
+	if ns := g.sessions(); !slices.Equal(ns, []uint64{7, 8}) {
+		t.Errorf("sessions = %v, want 7, 8", ns)
 	}
 	st, fresh := g.status()
 	if !fresh || st.uplink().Backlog != 3 || st.device("nobody").State != "unknown" {
 		t.Errorf("status = %+v, fresh %v", st, fresh)
 	}
-	if err := g.take([]byte("no"), now); err == nil {
+	if err := g.take(1, []byte("no"), now); err == nil {
 		t.Error("take of something else = nil")
 	}
 	empty := status{}
@@ -127,11 +133,12 @@ func TestWatch(t *testing.T) {
 		if r.URL.Path != "/api/v1/status" {
 			http.NotFound(w, r)
 		}
-		_ = json.NewEncoder(w).Encode(map[string]any{"session": 1})
+		_ = json.NewEncoder(w).Encode(map[string]any{"session": 3})
 		asked <- struct{}{}
 	})}
 	served := make(chan struct{})
 	go func() { _ = srv.Serve(l); close(served) }()
+	g.lives = make([]life, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	watched := make(chan struct{})
 	go func() { g.watch(ctx); close(watched) }()
@@ -141,8 +148,8 @@ func TestWatch(t *testing.T) {
 	<-watched
 	srv.Close()
 	<-served
-	if g.lifetimes() != 1 {
-		t.Errorf("lifetimes = %d, want 1", g.lifetimes())
+	if ns := g.sessions(); !slices.Equal(ns, []uint64{3}) {
+		t.Errorf("sessions = %v, want 3", ns)
 	}
 }
 
