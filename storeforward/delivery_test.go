@@ -364,3 +364,39 @@ func TestRetainedAreBounded(t *testing.T) {
 		t.Errorf("retained %v, %v", have, err)
 	}
 }
+
+// A delivery that is done keeps its state while an older one is not: its packet
+// id is free and may be given again.
+func TestDoneOutOfOrderStaysDone(t *testing.T) {
+	o := onFile(t)
+	s := open(t, o)
+	q := uplink(t, s)
+	for i := range 3 {
+		if err := put(t, s, msg("a", fmt.Sprint(i)), claimFor(q, 2), durable.Origin{}).wait(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Attach(q, &taker{}); err != nil {
+		t.Fatal(err)
+	}
+	ds := readAll(t, s, q, 2)
+	after(t, func(done func(error)) {
+		s.Sent(q, []durable.Sent{{Seq: ds[0].Seq, PacketID: 1}, {Seq: ds[1].Seq, PacketID: 2}}, done)
+	})
+	after(t, func(done func(error)) { s.Received(q, ds[1].Seq, done) })
+	after(t, func(done func(error)) { s.Completed(q, ds[1].Seq, done) })
+	after(t, func(done func(error)) { s.Sent(q, []durable.Sent{{Seq: ds[2].Seq, PacketID: 2}}, done) })
+	closeStore(t, s)
+	s = open(t, o)
+	defer closeStore(t, s)
+	if err := s.Attach(q, &taker{}); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"resend 0 as 1", "resend 2 as 2"}
+	if diff := cmp.Diff(want, describe(readAll(t, s, q, 2))); diff != "" {
+		t.Error(diff)
+	}
+	if n, _ := s.Backlog(q); n != 2 {
+		t.Errorf("backlog %d, want 2", n)
+	}
+}

@@ -21,6 +21,32 @@
 // Errors to test for: [durable.ErrFull], [durable.ErrClosed],
 // [durable.ErrNoQueue] and [ErrNewerVersion].
 //
+// # Where the promises needed a closer word
+//
+// A recipient that ends counts as safe only when its end is durable: a power cut
+// in between brings the session back, without the message that was acknowledged
+// (see TestEndMakesSafeOnlyWhenDurable). The same holds for messages appended
+// after the end and before it is durable.
+//
+// A failed commit withdraws an inbound QoS 2 id only after the log has been
+// emptied and the database asked. A commit that reports an error may be on disk;
+// recovery would bring the id back after the publisher has given it to another
+// message, which would be taken for a resend and lost (TestWithdrawnStaysWithdrawn).
+//
+// A recipient that attaches while changes by its predecessor are on their way to
+// the disk reads its QoS 2 deliveries only after them: else a PUBREC would be
+// forgotten or a delivery given two packet ids (TestReadWaitsForTheRecipientBefore).
+//
+// While the disk fails and everything that waited has been acknowledged, nothing
+// would try the disk again, and whoever needs it would be refused for ever. So a
+// failing store always has a commit to try (TestHealingWithoutWork).
+//
+// A refused delivery (code 0x80 or above) is finished, and makes its message safe
+// with the commit that keeps its dead letter (TestRefusalMakesNothingSafe).
+//
+// Numbers are reserved ahead also when nothing is written: a healthy link alone
+// would outrun the mark (TestMarkStaysAhead).
+//
 // # Lifetimes
 //
 // The store keeps a clock of its own that continues across restarts: within a
