@@ -99,12 +99,12 @@ func TestFifo(t *testing.T) {
 				model = model[1:]
 			} else {
 				name := fmt.Sprint(i)
-				f.push(waiting{m: &message.Message{Topic: name}, free: i%5 == 0})
+				f.push(waiting{m: &message.Message{Topic: name}, kept: i%5 == 0})
 				model = append(model, name)
 			}
 			count, bytes := 0, 0
 			for _, w := range f.items[f.head:] {
-				if !w.free {
+				if !w.kept {
 					count++
 					bytes += w.m.Size()
 				}

@@ -191,22 +191,44 @@ func (s *session) sendPendingLocked(k *cork) {
 	now := time.Now()
 	for s.pending.len() > 0 && s.conn.out.room() {
 		w := s.pending.front()
-		if w.qos > 0 && s.roomLocked() <= 0 {
+		m, qos := w.m, w.qos
+		if w.kept {
+			m, qos = s.keptNow(w)
+		}
+		if m != nil && qos > 0 && s.roomLocked() <= 0 {
 			return
 		}
-		f, alive := framesOf(w.m, now)
-		how := form{qos: w.qos, retain: w.retain, subIDs: w.ids}
-		switch {
-		case !alive:
-			s.b.count.droppedExpired.Add(1)
-		case w.qos == 0:
-			if s.conn.publish(k, &f, how) == tooLarge {
-				s.b.count.droppedTooLarge.Add(1)
-			}
-		default:
-			s.sendLocked(k, &f, how)
+		if m != nil {
+			s.sendWaitingLocked(k, m, form{qos: qos, retain: w.retain, subIDs: w.ids}, now)
 		}
 		s.pending.pop()
+	}
+}
+
+// keptNow is what has become of a retained message that was waiting to be
+// handed out; nil if it is not to be. The client may have got a newer one
+// meanwhile, live: the old one must not come after that.
+func (s *session) keptNow(w *waiting) (*message.Message, byte) {
+	m, ok := s.b.retained.index.Get(w.m.Topic)
+	if !ok {
+		return nil, 0
+	}
+	qos := min(m.QoS, w.qos)
+	if qos > 0 && s.queue != 0 {
+		return nil, 0 // newer than the subscription, so it comes through the store
+	}
+	return m, qos
+}
+
+func (s *session) sendWaitingLocked(k *cork, m *message.Message, how form, now time.Time) {
+	f, alive := framesOf(m, now)
+	switch {
+	case !alive:
+		s.b.count.droppedExpired.Add(1)
+	case how.qos > 0:
+		s.sendLocked(k, &f, how)
+	case s.conn.publish(k, &f, how) == tooLarge:
+		s.b.count.droppedTooLarge.Add(1)
 	}
 }
 

@@ -107,6 +107,9 @@ func (s *session) putSubscription(sub *subscription, limit int) (old *subscripti
 
 // handRetained gives a new subscription the retained messages it matches, with
 // the RETAIN flag set (MQTT 5.0 §3.3.1.3 [MQTT-3.3.1-8]).
+//
+// The lock keeps them in order with what is published meanwhile: a copy in the
+// queue of a persistent session stands before the message that replaces it.
 func (c *conn) handRetained(sub *subscription) {
 	s := c.session
 	var ws []waiting
@@ -114,17 +117,19 @@ func (c *conn) handRetained(sub *subscription) {
 	if sub.ID != 0 {
 		ids = []uint32{sub.ID}
 	}
-	for _, m := range c.b.retained.matching(sub.inner) {
+	r := &c.b.retained
+	r.mu.Lock()
+	for _, m := range r.matchingLocked(sub.inner) {
 		if !c.b.mayReceive(s, m.Topic) {
 			continue
 		}
-		qos := min(m.QoS, sub.QoS)
-		if qos > 0 && s.queue != 0 {
+		if qos := min(m.QoS, sub.QoS); qos > 0 && s.queue != 0 {
 			c.keepRetained(m, durable.Claim{Queue: s.queue, QoS: qos, Retain: true, SubscriptionIDs: ids})
 			continue
 		}
-		ws = append(ws, waiting{m: m, qos: qos, retain: true, ids: ids, free: true})
+		ws = append(ws, waiting{m: m, qos: sub.QoS, retain: true, ids: ids, kept: true})
 	}
+	r.mu.Unlock()
 	if len(ws) > 0 {
 		s.hand(ws, &c.cork)
 	}

@@ -226,6 +226,57 @@ func TestRetainedBounds(t *testing.T) {
 	})
 }
 
+// TestRetainedIsNeverStale: a retained message that waits to be handed out does
+// not come after a live one that replaced it.
+func TestRetainedIsNeverStale(t *testing.T) {
+	for name, connect := range map[string]*packet.Connect{
+		"clean": brokertest.V5("x"), "persistent": brokertest.Keep(brokertest.V5("z"), 60),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New(t, nil)
+				c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
+				const topics = 5
+				all := func(payload string) {
+					for i := range topics {
+						c.Publish(byte(i%3), true, fmt.Sprint("t/", i), payload)
+					}
+				}
+				all("1")
+				connect.Properties.ReceiveMaximum = 1
+				sub := brokertest.Connect(t, b.Pipe(), connect)
+				sub.SetManual(true)
+				sub.Subscribe(1, "t/#")
+				synctest.Wait()
+				all("2")
+				c.Publish(1, true, "t/0", "") // and one is cleared
+				latest := make(map[string]string)
+				for range 3 * topics {
+					synctest.Wait()
+					for _, m := range sub.Rest() {
+						if got := string(m.Payload); got < latest[string(m.Topic)] && got != "" {
+							t.Errorf("%s: %q came after %q", m.Topic, got, latest[string(m.Topic)])
+						}
+						latest[string(m.Topic)] = string(m.Payload)
+						if m.QoS == 1 {
+							sub.Send(&packet.Puback{PacketID: m.PacketID})
+						}
+					}
+				}
+				for i := range topics {
+					want := "2"
+					if i == 0 {
+						want = ""
+					}
+					if got := latest[fmt.Sprint("t/", i)]; got != want {
+						t.Errorf("t/%d ended at %q, want %q", i, got, want)
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestManyRetained: a new subscription to more than fits its window and queue
 // gets all of it, and keeps its connection.
 func TestManyRetained(t *testing.T) {

@@ -50,13 +50,16 @@ type plans struct {
 	m  map[string]*plan // guarded by mu
 }
 
+// generation changes when plans may have. Both parts only grow.
+func (b *Broker) generation() uint64 { return b.trie.Generation() + b.reauthorized.Load() }
+
 // lookup returns the plan of a topic, if there is one that is still good. The
 // name may be bytes of a packet: nothing is allocated.
 func (b *Broker) lookup(name []byte) *plan {
 	b.plans.mu.RLock()
 	p := b.plans.m[string(name)]
 	b.plans.mu.RUnlock()
-	if p == nil || p.generation != b.trie.Generation()+b.reauthorized.Load() {
+	if p == nil || p.generation != b.generation() {
 		return nil
 	}
 	return p
@@ -67,7 +70,7 @@ func (b *Broker) planFor(name string) *plan {
 	b.plans.mu.RLock()
 	p := b.plans.m[name]
 	b.plans.mu.RUnlock()
-	if p != nil && p.generation == b.trie.Generation()+b.reauthorized.Load() {
+	if p != nil && p.generation == b.generation() {
 		return p
 	}
 	p = b.makePlan(name)
@@ -81,7 +84,7 @@ func (b *Broker) planFor(name string) *plan {
 }
 
 func (b *Broker) makePlan(name string) *plan {
-	p := &plan{topic: name, generation: b.trie.Generation() + b.reauthorized.Load()}
+	p := &plan{topic: name, generation: b.generation()}
 	var subs []*subscription
 	b.trie.Match(name, func(sub *subscription) {
 		switch {

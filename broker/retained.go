@@ -4,12 +4,13 @@ import (
 	"sync"
 	"time"
 
-	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/broker/topic"
 )
 
 // retained is the retained messages: an index in RAM in front of the store.
+// route appends and sets under mu, so that RAM and disk agree on which of two
+// concurrent publishers was last.
 type retained struct {
 	index topic.Index[*message.Message]
 
@@ -17,23 +18,6 @@ type retained struct {
 	bytes int        // guarded by mu
 	// expiring is how many of them have an expiry; guarded by mu.
 	expiring int
-}
-
-// appendRetained appends a retained message and puts it into the index, both
-// in the same order, so that RAM and disk agree on which of two concurrent
-// publishers was last.
-func (b *Broker) appendRetained(m *message.Message, claims []durable.Claim, from durable.Origin, done func(error)) error {
-	b.retained.mu.Lock()
-	defer b.retained.mu.Unlock()
-	if !b.retained.fitsLocked(m, b.opts) {
-		b.count.retainedRefused.Add(1)
-		return durable.ErrFull
-	}
-	if err := b.store.Append(m, claims, from, done); err != nil {
-		return err
-	}
-	b.retained.setLocked(m)
-	return nil
 }
 
 // set puts a message into the index only.
@@ -80,8 +64,9 @@ func (r *retained) forgetLocked(old *message.Message) {
 	}
 }
 
-// matching returns the retained messages for a filter that are not expired.
-func (r *retained) matching(filter string) []*message.Message {
+// matchingLocked returns the retained messages for a filter that are not
+// expired.
+func (r *retained) matchingLocked(filter string) []*message.Message {
 	now := time.Now()
 	var ms []*message.Message
 	r.index.MatchFilter(filter, func(_ string, m *message.Message) bool {

@@ -45,7 +45,12 @@ type job struct {
 // taken: nobody gets it, done is not called.
 func (b *Broker) route(j *job) error {
 	m := j.m
-	if j.plan == nil {
+	if m.Retain {
+		// From the plan to the index nothing comes between: a subscription is
+		// either in the plan, or finds this message retained.
+		b.retained.mu.Lock()
+	}
+	if j.plan == nil || j.plan.generation != b.generation() {
 		j.plan = b.planFor(m.Topic)
 	}
 	p := j.plan
@@ -58,28 +63,13 @@ func (b *Broker) route(j *job) error {
 	// goes when its turn in the acknowledgement line comes, so that none
 	// overtakes another.
 	onward := func(k *cork) { b.deliver(p, m, shared, j.from.Queue, k) }
-	deferred := m.QoS == 2
-	if deferred && j.ack != nil {
-		j.ack.onward = onward
-	}
-
-	durably := len(claims) > 0 || m.Retain || j.from.PacketID != 0 && j.from.Queue != 0 || j.from.Will != ""
-	if j.ram || !durably {
-		if m.Retain {
-			b.retained.set(m)
-		}
-		if !deferred || j.ack == nil {
-			onward(j.cork)
-		}
-		if j.done != nil {
-			j.inline = true
-			j.done(nil)
-		}
-		return nil
-	}
-
 	done := j.done
-	if deferred && j.ack == nil {
+	durably := !j.ram && (len(claims) > 0 || m.Retain || j.from.PacketID != 0 && j.from.Queue != 0 || j.from.Will != "")
+	deferred := m.QoS == 2 && (durably || j.ack != nil)
+	switch {
+	case deferred && j.ack != nil:
+		j.ack.onward = onward
+	case deferred:
 		done = func(err error) {
 			if err == nil {
 				onward(nil)
@@ -90,16 +80,29 @@ func (b *Broker) route(j *job) error {
 		}
 	}
 	var err error
-	if m.Retain {
-		err = b.appendRetained(m, claims, j.from, done)
-	} else {
+	switch {
+	case !durably:
+	case m.Retain && !b.retained.fitsLocked(m, b.opts):
+		b.count.retainedRefused.Add(1)
+		err = durable.ErrFull
+	default:
 		err = b.store.Append(m, claims, j.from, done)
+	}
+	if m.Retain {
+		if err == nil {
+			b.retained.setLocked(m)
+		}
+		b.retained.mu.Unlock()
 	}
 	if err != nil {
 		return err
 	}
 	if !deferred {
 		onward(j.cork)
+	}
+	if !durably && done != nil {
+		j.inline = true
+		done(nil)
 	}
 	return nil
 }
@@ -146,7 +149,8 @@ func (b *Broker) deliver(p *plan, m *message.Message, shared []delivery, from du
 // gateway, an uplink's inbound messages. It does not block. A nil error means
 // that it was taken, and done (which may be nil) is called exactly once, from
 // any goroutine: with nil when the message is safe for all its durable
-// recipients, else with why it failed. Any error means that nothing was taken.
+// recipients, else with why it failed. done must not block and must not call
+// the broker. Any error means that nothing was taken.
 func (b *Broker) Publish(m *message.Message, from durable.Origin, done func(error)) error {
 	if err := topic.ValidName(m.Topic); err != nil {
 		return errors.Join(ErrTopic, err)

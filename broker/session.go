@@ -81,9 +81,9 @@ func (p *packetIDs) next(used map[uint16]*outbound) uint16 {
 type waiting struct {
 	m      *message.Message
 	ids    []uint32
-	qos    byte
+	qos    byte // the subscription's when kept, else the delivery's
 	retain bool
-	free   bool // a retained message being handed out: not counted, the index holds it
+	kept   bool // a retained message being handed out: not counted, the index holds it
 }
 
 // fifo is a queue of deliveries.
@@ -103,7 +103,7 @@ func (f *fifo) push(w waiting) {
 		f.items, f.head = f.items[:n], 0
 	}
 	f.items = append(f.items, w)
-	if !w.free {
+	if !w.kept {
 		f.count++
 		f.bytes += w.m.Size()
 	}
@@ -113,7 +113,7 @@ func (f *fifo) front() *waiting { return &f.items[f.head] }
 
 func (f *fifo) pop() {
 	w := &f.items[f.head]
-	if !w.free {
+	if !w.kept {
 		f.count--
 		f.bytes -= w.m.Size()
 	}
