@@ -364,3 +364,29 @@ func TestMarkStaysAhead(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// After a power cut the log is there and its index in shared memory is not.
+func TestOpensWithoutSharedMemory(t *testing.T) {
+	o := onFile(t)
+	s := open(t, o)
+	q := uplink(t, s)
+	if err := put(t, s, msg("a", "1"), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+		t.Fatal(err)
+	}
+	again := onFile(t)
+	for _, suffix := range []string{"", "-wal"} {
+		b, err := os.ReadFile(o.Path + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(again.Path+suffix, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closeStore(t, s)
+	s = open(t, again)
+	defer closeStore(t, s)
+	if n, _ := s.Backlog(q); n != 1 || s.Status().SetAside != "" {
+		t.Errorf("backlog %d, want 1; set aside %q", n, s.Status().SetAside)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	_ "github.com/mattn/go-sqlite3" // the SQLite that the VFS registers with
 	"github.com/psanford/sqlite3vfs"
 )
 
