@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -18,6 +17,7 @@ import (
 	"holdfast/adapters"
 	"holdfast/adapters/reading"
 	"holdfast/broker"
+	"holdfast/broker/listen"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
 	"holdfast/storeforward/uplink"
@@ -42,6 +42,10 @@ type gateway struct {
 	clock   *reading.Clock
 	started time.Time
 	g       *graph
+	// inherited are the sockets from systemd, open until the end.
+	inherited *listen.Inherited
+	// connectTimeout is the broker's, which is fixed at the start.
+	connectTimeout time.Duration
 
 	mu        sync.Mutex
 	cfg       config.Config       // guarded by mu
@@ -93,9 +97,11 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 
 	gw := &gateway{
 		log: log.With("component", "gateway"), sup: supervisor{log}, clock: reading.NewClock(), started: time.Now(), cfg: cfg,
+		inherited: listen.FromSystemd(), connectTimeout: cfg.Broker.ConnectTimeout,
 		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
 	}
 	gw.log.Info("gateway started", "gateway", cfg.Gateway.ID, "version", version, "commit", buildCommit())
+	defer func() { err = errors.Join(err, gw.inherited.Close()) }()
 	// The parts outlive ctx: it asks for the stop, which has its own order.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
@@ -257,17 +263,9 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 }
 
 func (gw *gateway) startListener(ctx context.Context, l config.Listener) (*running, error) {
-	network, address, err := l.Network()
-	if err != nil {
-		return nil, fmt.Errorf("listener %s: %w", l.Address, err)
-	}
-	if network == "unix" {
-		if err := console.RemoveDeadSocket(ctx, address); err != nil {
-			return nil, fmt.Errorf("listener %s: %w", l.Address, err)
-		}
-	}
-	var lc net.ListenConfig
-	nl, err := lc.Listen(ctx, network, address)
+	opts := l.Options
+	opts.HandshakeTimeout = gw.connectTimeout
+	endpoint, err := listen.Open(ctx, l.Address, opts, gw.inherited, gw.log)
 	if err != nil {
 		return nil, fmt.Errorf("listener %s: %w", l.Address, err)
 	}
@@ -276,11 +274,19 @@ func (gw *gateway) startListener(ctx context.Context, l config.Listener) (*runni
 	if policy.Name == "" {
 		policy.Name = l.Address
 	}
-	return startPart(ctx, l, func(ctx context.Context) {
-		if err := gw.g.broker.Serve(ctx, nl, policy); err != nil {
-			gw.log.Error("listener ended", "address", l.Address, "err", err)
+	r := startPart(ctx, l, func(ctx context.Context) {
+		var serving sync.WaitGroup
+		defer serving.Wait()
+		for _, nl := range endpoint.Listeners() {
+			serving.Go(func() {
+				if err := gw.g.broker.Serve(ctx, nl, policy); err != nil {
+					gw.log.Error("listener ended", "address", l.Address, "err", err)
+				}
+			})
 		}
-	}), nil
+	})
+	r.status = func() any { return endpoint.Status() }
+	return r, nil
 }
 
 func (gw *gateway) startBus(ctx context.Context, name, readings string, bus config.Bus) (*running, error) {

@@ -35,6 +35,7 @@ var layers = map[string]struct {
 	"broker":            {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}},
 	"broker/access":     {own: []string{"broker", "broker/message", "broker/packet", "broker/topic"}, third: []string{"golang.org/x/crypto"}},
 	"broker/brokertest": {own: []string{"broker/..."}},
+	"broker/listen":     {third: []string{"github.com/coder/websocket", "github.com/coreos/go-systemd/v22"}},
 
 	// adapters: the field.
 	"adapters":                   {own: []string{"adapters/health", "adapters/port", "adapters/reading", "broker/message"}},

@@ -12,6 +12,7 @@ import (
 	"holdfast/adapters"
 	"holdfast/adapters/health"
 	"holdfast/broker"
+	"holdfast/broker/listen"
 	"holdfast/storeforward"
 	"holdfast/storeforward/uplink"
 )
@@ -29,6 +30,7 @@ type gatewayStatus struct {
 	Devices  []deviceStatus        `json:"devices"`
 	Buses    []busStatus           `json:"buses"`
 	Broker   broker.Status         `json:"broker"`
+	Listen   []listen.Status       `json:"listeners"`
 	Store    storeforward.Status   `json:"store"`
 	Readings adapters.OutboxStatus `json:"readings"`
 	Reloads  reloadStatus          `json:"reloads"`
@@ -63,6 +65,7 @@ func (gw *gateway) snapshot() gatewayStatus {
 	id, reloads := gw.cfg.Gateway.ID, gw.reloads
 	ups := values(gw.uplinks)
 	buses := values(gw.buses)
+	listeners := values(gw.listeners)
 	gw.mu.Unlock()
 	now := gw.clock.Now()
 	s := gatewayStatus{
@@ -74,6 +77,7 @@ func (gw *gateway) snapshot() gatewayStatus {
 		Readings: gw.g.readings.Status(),
 		Reloads:  reloads,
 		Problems: []string{}, Uplinks: []uplink.Status{}, Devices: []deviceStatus{}, Buses: []busStatus{},
+		Listen: []listen.Status{},
 	}
 	for _, u := range ups {
 		if st, ok := u.status().(uplink.Status); ok {
@@ -83,6 +87,11 @@ func (gw *gateway) snapshot() gatewayStatus {
 	for _, b := range buses {
 		if st, ok := b.status().(busStatus); ok {
 			s.Buses = append(s.Buses, st)
+		}
+	}
+	for _, l := range listeners {
+		if st, ok := l.status().(listen.Status); ok {
+			s.Listen = append(s.Listen, st)
 		}
 	}
 	for _, d := range gw.g.monitor.Status() {
@@ -103,6 +112,10 @@ func values(m map[string]*running) []*running {
 }
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// certificateNotice is how long before a certificate ends it becomes a problem
+// to look at: two visits of somebody who comes once a week.
+const certificateNotice = 14 * 24 * time.Hour
 
 // problems says in sentences what an operator should look at.
 func (s *gatewayStatus) problems() []string {
@@ -126,6 +139,17 @@ func (s *gatewayStatus) problems() []string {
 		case health.Online, health.Unknown:
 		default:
 			add("device %s: %s: %s", d.Name, d.State, d.Reason)
+		}
+	}
+	for _, l := range s.Listen {
+		switch c := l.Certificate; {
+		case c == nil:
+		case c.LastError != "":
+			add("listener %s: the new certificate files are not used: %s", l.Address, c.LastError)
+		case s.Time.Before(c.NotBefore):
+			add("listener %s: its certificate is not valid before %s, or the clock is wrong", l.Address, c.NotBefore.Format(time.RFC3339))
+		case s.Time.After(c.NotAfter.Add(-certificateNotice)):
+			add("listener %s: its certificate is valid until %s only", l.Address, c.NotAfter.Format(time.RFC3339))
 		}
 	}
 	if s.Reloads.LastError != "" {

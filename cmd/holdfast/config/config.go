@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"holdfast/broker"
+	"holdfast/broker/listen"
 	"holdfast/broker/topic"
 	"holdfast/storeforward"
 	"holdfast/storeforward/uplink"
@@ -64,12 +65,28 @@ type Control struct {
 
 // Listener is one socket of the local broker.
 type Listener struct {
-	// Address is tcp://host:port or unix:///path.
+	// Address is tcp://host:port, tls://host:port, ws://host:port,
+	// wss://host:port, unix:///path or systemd:NAME; see [listen.ParseAddress].
 	Address string `toml:"address"`
 	broker.Listener
+	listen.Options
 }
 
-func (l *Listener) setDefaults() { l.Anonymous = broker.AnonymousLoopback }
+func (l *Listener) setDefaults() {
+	l.Anonymous = broker.AnonymousLoopback
+	l.Options = listen.DefaultOptions()
+}
+
+// Validate names every key that is wrong.
+func (l *Listener) Validate() error {
+	errs := []error{l.Listener.Validate()}
+	if a, err := listen.ParseAddress(l.Address); err != nil {
+		errs = append(errs, fmt.Errorf("listener.address: %w", err))
+	} else {
+		errs = append(errs, l.Options.Validate(a))
+	}
+	return errors.Join(errs...)
+}
 
 // DefaultListen is where the local broker listens unless told otherwise.
 const DefaultListen = "tcp://127.0.0.1:1883"
@@ -242,9 +259,6 @@ func (c *Config) Validate() error {
 	for i, l := range c.Listeners {
 		key := index("listener", i)
 		add(rekey(l.Validate(), "listener", key))
-		if _, _, err := l.Network(); err != nil {
-			add(fmt.Errorf("%s.address: %w", key, err))
-		}
 		for j := range i {
 			if c.Listeners[j].Address == l.Address {
 				add(fmt.Errorf("%s.address: %q is listened on already", key, l.Address))
@@ -281,22 +295,4 @@ func rekey(err error, from, to string) error {
 		return errors.New(to + rest)
 	}
 	return errors.New(to + "." + text)
-}
-
-// Network takes the address apart for net.Listen.
-func (l *Listener) Network() (network, address string, err error) {
-	network, address, ok := strings.Cut(l.Address, "://")
-	switch {
-	case !ok:
-		return "", "", fmt.Errorf("%q is not an address; expected tcp://host:port or unix:///path", l.Address)
-	case network == "unix" && filepath.IsAbs(address):
-		return network, address, nil
-	case network == "tcp":
-		if _, _, err := splitHostPort(address); err != nil {
-			return "", "", err
-		}
-		return network, address, nil
-	default:
-		return "", "", fmt.Errorf("%q is not supported; expected tcp://host:port or unix:///path", l.Address)
-	}
 }

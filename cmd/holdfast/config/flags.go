@@ -1,10 +1,7 @@
 package config
 
 import (
-	"errors"
 	"fmt"
-	"net"
-	"strconv"
 
 	"holdfast/storeforward/uplink"
 )
@@ -34,19 +31,6 @@ func (c *Config) Override(data string, listen []string) error {
 		return fmt.Errorf("command line: %w", err)
 	}
 	return nil
-}
-
-func splitHostPort(address string) (host, service string, err error) {
-	host, service, err = net.SplitHostPort(address)
-	if err != nil {
-		return "", "", fmt.Errorf("%q is not host:port", address)
-	}
-	if n, err := strconv.ParseUint(service, 10, 16); err != nil {
-		return "", "", fmt.Errorf("port %q is outside 0..65535", service)
-	} else if host == "" {
-		return "", "", errors.New("the host is missing; name the address to listen on, or 0.0.0.0 for all: port " + strconv.FormatUint(n, 10))
-	}
-	return host, service, nil
 }
 
 // DeviceStatusTopic is where a device's retained status goes.

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -85,7 +86,7 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 				t.Fatalf("the sample has no [%s]", key)
 			}
 			if list, ok := n.value.([]*node); ok {
-				n = list[0]
+				n = all(list)
 			}
 		}
 		shown[strings.SplitN(key, ".", 2)[0]] = true
@@ -96,6 +97,16 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 			t.Errorf("the sample does not show [%s]", key)
 		}
 	}
+}
+
+// all puts the elements of an array of tables together: keys that exclude each
+// other stand in different ones. The first that has a key shows it.
+func all(list []*node) *node {
+	n := list[len(list)-1]
+	for _, el := range slices.Backward(list[:len(list)-1]) {
+		n = merge(n, el)
+	}
+	return n
 }
 
 func compareSample(t *testing.T, key string, table map[string]*node, want any, examples map[int]bool) {
@@ -198,6 +209,8 @@ func TestValuesOutOfRangeNameTheirPlace(t *testing.T) {
 		"listener":      {"[[listener]]\naddress='tcp://:1883'\n", `h.toml:2: listener[0].address: the host is missing`},
 		"listener kind": {"[[listener]]\naddress='udp://x:1'\n", `h.toml:2: listener[0].address: "udp://x:1" is not supported`},
 		"anonymous":     {"[[listener]]\naddress='tcp://127.0.0.1:1'\nanonymous='maybe'\n", `h.toml:3: listener[0].anonymous: "maybe" is not loopback, never or always`},
+		"no key":        {"[[listener]]\naddress='tls://127.0.0.1:1'\ncert_file='/c'\n", `h.toml:1: listener[0].key_file: is missing`},
+		"useless key":   {"[[listener]]\naddress='tcp://127.0.0.1:1'\nkey_file='/k'\n", `h.toml:3: listener[0].key_file: is for tls:// and wss:// only`},
 		"same listener": {"[[listener]]\naddress='tcp://127.0.0.1:1'\n[[listener]]\naddress='tcp://127.0.0.1:1'\n", `h.toml:4: listener[1].address: "tcp://127.0.0.1:1" is listened on already`},
 		"uplink":        {"[uplink.c]\nurl='mqtt://h'\nwindow=0\n", `h.toml:3: uplink.c.window: 0 is outside 1..65535`},
 		"uplink url":    {"[uplink.c]\nwindow=1\n", `h.toml:1: uplink.c.url: is missing`},
