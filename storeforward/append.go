@@ -1,6 +1,7 @@
 package storeforward
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -94,7 +95,7 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 		}
 		e.claims = append(e.claims, claim{Claim: c, q: q})
 	}
-	slices.SortFunc(e.claims, func(a, b claim) int { return int(a.Queue - b.Queue) })
+	slices.SortFunc(e.claims, func(a, b claim) int { return cmp.Compare(a.Queue, b.Queue) })
 	for i := 1; i < len(e.claims); i++ {
 		if e.claims[i].Queue == e.claims[i-1].Queue {
 			return nil, fmt.Errorf("append to %q: two claims for queue %d", m.Topic, e.claims[i].Queue)

@@ -1,6 +1,7 @@
 package storeforward
 
 import (
+	"cmp"
 	"database/sql/driver"
 	"encoding/binary"
 	"slices"
@@ -69,7 +70,7 @@ func (s *Store) finishedToLocked(set *claimset) durable.Seq {
 
 // claimOf returns the claim of the queue in the set.
 func (set *claimset) claimOf(q durable.QueueID, qos byte) (durable.Claim, bool) {
-	i, ok := slices.BinarySearchFunc(set.claims, q, func(c durable.Claim, q durable.QueueID) int { return int(c.Queue - q) })
+	i, ok := slices.BinarySearchFunc(set.claims, q, func(c durable.Claim, q durable.QueueID) int { return cmp.Compare(c.Queue, q) })
 	if !ok || set.claims[i].QoS != qos {
 		return durable.Claim{}, false
 	}

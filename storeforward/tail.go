@@ -81,8 +81,8 @@ func (t *tail) index(seq durable.Seq) int {
 		return 0
 	}
 	// Sequence numbers are mostly without gaps: look there first.
-	if i := int(seq - t.seqs[0]); i < len(t.seqs) && t.seqs[i] == seq {
-		return i
+	if i := seq - t.seqs[0]; i < durable.Seq(len(t.seqs)) && t.seqs[i] == seq {
+		return int(i)
 	}
 	return sort.Search(len(t.seqs), func(i int) bool { return t.seqs[i] >= seq })
 }
