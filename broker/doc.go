@@ -40,14 +40,17 @@
 // From outermost to innermost; nobody takes one that stands above what it
 // holds, and the store is never called with any but retained.mu held:
 //
-//	retained.mu       keeps retained messages in RAM in the order of the store
+//	retained.mu       one step of plan, append and index for retained messages
 //	the store's append lock (Offer, Reserve, Wake, and perhaps done, come with it)
 //	ackLine.mu        one connection's acknowledgement line
+//	group.mu          members of a shared subscription
 //	session.mu        packet ids, windows and queues of one session
 //	output.mu         what waits for one socket
 //
-// Broker.mu (the maps of sessions and connections), clock.mu, groups.mu and the
-// locks inside the trie are held for a few lines that take no other lock.
+// Broker.mu (the maps of sessions and connections) is held for a few lines
+// that take no other of these but clock.mu. groups.mu comes before group.mu and
+// the trie. clock.mu, plans.mu and the locks inside the trie and the index guard
+// small maps; nothing is called with them held.
 //
 // # Errors
 //
