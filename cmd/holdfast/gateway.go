@@ -26,6 +26,15 @@ import (
 // stopTimeout bounds a clean stop. The unit's TimeoutStopSec is longer.
 const stopTimeout = 20 * time.Second
 
+// machineID tells this machine from one that was given a copy of its card.
+func machineID() string {
+	id, err := os.ReadFile("/etc/machine-id")
+	if err != nil {
+		return "" // a machine without one: then a copy cannot be told
+	}
+	return strings.TrimSpace(string(id))
+}
+
 // reportEvery is how often the line that systemd shows is looked at.
 const reportEvery = 5 * time.Second
 
@@ -58,14 +67,15 @@ type gateway struct {
 // running is one part that can be stopped and replaced while the rest goes on.
 type running struct {
 	settings any // as configured; a change means a replacement
-	cancel   context.CancelFunc
+	cancel   context.CancelCauseFunc
 	done     chan struct{}
 	status   func() any
 	cleanup  func()
 }
 
-func (r *running) stop() {
-	r.cancel()
+// stop ends the part; why is what it tells others, such as the cloud.
+func (r *running) stop(why error) {
+	r.cancel(why)
 	<-r.done
 	if r.cleanup != nil {
 		r.cleanup()
@@ -74,7 +84,7 @@ func (r *running) stop() {
 
 // start runs fn until the part is stopped.
 func startPart(ctx context.Context, settings any, fn func(context.Context)) *running {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	r := &running{settings: settings, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
@@ -158,18 +168,24 @@ func (gw *gateway) stop(ctx context.Context) error {
 	gw.mu.Lock()
 	buses, listeners, uplinks := gw.buses, gw.listeners, gw.uplinks
 	gw.mu.Unlock()
-	stopAll(buses)
+	stopAll(buses, errStopped)
 	// What the buses left behind becomes durable before the broker stops.
 	err := gw.g.readings.Close(ctx)
-	stopAll(listeners)
-	stopAll(uplinks)
+	stopAll(listeners, errStopped)
+	stopAll(uplinks, errStopped)
 	return errors.Join(err, gw.g.close(ctx))
 }
 
-func stopAll(parts map[string]*running) {
+// Why parts are stopped.
+var (
+	errStopped = errors.New("stopped")
+	errChanged = errors.New("configuration changed")
+)
+
+func stopAll(parts map[string]*running, why error) {
 	var wg sync.WaitGroup
 	for _, p := range parts {
-		wg.Go(p.stop)
+		wg.Go(func() { p.stop(why) })
 	}
 	wg.Wait()
 }
@@ -184,6 +200,13 @@ func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
 	buses := cfg.Buses()
 	drop(gw.buses, buses)
 	drop(gw.listeners, listenersByAddress(cfg.Listeners))
+	for name := range gw.uplinks {
+		if _, ok := cfg.Uplinks[name]; !ok {
+			gw.g.broker.RemoveRecipient(uplink.RecipientName(name))
+		}
+	}
+	// One that only changed stays a recipient: what comes in meanwhile waits
+	// for its successor.
 	drop(gw.uplinks, cfg.Uplinks)
 
 	for _, name := range sorted(cfg.Uplinks) {
@@ -226,7 +249,7 @@ func drop[S any](parts map[string]*running, want map[string]S) {
 			delete(parts, name)
 		}
 	}
-	stopAll(gone)
+	stopAll(gone, errChanged)
 }
 
 func listenersByAddress(ls []config.Listener) map[string]config.Listener {
@@ -240,6 +263,7 @@ func listenersByAddress(ls []config.Listener) map[string]config.Listener {
 func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink.Options) (*running, error) {
 	opts := settings
 	opts.Software = version
+	opts.Epoch = machineID()
 	opts.Routes = append(slices.Clone(opts.Routes), config.StatusRoute(opts.Gateway))
 	u, err := uplink.New(name, opts, gw.g.store, gw.g.broker, gw.log)
 	if err != nil {
@@ -258,7 +282,6 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 		}
 	})
 	r.status = func() any { return u.Status() }
-	r.cleanup = func() { gw.g.broker.RemoveRecipient(u.Name()) }
 	return r, nil
 }
 

@@ -143,9 +143,9 @@ func (ws ways) inbound(name string) (*way, string) {
 	return w, local
 }
 
-// from is the publisher's name that messages of an uplink carry, and the name
+// RecipientName is the publisher's name that messages of an uplink carry, and the name
 // under which the broker knows it; "$" keeps it apart from client ids.
-func from(name string) string { return "$uplink/" + name }
+func RecipientName(name string) string { return "$uplink/" + name }
 
 // loops says that m came from this uplink; it must not go back there.
 func (u *Uplink) loops(m *message.Message) bool { return m.From == u.from }

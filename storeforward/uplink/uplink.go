@@ -57,7 +57,7 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 	u := &Uplink{
 		opts:  opts,
 		name:  name,
-		from:  from(name),
+		from:  RecipientName(name),
 		queue: queue,
 		store: store,
 		local: local,
