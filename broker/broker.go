@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -45,7 +46,8 @@ type Broker struct {
 	closing    bool                      // guarded by mu; set once by Shutdown
 	cancel     context.CancelFunc        // guarded by mu; ends the goroutines of spawn
 	sessions   map[string]*session       // guarded by mu; by client id
-	conns      map[*conn]struct{}        // guarded by mu
+	conns      map[*conn]netip.Prefix    // guarded by mu; where each comes from, see placeOf
+	places     map[netip.Prefix]int      // guarded by mu; connections from each place
 	listeners  map[net.Listener]struct{} // guarded by mu
 	wills      map[string]*pendingWill   // guarded by mu; by client id
 	busy       map[string]chan struct{}  // guarded by mu; see workOnLocked
@@ -85,7 +87,8 @@ func New(opts Options, store Store, log *slog.Logger) (*Broker, error) {
 	return &Broker{
 		opts: opts, store: store, log: log.With("component", "broker"), clock: newClock(),
 		sessions:   make(map[string]*session),
-		conns:      make(map[*conn]struct{}),
+		conns:      make(map[*conn]netip.Prefix),
+		places:     make(map[netip.Prefix]int),
 		listeners:  make(map[net.Listener]struct{}),
 		wills:      make(map[string]*pendingWill),
 		busy:       make(map[string]chan struct{}),
@@ -253,21 +256,51 @@ const halfOpen = 64
 
 func (b *Broker) accept(nc net.Conn, policy Listener) {
 	c := b.newConn(nc, policy)
+	place := placeOf(nc.RemoteAddr())
+	limit := b.opts.MaxConnectionsPerAddress
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state != stateStarted || b.closing || len(b.conns) >= b.opts.MaxConnections+halfOpen {
+	if b.state != stateStarted || b.closing || len(b.conns) >= b.opts.MaxConnections+halfOpen ||
+		limit > 0 && place.IsValid() && b.places[place] >= limit {
 		b.count.connectsRefused.Add(1)
 		nc.Close()
 		return
 	}
-	b.conns[c] = struct{}{}
+	b.conns[c] = place
+	if place.IsValid() {
+		b.places[place]++
+	}
 	b.spawn(c.serve)
 }
 
 func (b *Broker) removeConn(c *conn) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
+	place := b.conns[c]
 	delete(b.conns, c)
-	b.mu.Unlock()
+	if b.places[place]--; b.places[place] <= 0 {
+		delete(b.places, place)
+	}
+}
+
+// placeOf is what counts as one address: an IPv4 address, or the /64 that one
+// IPv6 host can take any address of. This machine is no place: its processes,
+// and the proxy that brings everybody else, are not counted.
+func placeOf(remote net.Addr) netip.Prefix {
+	tcp, ok := remote.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if !ip.IsValid() || ip.IsLoopback() {
+		return netip.Prefix{}
+	}
+	bits := 32
+	if ip.Is6() {
+		bits = 64
+	}
+	place, _ := ip.Prefix(bits) // fits the address
+	return place
 }
 
 // full says whether there are as many connections as there may be; the caller

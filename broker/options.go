@@ -12,6 +12,10 @@ type Options struct {
 	// MaxConnections is how many clients may be connected at once, all
 	// listeners together; one more is answered with 0x89 server busy.
 	MaxConnections int `toml:"max_connections"`
+	// MaxConnectionsPerAddress is how many of them may come from one IPv4
+	// address or one IPv6 /64, this machine's own excepted; one more is closed
+	// unheard. 0 sets no bound.
+	MaxConnectionsPerAddress int `toml:"max_connections_per_address"`
 	// MaxSessions is how many sessions may exist, connected or kept for their
 	// clients; one more persistent one is refused with 0x97.
 	MaxSessions int `toml:"max_sessions"`
@@ -79,24 +83,27 @@ type Options struct {
 // DefaultOptions returns bounds that suit a gateway with 256 MB of RAM.
 func DefaultOptions() Options {
 	return Options{
-		MaxConnections:   1024,
-		MaxSessions:      10_000, // a client that makes up a new id each time ends here
-		ConnectTimeout:   10 * time.Second,
-		MaxConnectSize:   64 << 10, // a will of 60 kB; Mosquitto reads 256 MB from a stranger
-		MaxPacketSize:    1 << 20,  // a firmware chunk or a camera still; not a film
-		ReceiveMaximum:   256,      // the work of half a commit window at 500 msg/s from one client
-		MaxInflight:      256,
-		MaxQueued:        10_000,
-		MaxQueuedBytes:   8 << 20,
-		MaxOutput:        512 << 10, // about what a send buffer of Linux takes on top
-		MaxSubscriptions: 1000,
-		MaxTopicLevels:   32, // plant hierarchies have 6 to 10
-		MaxTopicAliases:  32,
-		MaxRetained:      100_000,
-		MaxRetainedBytes: 32 << 20,
-		SysInterval:      10 * time.Second, // as Mosquitto
-		WillGrace:        30 * time.Second, // a client's usual reconnect back-off
-		Version:          "holdfast",
+		MaxConnections: 1024,
+		// A cell of machines behind one router, and yet no single host that
+		// takes all the connections there are.
+		MaxConnectionsPerAddress: 256,
+		MaxSessions:              10_000, // a client that makes up a new id each time ends here
+		ConnectTimeout:           10 * time.Second,
+		MaxConnectSize:           64 << 10, // a will of 60 kB; Mosquitto reads 256 MB from a stranger
+		MaxPacketSize:            1 << 20,  // a firmware chunk or a camera still; not a film
+		ReceiveMaximum:           256,      // the work of half a commit window at 500 msg/s from one client
+		MaxInflight:              256,
+		MaxQueued:                10_000,
+		MaxQueuedBytes:           8 << 20,
+		MaxOutput:                512 << 10, // about what a send buffer of Linux takes on top
+		MaxSubscriptions:         1000,
+		MaxTopicLevels:           32, // plant hierarchies have 6 to 10
+		MaxTopicAliases:          32,
+		MaxRetained:              100_000,
+		MaxRetainedBytes:         32 << 20,
+		SysInterval:              10 * time.Second, // as Mosquitto
+		WillGrace:                30 * time.Second, // a client's usual reconnect back-off
+		Version:                  "holdfast",
 	}
 }
 
@@ -107,6 +114,7 @@ func (o Options) Validate() error {
 		v, low, upper int
 	}{
 		{"max_connections", o.MaxConnections, 1, 1_000_000},
+		{"max_connections_per_address", o.MaxConnectionsPerAddress, 0, 1_000_000},
 		{"max_sessions", o.MaxSessions, 1, 10_000_000},
 		{"max_connect_size", o.MaxConnectSize, 256, 16 << 20},
 		{"max_packet_size", o.MaxPacketSize, 1024, 268_435_460},
