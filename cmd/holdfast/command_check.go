@@ -24,9 +24,13 @@ func checkCommand() *cobra.Command {
 			if err != nil {
 				return &exitError{exitConfig, err}
 			}
+			rules, err := cfg.AccessRules()
+			if err != nil {
+				return &exitError{exitConfig, err}
+			}
 			fmt.Fprintf(c.OutOrStdout(), "%s: ok: gateway %s, %d listeners, %d uplinks, %d ports, %d devices\n",
 				file, cfg.Gateway.ID, len(cfg.Listeners), len(cfg.Uplinks), len(cfg.Ports), len(cfg.Devices))
-			for _, w := range cfg.Warnings() {
+			for _, w := range append(cfg.Warnings(), rules.Warnings()...) {
 				fmt.Fprintln(c.OutOrStdout(), "warning: "+w)
 			}
 			return nil

@@ -127,6 +127,9 @@ func (s *gatewayStatus) print(w io.Writer) error {
 	fmt.Fprintf(t, "broker\t\t%d clients, %d sessions, %d subscriptions; in %d, out %d messages; refused %d, denied %d, dropped %d\n",
 		b.Clients, b.Sessions, b.Subscriptions, b.MessagesIn, b.MessagesOut, b.Refused, b.Denied,
 		b.DroppedSlow+b.DroppedQueueFull+b.DroppedTooLarge+b.DroppedExpired)
+	a := &s.Access
+	fmt.Fprintf(t, "access\t%s\t%d users, %d rules; log-ins %d, anonymous %d, failed %d, slowed down %d\n",
+		openOrClosed(a.Closed), a.Users, a.Rules, a.Logins, a.Anonymous, a.Failures, a.Throttled)
 	if len(s.Problems) == 0 {
 		fmt.Fprintln(t, "all well")
 	}
@@ -134,6 +137,13 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		fmt.Fprintf(t, "problem\t%s\n", p)
 	}
 	return t.Flush()
+}
+
+func openOrClosed(closed bool) string {
+	if closed {
+		return "closed"
+	}
+	return "open"
 }
 
 func because(reason string) string {

@@ -17,6 +17,7 @@ import (
 	"holdfast/adapters"
 	"holdfast/adapters/reading"
 	"holdfast/broker"
+	"holdfast/broker/access"
 	"holdfast/broker/listen"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
@@ -96,6 +97,10 @@ func startPart(ctx context.Context, settings any, fn func(context.Context)) *run
 // runGateway runs the daemon until ctx ends, then stops cleanly. reload yields
 // a value for every request to read the configuration again.
 func runGateway(ctx context.Context, cfg config.Config, load func() (config.Config, error), reload <-chan os.Signal, log *slog.Logger) (err error) {
+	rules, err := cfg.AccessRules()
+	if err != nil {
+		return &exitError{exitConfig, err}
+	}
 	if err := os.MkdirAll(cfg.Gateway.Data, 0o750); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
@@ -115,7 +120,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	// The parts outlive ctx: it asks for the stop, which has its own order.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	if gw.g, err = build(life, &cfg, gw.clock, log); err != nil {
+	if gw.g, err = build(life, &cfg, rules, gw.clock, log); err != nil {
 		return err
 	}
 	var background sync.WaitGroup
@@ -294,9 +299,7 @@ func (gw *gateway) startListener(ctx context.Context, l config.Listener) (*runni
 	}
 	gw.log.Info("listening", "address", l.Address)
 	policy := l.Listener
-	if policy.Name == "" {
-		policy.Name = l.Address
-	}
+	policy.Name = l.Label()
 	r := startPart(ctx, l, func(ctx context.Context) {
 		var serving sync.WaitGroup
 		defer serving.Wait()
@@ -363,6 +366,10 @@ func (gw *gateway) applyReload(ctx context.Context, load func() (config.Config, 
 	if err != nil {
 		return err
 	}
+	rules, err := cfg.AccessRules()
+	if err != nil {
+		return err
+	}
 	gw.mu.Lock()
 	old := gw.cfg
 	gw.mu.Unlock()
@@ -371,11 +378,33 @@ func (gw *gateway) applyReload(ctx context.Context, load func() (config.Config, 
 		cfg.Gateway, cfg.Broker, cfg.Store, cfg.Control, cfg.Log = old.Gateway, old.Broker, old.Store, old.Control, old.Log
 		cfg.Resolve()
 	}
+	// Before the listeners: a new one may be meant for the new users.
+	before := gw.g.access.Replace(rules)
 	if err := gw.reconcile(ctx, cfg); err != nil {
+		gw.g.access.Replace(before)
+		gw.g.broker.Reauthorize()
 		back := gw.reconcile(ctx, old)
 		return errors.Join(fmt.Errorf("%w (went back to the previous configuration)", err), back)
 	}
+	gw.enforce(rules, before, &old, &cfg)
 	return nil
+}
+
+// enforce applies new rights to the clients that are connected: those who could
+// not connect any more as they are have to do it again, those of a listener
+// that is gone or has changed too, and what the others may receive is asked
+// anew.
+func (gw *gateway) enforce(rules, before *access.Rules, old, fresh *config.Config) {
+	changed := map[string]bool{}
+	now := listenersByAddress(fresh.Listeners)
+	for _, l := range old.Listeners {
+		changed[l.Label()] = !reflect.DeepEqual(now[l.Address], l)
+	}
+	gw.g.broker.Reauthorize()
+	n := gw.g.broker.Revoke(func(id broker.Identity) bool { return changed[id.Listener] || rules.Revokes(before, id) })
+	if n > 0 {
+		gw.log.Warn("clients have to log in again", "clients", n)
+	}
 }
 
 // fixedKeys names the sections that differ but are read only at the start.

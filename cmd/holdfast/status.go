@@ -12,6 +12,7 @@ import (
 	"holdfast/adapters"
 	"holdfast/adapters/health"
 	"holdfast/broker"
+	"holdfast/broker/access"
 	"holdfast/broker/listen"
 	"holdfast/storeforward"
 	"holdfast/storeforward/uplink"
@@ -30,6 +31,7 @@ type gatewayStatus struct {
 	Devices  []deviceStatus        `json:"devices"`
 	Buses    []busStatus           `json:"buses"`
 	Broker   broker.Status         `json:"broker"`
+	Access   access.Status         `json:"access"`
 	Listen   []listen.Status       `json:"listeners"`
 	Store    storeforward.Status   `json:"store"`
 	Readings adapters.OutboxStatus `json:"readings"`
@@ -73,6 +75,7 @@ func (gw *gateway) snapshot() gatewayStatus {
 		Time: now.Wall, Clock: clockText(now.Synchronised),
 		Uptime:   time.Since(gw.started).Seconds(),
 		Broker:   gw.g.broker.Status(),
+		Access:   gw.g.access.Status(),
 		Store:    gw.g.store.Status(),
 		Readings: gw.g.readings.Status(),
 		Reloads:  reloads,

@@ -13,6 +13,7 @@ import (
 	"holdfast/adapters/reading"
 	"holdfast/adapters/serial"
 	"holdfast/broker"
+	"holdfast/broker/access"
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/cmd/holdfast/config"
@@ -23,6 +24,7 @@ import (
 // The three columns never import each other; that they fit is proven here.
 var (
 	_ broker.Store       = (*storeforward.Store)(nil)
+	_ broker.Auth        = (*access.Access)(nil)
 	_ uplink.Local       = (*broker.Broker)(nil)
 	_ adapters.Publisher = localPublisher{}
 )
@@ -41,6 +43,7 @@ func retryable(err error) bool { return errors.Is(err, durable.ErrFull) }
 // graph is the gateway's parts, built and connected but not running.
 type graph struct {
 	store    *storeforward.Store
+	access   *access.Access
 	broker   *broker.Broker
 	monitor  *health.Monitor
 	readings *adapters.Outbox // between the buses and the broker
@@ -50,20 +53,21 @@ type graph struct {
 // build opens the store and connects the parts that live as long as the
 // process. Uplinks, listeners and buses come and go with the configuration:
 // see reconcile.
-func build(ctx context.Context, cfg *config.Config, clock *reading.Clock, log *slog.Logger) (g *graph, err error) {
+func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *reading.Clock, log *slog.Logger) (g *graph, err error) {
 	opts := cfg.Store
 	opts.ClockSynchronised = func() bool { return clock.Now().Synchronised }
 	store, err := storeforward.Open(ctx, opts, log)
 	if err != nil {
 		return nil, err
 	}
-	g = &graph{store: store}
+	g = &graph{store: store, access: access.New(rules, log)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(ctx))
 		}
 	}()
 	bopts := cfg.Broker
+	bopts.Auth = g.access
 	bopts.Version = "holdfast version " + version
 	if g.broker, err = broker.New(bopts, store, log); err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"holdfast/broker"
+	"holdfast/broker/access"
 	"holdfast/broker/listen"
 	"holdfast/broker/topic"
 	"holdfast/storeforward"
@@ -28,6 +29,8 @@ type Config struct {
 	Log       Log                       `toml:"log"`
 	Control   Control                   `toml:"control"`
 	Listeners []Listener                `toml:"listener"`
+	Access    access.Options            `toml:"access"`
+	Users     map[string]access.User    `toml:"user"`
 	Broker    broker.Options            `toml:"broker"`
 	Store     storeforward.Options      `toml:"store"`
 	Uplinks   map[string]uplink.Options `toml:"uplink"`
@@ -69,11 +72,14 @@ type Listener struct {
 	// wss://host:port, unix:///path or systemd:NAME; see [listen.ParseAddress].
 	Address string `toml:"address"`
 	broker.Listener
+	// Identity says where the user names of the clients come from.
+	Identity access.ListenerIdentity `toml:"identity"`
 	listen.Options
 }
 
 func (l *Listener) setDefaults() {
 	l.Anonymous = broker.AnonymousLoopback
+	l.Identity = access.ByPassword
 	l.Options = listen.DefaultOptions()
 }
 
@@ -104,6 +110,7 @@ func Default() Config {
 		Gateway:   Gateway{Readings: "sensors"},
 		Log:       Log{Level: "info", Format: "text"},
 		Listeners: []Listener{l},
+		Access:    access.DefaultOptions(),
 		Broker:    broker.DefaultOptions(),
 		Store:     store,
 	}
@@ -265,6 +272,7 @@ func (c *Config) Validate() error {
 			}
 		}
 	}
+	c.validateAccess(add)
 	add(c.Broker.Validate())
 	add(c.Store.Validate())
 	for _, name := range sortedKeys(c.Uplinks) {

@@ -142,7 +142,7 @@ func (c *Config) validateDevices(add func(error)) {
 
 // Warnings returns what is allowed and yet likely to end in trouble.
 func (c *Config) Warnings() []string {
-	var out []string
+	out := c.accessWarnings()
 	for _, name := range sortedKeys(c.Ports) {
 		for _, w := range c.Ports[name].Warnings() {
 			out = append(out, join("port", name)+"."+w)

@@ -13,6 +13,7 @@ import (
 
 	"holdfast/adapters/modbus"
 	"holdfast/adapters/serial"
+	"holdfast/broker/access"
 	"holdfast/storeforward/uplink"
 )
 
@@ -75,6 +76,7 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 	shown := map[string]bool{}
 	for key, want := range map[string]any{
 		"gateway": def.Gateway, "log": def.Log, "control": def.Control, "broker": def.Broker, "store": def.Store,
+		"access": def.Access, "access.rule": access.Rule{}, "user.pump-7": access.User{},
 		"listener": def.Listeners[0], "uplink.cloud": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
 		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
 		"device.weather": DefaultSerial(), "device.weather.point": defaultField(),
@@ -212,6 +214,13 @@ func TestValuesOutOfRangeNameTheirPlace(t *testing.T) {
 		"no key":        {"[[listener]]\naddress='tls://127.0.0.1:1'\ncert_file='/c'\n", `h.toml:1: listener[0].key_file: is missing`},
 		"useless key":   {"[[listener]]\naddress='tcp://127.0.0.1:1'\nkey_file='/k'\n", `h.toml:3: listener[0].key_file: is for tls:// and wss:// only`},
 		"same listener": {"[[listener]]\naddress='tcp://127.0.0.1:1'\n[[listener]]\naddress='tcp://127.0.0.1:1'\n", `h.toml:4: listener[1].address: "tcp://127.0.0.1:1" is listened on already`},
+		"identity":      {"[[listener]]\naddress='tcp://127.0.0.1:1'\nidentity='cn'\n", `h.toml:3: listener[0].identity: "cn" is not password, certificate_cn or certificate_san`},
+		"listener name": {"[[listener]]\naddress='tcp://127.0.0.1:1'\nname='a'\n[[listener]]\naddress='tcp://127.0.0.1:2'\nname='a'\n", `h.toml:6: listener[1].name: another listener is called "a" already`},
+		"access":        {"[access]\nmax_hashing=0\n", `h.toml:2: access.max_hashing: 0 is outside 1..64`},
+		"access rule":   {"[[access.rule]]\nallow=['read']\ntopics=['a/#/b']\n", `h.toml:3: access.rule[0].topics: "a/#/b": `},
+		"rule listener": {"[[access.rule]]\nallow=['read']\ntopics=['a']\nlisteners=['lna']\n[[listener]]\naddress='tcp://127.0.0.1:1'\nname='lan'\n", `h.toml:4: access.rule[0].listeners: there is no listener "lna"; did you mean "lan"?`},
+		"user password": {"[user.ann]\npassword='hunter2'\n", `h.toml:2: user.ann.password: is not a hash of a password`},
+		"user name":     {"[user.\"a:b\"]\n", `h.toml:1: user.a:b: the user name has the character U+003A in it`},
 		"uplink":        {"[uplink.c]\nurl='mqtt://h'\nwindow=0\n", `h.toml:3: uplink.c.window: 0 is outside 1..65535`},
 		"uplink url":    {"[uplink.c]\nwindow=1\n", `h.toml:1: uplink.c.url: is missing`},
 		"route":         {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='out'\nfilter='a/#/b'\n", `h.toml:5: uplink.c.route[0].filter: `},
