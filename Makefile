@@ -144,7 +144,7 @@ fuzz: ## every fuzz target for FUZZTIME=30s each
 
 .PHONY: lint
 lint: golangci-lint ## golangci-lint over the whole tree
-	GOFLAGS="$${GOFLAGS:-} -trimpath" $(BIN)/golangci-lint run ./...
+	GOFLAGS="$${GOFLAGS:-} -trimpath" $(BIN)/golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: fmt
 fmt: golangci-lint ## gofumpt and the order of imports
