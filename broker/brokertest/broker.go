@@ -64,6 +64,13 @@ func Start(tb testing.TB, store *MemoryStore, change ...func(*broker.Options)) *
 		tb.Fatal(err)
 	}
 	b.Addr = l.Addr().String()
+	b.ServeOn(tb, l)
+	return b
+}
+
+// ServeOn serves one more listener until the test ends.
+func (b *Broker) ServeOn(tb testing.TB, l net.Listener) {
+	tb.Helper()
 	served := make(chan error, 1)
 	go func() { served <- b.Serve(context.Background(), l, broker.Listener{Name: "test"}) }()
 	tb.Cleanup(func() {
@@ -72,7 +79,6 @@ func Start(tb testing.TB, store *MemoryStore, change ...func(*broker.Options)) *
 			tb.Errorf("serve: %v", err)
 		}
 	})
-	return b
 }
 
 // Stop shuts the broker down; again is no error.
