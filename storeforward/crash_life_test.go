@@ -62,6 +62,9 @@ func (w *world) unknown() {
 func (w *world) drain() error {
 	w.disk.Heal()
 	for _, p := range w.peers {
+		if p.conn != nil && w.c.pick(2, "stay") == 0 {
+			continue // as it is, with what it has been promised to be told
+		}
 		p.conn = w.connect(p, 50)
 		if err := w.s.Attach(p.q, p.conn); err != nil {
 			return err
@@ -177,6 +180,9 @@ func (w *world) run() (err error) {
 		if err != nil {
 			return errors.Join(append(w.errs, err)...)
 		}
+	}
+	for range w.c.pick(20, "last steps") {
+		w.step()
 	}
 	if err := w.drain(); err != nil {
 		return errors.Join(append(w.errs, err)...)

@@ -39,7 +39,7 @@ func (w *world) pump() {
 // step does one random thing.
 func (w *world) step() {
 	w.pump()
-	switch w.c.pick(22, "step") {
+	switch w.c.pick(23, "step") {
 	case 0, 1, 2, 3, 4:
 		w.publish()
 	case 5, 6:
@@ -62,6 +62,8 @@ func (w *world) step() {
 		w.comeAndGo()
 	case 21:
 		w.publishToGuest()
+	case 22:
+		w.reconnectInTrouble()
 	}
 	if w.c.pick(3, "settle") > 0 {
 		w.settleAll()
@@ -239,6 +241,17 @@ func (w *world) reconnect() {
 		return
 	}
 	p.conn = c
+}
+
+// reconnectInTrouble changes connections while what they did waits for the disk.
+func (w *world) reconnectInTrouble() {
+	w.disk.FailWrites(0, 1+w.c.pick(4, "times"))
+	for range 1 + w.c.pick(6, "moves") {
+		w.move()
+	}
+	for range 1 + w.c.pick(3, "reconnects") {
+		w.reconnect()
+	}
 }
 
 // move lets a connection read, send or acknowledge something.

@@ -221,6 +221,13 @@ func (s *Store) state2(id durable.QueueID, seq durable.Seq, state byte, done fun
 // come again with its old state. Its row stays until the cursor has passed it,
 // so that it never comes again though older ones are unfinished.
 func (s *Store) finish2Locked(q *queue, seq durable.Seq, also func(d *db) error, done func(error)) {
+	st := q.stream(2)
+	var size uint32
+	if i := st.find(seq); i >= 0 {
+		size = st.out[i].size
+	} else if d2 := st.deliveries[seq]; d2 != nil {
+		size = d2.size
+	}
 	s.op2Locked(q, func(d *db) error {
 		if also != nil {
 			if err := also(d); err != nil {
@@ -230,11 +237,27 @@ func (s *Store) finish2Locked(q *queue, seq durable.Seq, also func(d *db) error,
 		return d.exec(`INSERT INTO delivery2 (queue, seq, packet_id, state) VALUES (?, ?, 0, ?)
 			ON CONFLICT (queue, seq) DO UPDATE SET state = excluded.state`, int64(q.id), int64(seq), int64(stateDone))
 	}, func() {
-		if d2 := q.stream(2).deliveries[seq]; d2 != nil {
+		if d2 := st.deliveries[seq]; d2 != nil {
 			d2.state = stateDone
 		}
-		s.finishLocked(q, 2, seq) // it has left the tail: there is nobody to tell
+		if st.find(seq) >= 0 {
+			s.finishLocked(q, 2, seq) // it has left the tail: there is nobody to tell
+		} else {
+			// Another recipient has been attached meanwhile and reads it
+			// only now: it must not come again.
+			s.finishUnreadLocked(st, seq, size)
+		}
 	}, done)
+}
+
+// finishUnreadLocked ends a delivery with a row that nobody has in hands.
+func (s *Store) finishUnreadLocked(st *stream, seq durable.Seq, size uint32) {
+	if !st.finishUnread(seq, size) {
+		return
+	}
+	s.counts.messages--
+	s.counts.bytes -= int64(size)
+	s.storedFinishedLocked(st)
 }
 
 // op2Locked queues a change of the QoS 2 state of a queue.
@@ -243,6 +266,9 @@ func (s *Store) op2Locked(q *queue, run func(d *db) error, apply func(), done fu
 	round := q.stream(2).round
 	s.opLocked(run, func() {
 		q.ops--
+		if s.queues[q.id] != q {
+			return // it has ended, and is no longer counted
+		}
 		apply()
 		st := q.stream(2)
 		if st.round != round && st.hold > 0 {

@@ -82,8 +82,8 @@ type stream struct {
 	// round grows with every Attach and Detach, so that a Read that was
 	// looking at rows meanwhile notices.
 	round uint64
-	// hold is the number of changes by an earlier recipient that must be
-	// durable before deliveries of QoS 2 are read again.
+	// hold is, of the QoS 2 stream, the number of changes by an earlier
+	// recipient that must be durable before it is read again.
 	hold int
 	// inCommit says that the commit under way has messages for the stream.
 	inCommit bool
@@ -157,17 +157,18 @@ func (st *stream) finish(seq durable.Seq) bool {
 	return true
 }
 
-// finishUnread is finish for a delivery that nobody has in hands.
-func (st *stream) finishUnread(seq durable.Seq, size uint32) {
-	if st.finish(seq) {
-		return
+// finishUnread is finish for a delivery that nobody need have in hands.
+func (st *stream) finishUnread(seq durable.Seq, size uint32) bool {
+	if st.find(seq) >= 0 {
+		return st.finish(seq)
 	}
 	if _, ok := st.finished[seq]; ok || seq <= st.cursor {
-		return
+		return false
 	}
 	st.finished[seq] = struct{}{}
 	st.q.messages--
 	st.q.bytes -= int64(size)
+	return true
 }
 
 // advance moves the cursor over finished deliveries.
@@ -201,5 +202,7 @@ func (st *stream) reset() {
 	st.pos = st.cursor
 	st.live, st.waiting = false, false
 	st.round++
-	st.hold = st.q.ops
+	if st.qos == 2 {
+		st.hold = st.q.ops
+	}
 }

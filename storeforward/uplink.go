@@ -78,13 +78,11 @@ func (s *Store) ResetUplink(id durable.QueueID, done func(error)) {
 func (s *Store) resetUplinkLocked(q *queue) {
 	clear(q.inbound)
 	st := q.stream(2)
-	messages, bytes := q.messages, q.bytes
 	for seq, d2 := range st.deliveries {
 		switch d2.state {
 		case stateReleased:
 			d2.state = stateDone
-			st.finishUnread(seq, d2.size)
-			s.storedFinishedLocked(st)
+			s.finishUnreadLocked(st, seq, d2.size)
 		case stateSent:
 			delete(st.deliveries, seq)
 			if !d2.fresh || st.find(seq) >= 0 {
@@ -92,8 +90,6 @@ func (s *Store) resetUplinkLocked(q *queue) {
 			}
 		}
 	}
-	s.counts.messages -= messages - q.messages
-	s.counts.bytes -= bytes - q.bytes
 }
 
 // SessionState returns the uplink's own mark, as last set.
