@@ -371,6 +371,11 @@ func (w *storeWaits) wait() error {
 func (x *connecting) accept() error {
 	c, p, o := x.c, x.p, &x.c.b.opts
 	c.session, c.will = x.session, x.will
+	// Before anybody can see the connection end: a takeover right behind the
+	// CONNACK must find the session's lifetime, or it would end the session.
+	x.session.mu.Lock()
+	x.session.expiry = x.expiry
+	x.session.mu.Unlock()
 	c.window = o.MaxInflight
 	if n := p.Properties.ReceiveMaximum; n > 0 {
 		c.window = min(c.window, int(n))
