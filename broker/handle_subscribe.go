@@ -120,8 +120,8 @@ func (c *conn) handRetained(sub *subscription) {
 	r := &c.b.retained
 	r.mu.Lock()
 	for _, m := range r.matchingLocked(sub.inner) {
-		if !c.b.mayReceive(s, m.Topic) {
-			continue
+		if !c.b.mayReceive(s, m.Topic) || sub.NoLocal && m.From == s.clientID {
+			continue // MQTT 5.0 §3.8.3.1 [MQTT-3.8.3-3]
 		}
 		if qos := min(m.QoS, sub.QoS); qos > 0 && s.queue != 0 {
 			c.keepRetained(m, durable.Claim{Queue: s.queue, QoS: qos, Retain: true, SubscriptionIDs: ids})
