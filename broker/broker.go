@@ -339,8 +339,12 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	reason := packet.ReasonServerShuttingDown
+	if b.opts.ServerReference != "" {
+		reason = packet.ReasonUseAnotherServer
+	}
 	for _, c := range conns {
-		c.end(packet.ReasonServerShuttingDown, "the gateway stops", false)
+		c.end(reason, "the gateway stops", false)
 	}
 	cut := context.AfterFunc(ctx, func() {
 		for _, c := range conns {

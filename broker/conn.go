@@ -42,6 +42,7 @@ type conn struct {
 	maxPacket int           // the client's maximum packet size, 0 for none
 	window    int           // QoS 1 and 2 deliveries it may have unacknowledged
 	aliases   []string      // topic alias -> topic name, [0] unused
+	given     givenAliases  // guarded by session.mu
 	will      *will
 	normal    bool // a DISCONNECT without error has come
 
@@ -218,18 +219,33 @@ func protocolError(t packet.Type, field, detail string) error {
 }
 
 // reply queues an answer, to be flushed at the end of the batch.
-func (c *conn) reply(p packet.Packet) error {
-	if !c.out.packet(&c.cork, p, c.version) {
+func (c *conn) reply(p packet.Packet) error { return c.send(&c.cork, p) }
+
+// tell queues a packet from any goroutine and flushes. When it cannot, it has
+// ended the connection.
+func (c *conn) tell(p packet.Packet) { _ = c.send(nil, p) }
+
+// send queues a packet the client waits for. One that is larger than the client
+// takes may not be sent, and without it the client would wait for ever.
+func (c *conn) send(k *cork, p packet.Packet) error {
+	if !c.fits(p) {
+		c.end(packet.ReasonPacketTooLarge, p.Type().String()+" is larger than the client takes", false)
+		return errEnded
+	}
+	if !c.out.packet(k, p, c.version) {
 		return c.overrun()
 	}
 	return nil
 }
 
-// tell queues a packet from any goroutine and flushes.
-func (c *conn) tell(p packet.Packet) {
-	if !c.out.packet(nil, p, c.version) {
-		_ = c.overrun()
+// fits says whether the client takes a packet of that size
+// (MQTT 5.0 §3.1.2.11.4 [MQTT-3.1.2-24]).
+func (c *conn) fits(p packet.Packet) bool {
+	if c.maxPacket == 0 {
+		return true
 	}
+	b, err := p.AppendTo(nil, c.version)
+	return err == nil && len(b) <= c.maxPacket
 }
 
 // overrun ends a connection whose client does not read.
@@ -253,9 +269,7 @@ func (c *conn) acknowledge(a *ack, k *cork) {
 	} else {
 		p = &packet.Pubrec{PacketID: a.packetID, Reason: a.reason}
 	}
-	if !c.out.packet(k, p, c.version) {
-		_ = c.overrun()
-	}
+	_ = c.send(k, p)
 }
 
 // storeFailed ends a connection whose request could not be made durable; it is
@@ -280,20 +294,32 @@ func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
 	// Before the CONNACK no DISCONNECT may be sent (MQTT 5.0 §3.14
 	// [MQTT-3.14.0-1]).
 	if !silent && c.connected.Load() && c.version == packet.V5 {
-		p := &packet.Disconnect{Reason: reason}
-		p.Properties.ReasonString = detail
-		b, err := p.AppendTo(nil, c.version)
-		if err != nil {
-			// Not every code may be in a DISCONNECT (MQTT 5.0 table 3-10).
-			p.Reason = packet.ReasonUnspecified
-		}
-		if c.maxPacket > 0 && len(b) > c.maxPacket {
-			p.Properties.ReasonString = "" // MQTT 5.0 §3.14.2.2.3 [MQTT-3.14.2-3]
-		}
-		c.out.packet(nil, p, c.version)
+		c.out.seal(c.goodbye(reason, detail), c.version)
+	} else {
+		c.out.seal(nil, c.version)
 	}
 	close(c.quit)
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// goodbye is the DISCONNECT with that reason; nil if the client takes none.
+func (c *conn) goodbye(reason packet.ReasonCode, detail string) packet.Packet {
+	p := &packet.Disconnect{Reason: reason}
+	p.Properties.ReasonString = detail
+	if reason == packet.ReasonUseAnotherServer {
+		p.Properties.ServerReference = c.b.opts.ServerReference // MQTT 5.0 §4.11
+	}
+	if _, err := p.AppendTo(nil, c.version); err != nil {
+		// Not every code may be in a DISCONNECT (MQTT 5.0 table 3-10).
+		p.Reason = packet.ReasonUnspecified
+	}
+	if !c.fits(p) {
+		p.Properties = packet.Properties{} // MQTT 5.0 §3.14.2.2.3 [MQTT-3.14.2-3]
+	}
+	if !c.fits(p) {
+		return nil
+	}
+	return p
 }
 
 // endBy ends the connection for the error its reader met.

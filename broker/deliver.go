@@ -68,7 +68,7 @@ const (
 
 // publish queues a PUBLISH.
 func (c *conn) publish(k *cork, f *frames, how form) outcome {
-	if c.version == packet.V5 && len(how.subIDs) > 0 {
+	if c.version == packet.V5 && (len(how.subIDs) > 0 || c.given.limit > 0) {
 		return c.publishAlone(k, f, how)
 	}
 	s := f.share(c.version, how.qos)
@@ -86,6 +86,9 @@ func (c *conn) publish(k *cork, f *frames, how form) outcome {
 func (c *conn) publishAlone(k *cork, f *frames, how form) outcome {
 	p := f.publish(how.qos)
 	p.Dup, p.Retain, p.PacketID, p.SubscriptionIDs = how.dup, how.retain, how.id, how.subIDs
+	if c.given.limit > 0 {
+		c.alias(&p, f.m.Topic)
+	}
 	if c.maxPacket > 0 && p.Size(c.version) > c.maxPacket {
 		return tooLarge
 	}

@@ -36,6 +36,7 @@ func (c *conn) handshake(ctx context.Context) error {
 		return errEnded
 	}
 	c.version = connect.Version
+	c.maxPacket = int(min(connect.Properties.MaximumPacketSize, math.MaxInt32))
 	x := &connecting{c: c, p: connect}
 	if reason := x.check(ctx); reason.Failed() {
 		return c.refuse(reason)
@@ -84,7 +85,15 @@ func (c *conn) refuse(reason packet.ReasonCode) error {
 			// Not every code may be in a CONNACK (MQTT 5.0 table 3-1).
 			ack.Reason = packet.ReasonUnspecified
 		}
-		c.out.packet(nil, ack, c.version)
+		if reason == packet.ReasonUseAnotherServer {
+			ack.Properties.ServerReference = c.b.opts.ServerReference // MQTT 5.0 §4.11
+		}
+		if !c.fits(ack) {
+			ack.Properties = packet.Properties{}
+		}
+		if c.fits(ack) {
+			c.out.packet(nil, ack, c.version)
+		}
 	}
 	c.end(reason, "connect refused", false)
 	return errEnded
@@ -126,6 +135,9 @@ func (x *connecting) check(ctx context.Context) packet.ReasonCode {
 		return packet.ReasonClientIDNotValid // MQTT 3.1 §3.1
 	}
 	if c.b.full() {
+		if c.b.opts.ServerReference != "" {
+			return packet.ReasonUseAnotherServer
+		}
 		return packet.ReasonServerBusy
 	}
 	if p.Properties.AuthMethod != "" {
@@ -135,6 +147,11 @@ func (x *connecting) check(ctx context.Context) packet.ReasonCode {
 		return reason
 	}
 	x.expiry = x.sessionExpiry()
+	if !c.fits(x.connack()) {
+		// It cannot be told what it has to know (MQTT 5.0 §3.1.2.11.4
+		// [MQTT-3.1.2-24]).
+		return packet.ReasonImplementationSpecific
+	}
 	return x.checkWill()
 }
 
@@ -207,6 +224,9 @@ func (x *connecting) checkWill() packet.ReasonCode {
 	if reserved(w.Topic) || !x.c.mayPublish(w.Topic) {
 		x.c.b.count.denied.Add(1)
 		return packet.ReasonNotAuthorized
+	}
+	if o.CheckPayloadFormat && w.Properties.PayloadFormat == 1 && !utf8.Valid(w.Payload) {
+		return packet.ReasonPayloadFormatInvalid // MQTT 5.0 §3.1.3.2.3
 	}
 	made, err := newWill(w, x.clientID)
 	if err != nil {
@@ -380,17 +400,13 @@ func (x *connecting) accept() error {
 	if n := p.Properties.ReceiveMaximum; n > 0 {
 		c.window = min(c.window, int(n))
 	}
-	c.maxPacket = int(min(p.Properties.MaximumPacketSize, math.MaxInt32))
+	c.given.limit = min(int(p.Properties.TopicAliasMaximum), o.MaxTopicAliases)
 	c.reader.SetMax(o.MaxPacketSize)
 
+	ack := x.connack()
 	keepAlive := p.KeepAlive
-	ack := &packet.Connack{SessionPresent: x.present}
-	if p.Version == packet.V5 {
-		if limit := uint16(o.MaxKeepAlive / time.Second); limit > 0 && (keepAlive == 0 || keepAlive > limit) {
-			keepAlive = limit
-			ack.Properties.ServerKeepAlive = &limit
-		}
-		x.promise(&ack.Properties)
+	if limit := ack.Properties.ServerKeepAlive; limit != nil {
+		keepAlive = *limit
 	}
 	c.silence = time.Duration(keepAlive) * time.Second * 3 / 2
 	if err := c.deadline(time.Time{}); err != nil {
@@ -410,9 +426,21 @@ func (x *connecting) accept() error {
 	return nil
 }
 
+// connack is the CONNACK of a client that is let in.
+func (x *connecting) connack() *packet.Connack {
+	ack := &packet.Connack{SessionPresent: x.present}
+	if x.p.Version == packet.V5 {
+		x.promise(&ack.Properties)
+	}
+	return ack
+}
+
 // promise fills in what a CONNACK tells a 5.0 client (MQTT 5.0 §3.2.2.3).
 func (x *connecting) promise(to *packet.Properties) {
 	o := &x.c.b.opts
+	if limit := uint16(o.MaxKeepAlive / time.Second); limit > 0 && (x.p.KeepAlive == 0 || x.p.KeepAlive > limit) {
+		to.ServerKeepAlive = &limit
+	}
 	if asked := x.p.Properties.SessionExpiry; asked != nil && *asked != x.expiry {
 		to.SessionExpiry = &x.expiry
 	}
@@ -423,5 +451,8 @@ func (x *connecting) promise(to *packet.Properties) {
 	to.TopicAliasMaximum = uint16(o.MaxTopicAliases)
 	if x.assigned {
 		to.AssignedClientID = x.clientID
+	}
+	if x.p.Properties.RequestResponseInfo == 1 { // [MQTT-3.1.2-28]
+		to.ResponseInfo = o.ResponseInformation
 	}
 }

@@ -3,6 +3,7 @@ package broker
 import (
 	"errors"
 	"time"
+	"unicode/utf8"
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
@@ -62,6 +63,9 @@ func (c *conn) handlePublish(p *packet.Publish) error {
 	if reserved(plan.topic) || !c.mayPublish(plan.topic) {
 		return c.deny(p)
 	}
+	if b.opts.CheckPayloadFormat && !formatted(p) {
+		return c.answer(p, packet.ReasonPayloadFormatInvalid)
+	}
 	switch p.QoS {
 	case 0:
 		return c.publishAtMostOnce(p, plan)
@@ -99,6 +103,16 @@ func (c *conn) resolveAlias(p *packet.Publish) error {
 	}
 	p.Topic = append(p.Topic, c.aliases[n]...)
 	return nil
+}
+
+// formatted says whether the payload is what its format indicator says
+// (MQTT 5.0 §3.3.2.3.2).
+func formatted(p *packet.Publish) bool {
+	if len(p.Properties) == 0 || utf8.Valid(p.Payload) {
+		return true
+	}
+	says, err := packet.ParsePublishProperties(p.Properties)
+	return err == nil && says.PayloadFormat == 0
 }
 
 // message copies a PUBLISH out of the reader's buffer: payload and properties

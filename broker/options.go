@@ -58,8 +58,9 @@ type Options struct {
 	MaxSubscriptions int `toml:"max_subscriptions"`
 	// MaxTopicLevels is how many levels a topic name or filter may have.
 	MaxTopicLevels int `toml:"max_topic_levels"`
-	// MaxTopicAliases is how many topic aliases a client may set, each of
-	// which pins a topic name in RAM (MQTT 5.0 §3.2.2.3.8). 0 allows none.
+	// MaxTopicAliases is how many topic aliases a client may set, and how many
+	// of those it allows us we use. Each pins a topic name in RAM
+	// (MQTT 5.0 §3.2.2.3.8). 0 allows none.
 	MaxTopicAliases int `toml:"max_topic_aliases"`
 	// MaxRetained is how many retained messages are kept.
 	MaxRetained int `toml:"max_retained"`
@@ -71,6 +72,16 @@ type Options struct {
 	// WillGrace is how long after a start the wills kept from before it wait
 	// at least for their clients to return.
 	WillGrace time.Duration `toml:"will_grace"`
+	// CheckPayloadFormat refuses messages whose payload format indicator says
+	// UTF-8 and whose payload is none, with 0x99 (MQTT 5.0 §3.3.2.3.2).
+	CheckPayloadFormat bool `toml:"check_payload_format"`
+	// ResponseInformation is told to MQTT 5.0 clients that ask for it: where
+	// they may have answers sent to (MQTT 5.0 §3.2.2.3.15). Empty: nothing.
+	ResponseInformation string `toml:"response_information"`
+	// ServerReference is where MQTT 5.0 clients are sent, with 0x9C, when
+	// there is no room for them here and when this gateway stops
+	// (MQTT 5.0 §4.11). Empty: nowhere.
+	ServerReference string `toml:"server_reference"`
 
 	// Auth decides who may connect and what they may do. Nil: everybody whom
 	// the listener's policy lets in anonymously may do everything but

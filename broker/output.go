@@ -35,7 +35,8 @@ type output struct {
 	flushing bool    // guarded by mu; the flusher runs
 	corked   bool    // guarded by mu; a cork will flush
 	refused  bool    // guarded by mu; somebody waits for drained
-	closed   bool    // guarded by mu; nothing is taken any more
+	sealed   bool    // guarded by mu; what is queued is the last
+	closed   bool    // guarded by mu; nothing is taken or written any more
 	idle     sync.Cond
 }
 
@@ -61,8 +62,11 @@ func (o *output) room() bool {
 }
 
 func (o *output) roomLocked() bool {
-	if o.closed || o.sizeLocked() < o.limit {
-		return !o.closed
+	if o.closed || o.sealed {
+		return false
+	}
+	if o.sizeLocked() < o.limit {
+		return true
 	}
 	o.refused = true
 	return false
@@ -74,13 +78,10 @@ func (o *output) roomLocked() bool {
 func (o *output) queue(k *cork, encode func(b []byte) []byte) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed || o.sizeLocked() > o.limit+controlRoom {
+	if o.closed || o.sealed || o.sizeLocked() > o.limit+controlRoom {
 		return false
 	}
-	if o.buf == nil {
-		o.buf, _ = buffers.Get().(*[]byte)
-	}
-	*o.buf = encode(*o.buf)
+	o.appendLocked(encode)
 	if k == nil {
 		o.flushLocked()
 	} else if !o.corked {
@@ -88,6 +89,28 @@ func (o *output) queue(k *cork, encode func(b []byte) []byte) bool {
 		k.outputs = append(k.outputs, o)
 	}
 	return true
+}
+
+func (o *output) appendLocked(encode func(b []byte) []byte) {
+	if o.buf == nil {
+		o.buf, _ = buffers.Get().(*[]byte)
+	}
+	*o.buf = encode(*o.buf)
+}
+
+// seal queues p, unless it is nil, behind everything else and takes nothing
+// after it (MQTT 5.0 §3.14.4 [MQTT-3.14.4-1]).
+func (o *output) seal(p packet.Packet, v packet.Version) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.sealed {
+		return
+	}
+	o.sealed = true
+	if p != nil {
+		o.appendLocked(encoder(p, v))
+	}
+	o.flushLocked()
 }
 
 func (o *output) flushLocked() {
@@ -143,10 +166,14 @@ func (o *output) finish() {
 // packet queues a control packet. What cannot be encoded is a mistake of ours:
 // it is left out, and the test that made it fails on its absence.
 func (o *output) packet(k *cork, p packet.Packet, v packet.Version) bool {
-	return o.queue(k, func(b []byte) []byte {
+	return o.queue(k, encoder(p, v))
+}
+
+func encoder(p packet.Packet, v packet.Version) func(b []byte) []byte {
+	return func(b []byte) []byte {
 		b, _ = p.AppendTo(b, v)
 		return b
-	})
+	}
 }
 
 // cork collects the outputs to flush once a batch of packets has been handled.

@@ -53,10 +53,12 @@ func TestShutdown(t *testing.T) {
 	b.ServeConn(nopConn{}, broker.Listener{}) // too late: closed, not served
 }
 
-// nopConn is a connection that may only be closed.
+// nopConn is a connection from nowhere that may only be closed.
 type nopConn struct{ net.Conn }
 
 func (nopConn) Close() error { return nil }
+
+func (nopConn) RemoteAddr() net.Addr { return nil }
 
 // TestShutdownCutsWhoDoesNotRead: the deadline holds whatever clients do.
 func TestShutdownCutsWhoDoesNotRead(t *testing.T) {

@@ -310,6 +310,16 @@ func (c *Client) Rest() []*packet.Publish {
 	return rest
 }
 
+// All returns the packets of any type that have come and that no test has taken
+// yet.
+func (c *Client) All() []packet.Packet {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.inbox
+	c.inbox = nil
+	return all
+}
+
 // ID returns a packet id this client has not used.
 func (c *Client) ID() uint16 {
 	c.mu.Lock()

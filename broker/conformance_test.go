@@ -1,0 +1,167 @@
+package broker_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"holdfast/broker"
+	"holdfast/broker/brokertest"
+	"holdfast/broker/packet"
+)
+
+// rules are sentences about what a broker does, each played against one. The
+// tables in testdata/statements say which statements of the specifications a
+// sentence proves.
+type rules map[string]rule
+
+// rule is one sentence, in the versions it is about.
+type rule struct {
+	versions []packet.Version // nil: all
+	options  func(*broker.Options)
+	play     func(s *scene)
+}
+
+var (
+	since311 = []packet.Version{packet.V311, packet.V5}
+	only31   = []packet.Version{packet.V31}
+	only5    = []packet.Version{packet.V5}
+)
+
+func (rs rules) test(t *testing.T) {
+	t.Helper()
+	for sentence, r := range rs {
+		versions := r.versions
+		if versions == nil {
+			versions = []packet.Version{packet.V31, packet.V311, packet.V5}
+		}
+		t.Run(sentence, func(t *testing.T) {
+			for _, v := range versions {
+				t.Run(v.String(), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						s := &scene{T: t, v: v, gate: new(gate)}
+						s.b = brokertest.New(t, nil, func(o *broker.Options) {
+							o.Auth = s.gate
+							if r.options != nil {
+								r.options(o)
+							}
+						})
+						r.play(s)
+					})
+				})
+			}
+		})
+	}
+}
+
+// scene is a broker and the version its clients speak.
+type scene struct {
+	*testing.T
+
+	b    *brokertest.Broker
+	v    packet.Version
+	gate *gate
+}
+
+// gate is an Auth that lets everybody do everything, until told otherwise.
+// Tests set its fields while the broker is at rest.
+type gate struct {
+	refuse packet.ReasonCode // answer to CONNECT
+	deny   string            // topic nobody has a right to
+	hold   chan struct{}     // publishing to "hold" waits for it to close
+}
+
+func (g *gate) Authenticate(context.Context, broker.ConnInfo) (broker.Identity, packet.ReasonCode) {
+	return broker.Identity{}, g.refuse
+}
+
+func (g *gate) Authorize(_ broker.Identity, action broker.Action, topic string) bool {
+	if topic == "hold" && action == broker.ActionPublish && g.hold != nil {
+		<-g.hold
+	}
+	return g.deny == "" || topic != g.deny
+}
+
+// clean asks for a session that ends with the connection.
+func (s *scene) clean(id string) *packet.Connect {
+	return &packet.Connect{Version: s.v, ClientID: id, CleanStart: true}
+}
+
+// kept asks for a session that outlives the connection, and for the one there
+// is.
+func (s *scene) kept(id string) *packet.Connect { return brokertest.Keep(s.clean(id), 600) }
+
+func (s *scene) connect(p *packet.Connect) *brokertest.Client {
+	s.Helper()
+	c := brokertest.Connect(s.T, s.b.Pipe(), p)
+	synctest.Wait()
+	return c
+}
+
+// manual is connect, for a client that acknowledges only what the test does.
+func (s *scene) manual(p *packet.Connect) *brokertest.Client {
+	s.Helper()
+	c := brokertest.Raw(s.T, s.b.Pipe(), p.Version)
+	c.SetManual(true)
+	if got := c.Try(p); got.Reason != 0 {
+		s.Fatalf("CONNACK to %s: %v", p.ClientID, got.Reason)
+	}
+	synctest.Wait()
+	return c
+}
+
+// raw is a connection on which nothing has been sent.
+func (s *scene) raw() *brokertest.Client {
+	s.Helper()
+	return brokertest.Raw(s.T, s.b.Pipe(), s.v)
+}
+
+// leave cuts the connection, and waits until the broker has noticed.
+func (s *scene) leave(c *brokertest.Client) {
+	s.Helper()
+	c.Kill()
+	synctest.Wait()
+}
+
+// nothing says that the client has got nothing the test has not taken.
+func (s *scene) nothing(c *brokertest.Client) {
+	s.Helper()
+	synctest.Wait()
+	if got := c.Silent(); len(got) > 0 {
+		s.Errorf("got %v %v, want nothing", got[0].Type(), got[0])
+	}
+}
+
+// payloads says that these messages came, in this order, and no others.
+func (s *scene) payloads(c *brokertest.Client, want ...string) {
+	s.Helper()
+	if got := c.Messages(len(want)); strings.Join(got, "|") != strings.Join(want, "|") {
+		s.Errorf("got %q, want %q", got, want)
+	}
+	s.nothing(c)
+}
+
+// ended says that the broker closed the connection, in 5.0 with that reason.
+func (s *scene) ended(c *brokertest.Client, want packet.ReasonCode) {
+	s.Helper()
+	got, told := c.Ended()
+	if told != (s.v == packet.V5) || told && got != want {
+		s.Errorf("DISCONNECT %v (sent: %v), want %v", got, told, want)
+	}
+}
+
+func equal[T comparable](s *scene, what string, got, want T) {
+	s.Helper()
+	if got != want {
+		s.Errorf("%s is %v, want %v", what, got, want)
+	}
+}
+
+// text is a UTF-8 string in wire form.
+func text(s string) string { return string([]byte{byte(len(s) >> 8), byte(len(s))}) + s }
+
+// frame is a small packet in wire form.
+func frame(first byte, body string) []byte {
+	return append([]byte{first, byte(len(body))}, body...)
+}
