@@ -42,6 +42,9 @@ func (f *peerFlag) Set(s string) error {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == "null" {
+		return runNull(ctx, args[1:], stderr)
+	}
 	fs := flag.NewFlagSet("holdfast-bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	var peers peerFlag

@@ -32,7 +32,7 @@ var layers = map[string]struct {
 	"broker/client": {own: []string{"broker/message", "broker/packet", "broker/topic"}},
 
 	// broker: local clients.
-	"broker":            {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}},
+	"broker":            {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}, third: []string{"golang.org/x/sys"}},
 	"broker/access":     {own: []string{"broker", "broker/message", "broker/packet", "broker/topic"}, third: []string{"golang.org/x/crypto"}},
 	"broker/brokertest": {own: []string{"broker/..."}},
 	"broker/listen":     {third: []string{"github.com/coder/websocket", "github.com/coreos/go-systemd/v22"}},
@@ -59,7 +59,7 @@ var layers = map[string]struct {
 	"cmd/holdfast/demo":    {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "cmd/holdfast/console", "storeforward/..."}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 
 	// The load generator knows bytes, no broker.
-	"cmd/holdfast-bench": {own: []string{"broker/packet"}},
+	"cmd/holdfast-bench": {own: []string{"broker/packet"}, third: []string{"golang.org/x/sys"}},
 
 	// A tool of the packagers: what is inside the binary, and its licences.
 	"packaging/modules": {},
