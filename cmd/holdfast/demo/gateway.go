@@ -8,9 +8,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
-	"text/template"
 	"time"
 
 	"holdfast/cmd/holdfast/console"
@@ -98,30 +98,23 @@ func (s *status) device(name string) deviceStatus {
 	return deviceStatus{Name: name, State: "unknown"}
 }
 
-// configText is the gateway's configuration, which is also an example.
-var configText = template.Must(template.New("config").Funcs(template.FuncMap{"toml": tomlString}).Parse(`# Written by "holdfast demo".
+// configText is the gateway's configuration, which is also an example. What
+// stands in ${...} is filled in by newSite. (Package text/template would make
+// the whole program a tenth larger: with it the linker keeps every method.)
+const configText = `# Written by "holdfast demo".
 [gateway]
-id = {{toml .ID}}
-data = {{toml .Data}}
+id = ${ID}
+data = ${Data}
 
 [control]
-socket = {{toml .Socket}}
+socket = ${Socket}
 
 [[listener]]
-address = {{toml .Listen}}
+address = ${Listen}
 
 [uplink.cloud]
-url = {{toml .URL}}
-{{- if .ServerName}}
-server_name = {{toml .ServerName}}
-{{- end}}
-{{- if .Username}}
-username = "env:HOLDFAST_DEMO_USERNAME"
-{{- end}}
-{{- if .Password}}
-password = "env:HOLDFAST_DEMO_PASSWORD"
-{{- end}}
-keep_alive = "5s"          # so short only because a minute is all we have
+url = ${URL}
+${Secrets}keep_alive = "5s"          # so short only because a minute is all we have
 connect_timeout = "3s"
 reconnect_min = "200ms"
 reconnect_max = "1s"
@@ -131,73 +124,76 @@ session_expiry = "10m"
 [[uplink.cloud.route]]
 direction = "out"
 filter = "sensors/#"
-prefix = {{toml .Prefix}}
+prefix = ${Prefix}
 qos = 1
 
 [[uplink.cloud.route]]
 direction = "out"
 filter = "meters/#"
-prefix = {{toml .Prefix}}
+prefix = ${Prefix}
 qos = 2
 
 [[uplink.cloud.route]]
 direction = "in"
 filter = "commands/#"
-prefix = {{toml .Prefix}}
+prefix = ${Prefix}
 qos = 2
 
 [port.rs485]
-device = {{toml .Meter}}
+device = ${Meter}
 driver = "bugst"
 baud = 19200
 
 [port.line]
-device = {{toml .Sensor}}
+device = ${Sensor}
 driver = "tarm"
 baud = 9600
 
-[device.{{.MeterName}}]
+[device.${MeterName}]
 adapter = "modbus"
 port = "rs485"
-unit = {{.MeterUnit}}
-every = "{{.MeterEvery}}"
+unit = ${MeterUnit}
+every = ${MeterEvery}
 order = "CDAB"
-[[device.{{.MeterName}}.point]]
+[[device.${MeterName}.point]]
 name = "flow"
 register = "holding:100"
 type = "float32"
 unit = "l/min"
 decimals = 2
-[[device.{{.MeterName}}.point]]
+[[device.${MeterName}.point]]
 name = "pressure"
 register = "holding:102"
 type = "float32"
 unit = "bar"
 decimals = 3
-[[device.{{.MeterName}}.point]]
+[[device.${MeterName}.point]]
 name = "polls"
 register = "holding:104"
 type = "uint32"
 
-[device.{{.SensorName}}]
+[device.${SensorName}]
 adapter = "serial"
 port = "line"
 pattern = '^T=(?P<temperature>[-0-9.]+) H=(?P<humidity>[0-9.]+) N=(?P<line>[0-9]+)$'
 expect = "2s"
-[[device.{{.SensorName}}.point]]
+[[device.${SensorName}.point]]
 name = "temperature"
 unit = "°C"
-[[device.{{.SensorName}}.point]]
+[[device.${SensorName}.point]]
 name = "humidity"
 unit = "%"
-[[device.{{.SensorName}}.point]]
+[[device.${SensorName}.point]]
 name = "line"
-`))
+`
 
 // tomlString quotes s as a basic string; JSON's escapes are among TOML's.
-func tomlString(s string) (string, error) {
+func tomlString(s string) string {
 	b, err := json.Marshal(s)
-	return string(b), err
+	if err != nil {
+		panic(err) // a string always encodes
+	}
+	return string(b)
 }
 
 // points are the topics of a device's points below sensors/DEVICE/, the one
@@ -228,17 +224,24 @@ func newSite(id, binary, dir, logs, prefix, relay string, cloud *url.URL) (*site
 	user := cloud.User.Username()
 	password, _ := cloud.User.Password()
 	g.env = []string{"HOLDFAST_DEMO_USERNAME=" + user, "HOLDFAST_DEMO_PASSWORD=" + password}
-	var text strings.Builder
-	err = configText.Execute(&text, map[string]any{
-		"ID": id, "Data": filepath.Join(dir, "gateway"), "Socket": g.socket, "Listen": "tcp://" + g.address,
-		"URL": scheme + "://" + relay, "ServerName": name, "Username": user, "Password": password, "Prefix": prefix,
-		"Meter": g.meterPort(), "Sensor": g.sensorPort(),
-		"MeterName": meterName, "MeterUnit": meterUnit, "MeterEvery": meterEvery.String(), "SensorName": sensorName,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("write the configuration: %w", err)
+	var secrets strings.Builder
+	if name != "" {
+		fmt.Fprintf(&secrets, "server_name = %s\n", tomlString(name))
 	}
-	if err := os.WriteFile(g.config, []byte(text.String()), 0o600); err != nil {
+	if user != "" {
+		fmt.Fprintln(&secrets, `username = "env:HOLDFAST_DEMO_USERNAME"`)
+	}
+	if password != "" {
+		fmt.Fprintln(&secrets, `password = "env:HOLDFAST_DEMO_PASSWORD"`)
+	}
+	values := map[string]string{
+		"ID": tomlString(id), "Data": tomlString(filepath.Join(dir, "gateway")), "Socket": tomlString(g.socket),
+		"Listen": tomlString("tcp://" + g.address), "URL": tomlString(scheme + "://" + relay), "Secrets": secrets.String(),
+		"Prefix": tomlString(prefix), "Meter": tomlString(g.meterPort()), "Sensor": tomlString(g.sensorPort()),
+		"MeterName": meterName, "MeterUnit": strconv.Itoa(meterUnit), "MeterEvery": tomlString(meterEvery.String()), "SensorName": sensorName,
+	}
+	text := os.Expand(configText, func(key string) string { return values[key] })
+	if err := os.WriteFile(g.config, []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("write the configuration: %w", err)
 	}
 	return g, nil
