@@ -53,10 +53,11 @@ var layers = map[string]struct {
 	"storeforward/uplink":    {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward"}},
 
 	// Wiring: imported by nobody but the command itself.
-	"cmd/holdfast":         {own: []string{"..."}, third: []string{"github.com/coreos/go-systemd/v22", "github.com/spf13/cobra", "golang.org/x/sys"}},
-	"cmd/holdfast/config":  {own: []string{"adapters/...", "broker/...", "storeforward/..."}, third: []string{"github.com/pelletier/go-toml/v2"}},
-	"cmd/holdfast/console": {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "storeforward/..."}},
-	"cmd/holdfast/demo":    {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "cmd/holdfast/console", "storeforward/..."}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
+	"cmd/holdfast":           {own: []string{"..."}, third: []string{"github.com/coreos/go-systemd/v22", "github.com/spf13/cobra", "golang.org/x/sys"}},
+	"cmd/holdfast/config":    {own: []string{"adapters/...", "broker/...", "storeforward/..."}, third: []string{"github.com/pelletier/go-toml/v2"}},
+	"cmd/holdfast/mosquitto": {},
+	"cmd/holdfast/console":   {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "storeforward/..."}},
+	"cmd/holdfast/demo":      {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "cmd/holdfast/console", "storeforward/..."}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 
 	// The load generator knows bytes, no broker.
 	"cmd/holdfast-bench": {own: []string{"broker/packet"}, third: []string{"golang.org/x/sys"}},

@@ -5,10 +5,10 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"holdfast/broker"
 	"holdfast/broker/access"
+	"holdfast/broker/listen"
 )
 
 // AccessRules reads the password and the ACL file and compiles them with the
@@ -96,12 +96,13 @@ func (c *Config) accessWarnings() []string {
 }
 
 // local says whether only programs of this machine can reach the listener.
+// What systemd listens on is its affair.
 func (l *Listener) local() bool {
-	scheme, rest, ok := strings.Cut(l.Address, "://")
-	if !ok || scheme == "unix" {
-		return scheme == "unix"
+	a, err := listen.ParseAddress(l.Address)
+	if err != nil || a.Network != "tcp" {
+		return true
 	}
-	host, _, err := net.SplitHostPort(rest)
+	host, _, err := net.SplitHostPort(a.Place)
 	if err != nil {
 		return false
 	}
