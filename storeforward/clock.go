@@ -13,7 +13,6 @@ type storeClock struct {
 	start  time.Time // of this run, with the monotonic reading
 	opened int64     // wall time of start in µs
 	base   int64     // the store's clock at start
-	last   int64     // the store's clock when the run before was last seen
 	number uint64    // of this run
 	runs   []run     // oldest first, this one last
 }
@@ -30,7 +29,7 @@ func (c *storeClock) now(t time.Time) int64 { return c.base + t.Sub(c.start).Mic
 // wall is the time of arrival of a message as stored: wall time on the scale of
 // this run, which no step of the clock disturbs.
 func (c *storeClock) wall(received, now time.Time) int64 {
-	if received.IsZero() {
+	if received.IsZero() || received.After(now) {
 		received = now
 	}
 	return c.opened + received.Sub(c.start).Microseconds()
@@ -44,9 +43,17 @@ func (c *storeClock) instant(clock int64) time.Time {
 // received turns the stored time of arrival of a message into a time from
 // which its age and expiry can be computed.
 func (c *storeClock) received(seq durable.Seq, wall int64) time.Time {
-	i := sort.Search(len(c.runs), func(i int) bool { return c.runs[i].first > seq })
-	r := c.runs[max(i-1, 0)]
+	r := c.runOf(seq)
 	return c.instant(r.clock + wall - r.opened)
+}
+
+// runOf returns the run that gave a sequence number; nil before the first run.
+func (c *storeClock) runOf(seq durable.Seq) *run {
+	if len(c.runs) == 0 {
+		return nil
+	}
+	i := sort.Search(len(c.runs), func(i int) bool { return c.runs[i].first > seq })
+	return &c.runs[max(i-1, 0)]
 }
 
 // rebase turns a stored time of arrival into one on the scale of this run.

@@ -42,7 +42,8 @@ type batch struct {
 	dropSets []*claimset
 	mark     durable.Seq // new reservation of sequence numbers; 0 is none
 	more     bool        // not everything deletable fits
-	probe    bool        // write something, to see whether the disk works
+	probe    bool        // write the clock whatever else there is
+	clock    int64       // the clock written, 0 for none
 }
 
 type cursorWrite struct {
@@ -74,7 +75,10 @@ func (s *Store) commitLoop() {
 	defer timer.Stop()
 	for {
 		s.mu.Lock()
-		wait, due := s.dueLocked(time.Now())
+		now := time.Now()
+		wait, due := s.dueLocked(now)
+		clockWait, clock := s.clockDueLocked(now)
+		wait, due = min(wait, clockWait), due || clock
 		var b *batch
 		switch {
 		case due:
@@ -82,7 +86,7 @@ func (s *Store) commitLoop() {
 			// All of it may have been acknowledged meanwhile. While the disk
 			// fails something is written all the same: only a commit shows
 			// that it works again.
-			if b.probe = s.failing; b.empty() && !b.probe {
+			if b.probe = s.failing || clock; b.empty() && !b.probe {
 				s.committed = max(s.committed, b.last)
 				s.mu.Unlock()
 				continue

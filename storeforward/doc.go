@@ -55,6 +55,7 @@
 // [Options.ClockSynchronised] says that the wall clock was right at the end of
 // the last run and is right at the start of this one; otherwise a message
 // becomes no older while the power is off. The end of a run is known to within
-// a minute after a power cut. Times of arrival are kept as wall time for
+// a minute after a power cut while messages are kept (ten minutes when only
+// sessions are), and is never before the newest of them. Times of arrival are kept as wall time for
 // people; they are not corrected when the clock is set later in the same run.
 package storeforward

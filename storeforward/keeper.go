@@ -216,7 +216,10 @@ func (s *Store) closeWriter() error {
 	if s.w == nil {
 		return nil
 	}
-	err := s.touch(s.w, 0)
+	clock, err := s.touch(s.w, 0)
+	if err == nil {
+		s.touchedAt(clock)
+	}
 	if cerr := checkpoint(s.w, "PASSIVE"); cerr != nil {
 		s.log.Debug("checkpoint failed", "err", cerr)
 	}

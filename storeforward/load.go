@@ -3,7 +3,6 @@ package storeforward
 import (
 	"context"
 	"database/sql/driver"
-	"time"
 
 	"holdfast/broker/durable"
 )
@@ -158,52 +157,6 @@ func (s *Store) loadMarks(_ context.Context, d *db) error {
 	s.nextQueue = max(durable.QueueID(next), 1)
 	for id := range s.queues {
 		s.nextQueue = max(s.nextQueue, id+1)
-	}
-	return nil
-}
-
-// startRun continues the store's clock and numbers this start. The mark goes
-// with it: it must be durable before the first number is given.
-func (s *Store) startRun(ctx context.Context, d *db) error {
-	s.clock.start = time.Now()
-	s.clock.opened = s.clock.start.UnixMicro()
-	var last, lastWall int64
-	synced := false
-	err := d.query(ctx, func(row []driver.Value) error {
-		s.clock.number = uint64(integer(row[0]))
-		s.clock.runs = append(s.clock.runs, run{first: durable.Seq(integer(row[1])), opened: integer(row[2]), clock: integer(row[3])})
-		last, lastWall, synced = integer(row[4]), integer(row[5]), integer(row[6]) != 0
-		return nil
-	}, "SELECT number, first_seq, opened, clock, last, last_wall, synced FROM run ORDER BY number")
-	if err != nil {
-		return err
-	}
-	s.clock.number++
-	s.clock.last, s.clock.base = last, last
-	if off := s.clock.opened - lastWall; synced && s.synchronised() && off > 0 {
-		s.clock.base += off
-	}
-	s.clock.runs = append(s.clock.runs, run{first: s.seq + 1, opened: s.clock.opened, clock: s.clock.base})
-	s.touched = s.clock.start
-	for _, change := range []struct {
-		sql  string
-		args []driver.Value
-	}{
-		{"BEGIN IMMEDIATE", nil},
-		{"UPDATE meta SET value = ? WHERE key = 'seq_mark'", []driver.Value{int64(s.mark)}},
-		{"INSERT INTO run (number, first_seq, opened, clock, last, last_wall, synced) VALUES (?, ?, ?, ?, ?, ?, ?)", []driver.Value{
-			int64(s.clock.number), int64(s.seq) + 1, s.clock.opened, s.clock.base, s.clock.base, s.clock.opened, flag(s.synchronised()),
-		}},
-		// Older runs only if no message can be from them.
-		{`DELETE FROM run WHERE number < (SELECT max(number) FROM run WHERE first_seq <=
-			min(coalesce((SELECT min(seq) FROM message), ?1), coalesce((SELECT min(seq) FROM retained), ?1)))`, []driver.Value{int64(s.seq) + 1}},
-		// Who was connected when the power went has been offline since.
-		{"UPDATE session SET offline = ? WHERE offline IS NULL", []driver.Value{last}},
-		{"COMMIT", nil},
-	} {
-		if err := d.exec(change.sql, change.args...); err != nil {
-			return err
-		}
 	}
 	return nil
 }

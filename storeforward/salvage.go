@@ -64,7 +64,12 @@ func (s *Store) salvageFrom(ctx context.Context, old *db) (string, error) {
 			report = append(report, fmt.Sprintf("%s %d rows", t.name, n))
 		}
 	}
-	if err := s.w.exec("COMMIT"); err != nil {
+	// Not the database it was: some of what peers know it by is lost.
+	err = s.w.exec("DELETE FROM meta WHERE key = 'store_id'")
+	if err == nil {
+		err = s.w.exec("COMMIT")
+	}
+	if err != nil {
 		return "nothing", errors.Join(err, s.w.script("ROLLBACK"))
 	}
 	if len(report) == 0 {

@@ -25,6 +25,7 @@ type Store struct {
 	single bool
 	connMu sync.Mutex
 
+	id       int64 // identity of the database
 	clock    storeClock
 	setAside string
 	salvaged string
@@ -39,6 +40,7 @@ type Store struct {
 
 	// The committer's own.
 	touched   time.Time // when the run row was last written
+	looked    time.Time // when it was last found unnecessary
 	attempt   int       // failed commits in a row
 	lastTries int       // attempts since Close
 	vacuum    bool      // rows were deleted since the file was last trimmed

@@ -3,7 +3,6 @@ package storeforward
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"holdfast/broker/durable"
 )
@@ -35,6 +34,7 @@ func (s *Store) write(b *batch) error {
 		err = d.exec("COMMIT")
 	}
 	if err == nil {
+		s.touchedAt(b.clock)
 		return nil
 	}
 	err = fmt.Errorf("commit %d messages and %d changes: %w", b.rows, len(b.ops), err)
@@ -88,10 +88,16 @@ func (s *Store) fill(d *db, b *batch) error {
 			return err
 		}
 	}
-	if b.probe {
-		return s.touch(d, 0)
+	every := clockEvery // the rows say the time themselves
+	switch {
+	case b.probe:
+		every = 0
+	case b.rows == 0:
+		every = clockWithCommit
 	}
-	return s.touch(d, time.Minute)
+	var err error
+	b.clock, err = s.touch(d, every)
+	return err
 }
 
 // latestRetained returns for each topic the entry whose retained message counts:
@@ -192,22 +198,4 @@ func deleteRows(d *db, b *batch) error {
 		}
 	}
 	return nil
-}
-
-// touch notes that the store is open at this time, at most once per interval.
-func (s *Store) touch(d *db, every time.Duration) error {
-	now := time.Now()
-	if now.Sub(s.touched) < every {
-		return nil
-	}
-	err := d.exec("UPDATE run SET last = ?, last_wall = ?, synced = ? WHERE number = ?",
-		s.clock.now(now), now.UnixMicro(), flag(s.synchronised()), int64(s.clock.number))
-	if err == nil {
-		s.touched = now
-	}
-	return err
-}
-
-func (s *Store) synchronised() bool {
-	return s.opts.ClockSynchronised != nil && s.opts.ClockSynchronised()
 }

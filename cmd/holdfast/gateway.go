@@ -268,7 +268,7 @@ func listenersByAddress(ls []config.Listener) map[string]config.Listener {
 func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink.Options) (*running, error) {
 	opts := settings
 	opts.Software = version
-	opts.Epoch = machineID()
+	opts.Epoch = machineID() + "/" + gw.g.store.ID()
 	opts.Routes = append(slices.Clone(opts.Routes), config.StatusRoute(opts.Gateway))
 	u, err := uplink.New(name, opts, gw.g.store, gw.g.broker, gw.log)
 	if err != nil {
