@@ -24,6 +24,9 @@ type certificates struct {
 	opts  Options
 	log   *slog.Logger
 	every time.Duration
+	// server is what connections start with. It is one and the same for all of
+	// them: it holds the keys of the session tickets, which outlive the files.
+	server *tls.Config
 
 	current atomic.Pointer[loaded]
 
@@ -74,6 +77,7 @@ func stampOf(name string) (fileStamp, error) {
 
 func loadCertificates(o Options, log *slog.Logger) (*certificates, error) {
 	c := &certificates{opts: o, log: log, every: checkEvery}
+	c.server = &tls.Config{MinVersion: o.minVersion(), GetConfigForClient: c.forClient}
 	stamps, err := c.stamp()
 	if err != nil {
 		return nil, err
@@ -180,12 +184,6 @@ func readPool(name string) (*x509.CertPool, error) {
 		return nil, errors.New(name + " has no certificate in it")
 	}
 	return pool, nil
-}
-
-// server is the configuration that connections start with. Its session ticket
-// keys outlive the files.
-func (c *certificates) server() *tls.Config {
-	return &tls.Config{MinVersion: c.opts.minVersion(), GetConfigForClient: c.forClient}
 }
 
 // forClient is asked in each handshake.

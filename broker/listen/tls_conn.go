@@ -19,7 +19,7 @@ type tlsConn struct {
 }
 
 func (e *Endpoint) secure(nc net.Conn) *tlsConn {
-	c := &tlsConn{Conn: tls.Server(nc, e.certs.server()), e: e}
+	c := &tlsConn{Conn: tls.Server(nc, e.certs.server), e: e}
 	c.opening.begin(c.Conn, e.opts.handshakeTimeout())
 	return c
 }
