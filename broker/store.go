@@ -47,6 +47,10 @@ type Store interface {
 	CreateSession(clientID string, expiry uint32, done func(error)) durable.QueueID
 	// UpdateSession records a connect, a disconnect or a changed expiry.
 	UpdateSession(q durable.QueueID, expiry uint32, connected bool, done func(error))
+	// SetUser records the user that the session's client has authenticated
+	// as. It becomes durable with the changes called before it, such as
+	// CreateSession; done is called at once when nothing has changed.
+	SetUser(q durable.QueueID, user string, done func(error))
 	// End removes a session: queue, subscriptions, packet ids and claims.
 	End(q durable.QueueID, done func(error))
 	// Subscribe adds subscriptions, or replaces those of the same Filter.
@@ -71,7 +75,9 @@ type Store interface {
 	// 0 must be given one with Sent before they go out.
 	Read(ctx context.Context, q durable.QueueID, qos byte, limit, maxBytes int) (ds []durable.Delivery, live bool, err error)
 	// Acked says that the recipient acknowledged a QoS 1 delivery with
-	// success.
+	// success. Acked, Refused and Dropped of a delivery that has not been
+	// handed out (by Read or Offer) since the latest Attach do nothing: it is
+	// still to come, and answered then. Done is called all the same.
 	Acked(q durable.QueueID, seq durable.Seq)
 	// Refused finishes a delivery that was answered with 0x80 or above, by
 	// PUBACK (QoS 1) or PUBREC (QoS 2). Done when durable; a QoS 2 packet id

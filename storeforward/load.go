@@ -22,10 +22,10 @@ func (s *Store) load(ctx context.Context) error {
 func (s *Store) loadQueues(ctx context.Context, d *db) error {
 	err := d.query(ctx, func(row []driver.Value) error {
 		q := newQueue(durable.QueueID(integer(row[0])), false, text(row[1]))
-		q.expiry = uint32(integer(row[2]))
+		q.expiry, q.user = uint32(integer(row[2])), text(row[3])
 		s.queues[q.id], s.bySession[q.name] = q, q
 		return nil
-	}, "SELECT queue, client_id, expiry FROM session")
+	}, "SELECT queue, client_id, expiry, user FROM session")
 	if err != nil {
 		return err
 	}

@@ -304,12 +304,17 @@ func TestFailingMigrationChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list := []migration{{number: 1}, {number: 2, name: "0002_x.sql", sql: "CREATE TABLE x (y); INSERT INTO nowhere VALUES (1)"}}
-	if err := migrate(d, list); err == nil || !strings.Contains(err.Error(), "migrate 0002_x.sql") {
+	list, err := loadMigrations(migrations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := int64(len(list))
+	list = append(list, migration{number: len(list) + 1, name: "x.sql", sql: "CREATE TABLE x (y); INSERT INTO nowhere VALUES (1)"})
+	if err := migrate(d, list); err == nil || !strings.Contains(err.Error(), "migrate x.sql") {
 		t.Errorf("migrate: %v", err)
 	}
 	version, err := d.queryInt("PRAGMA user_version")
-	if err != nil || version != 1 || d.exec("SELECT y FROM x") == nil {
+	if err != nil || version != known || d.exec("SELECT y FROM x") == nil {
 		t.Errorf("version %d, %v, or table x is there", version, err)
 	}
 	if err := d.close(); err != nil {
@@ -388,5 +393,88 @@ func TestOpensWithoutSharedMemory(t *testing.T) {
 	defer closeStore(t, s)
 	if n, _ := s.Backlog(q); n != 1 || s.Status().SetAside != "" {
 		t.Errorf("backlog %d, want 1; set aside %q", n, s.Status().SetAside)
+	}
+}
+
+// A database of the first version opens, whole or damaged, with what it held.
+func TestFirstVersionOpens(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, path string){
+		"whole": func(*testing.T, string) {},
+		"salvaged": func(t *testing.T, path string) {
+			t.Helper()
+			d, err := openDB(path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			page, err := d.queryInt("SELECT rootpage FROM sqlite_schema WHERE name = 'dead_letter'")
+			if err := errors.Join(err, d.close()); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = f.WriteAt(bytes.Repeat([]byte{0xFF}, 4096), (page-1)*4096)
+			if err := errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := onFile(t)
+			list, err := loadMigrations(migrations)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := openDB(o.Path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(migrate(d, list[:1]), d.script(`
+				INSERT INTO run VALUES (1, 1, 1000000, 0, 0, 1000000, 0);
+				INSERT INTO session VALUES (1, 'alice', 3600, NULL);
+				INSERT INTO uplink VALUES (2, 'cloud', 'mark');
+				INSERT INTO stream VALUES (1, 1, 0), (1, 2, 0), (2, 1, 0), (2, 2, 0);
+				INSERT INTO claim VALUES (1, 1, 1, 0, ''), (1, 2, 1, 0, '');
+				INSERT INTO message VALUES (5, 1, 'a', x'31', NULL, 1, 0, NULL, 2000000, 'pub')`), d.close()); err != nil {
+				t.Fatal(err)
+			}
+			spoil(t, o.Path)
+			s := open(t, o)
+			defer closeStore(t, s)
+			sessions, err := s.Sessions(context.Background())
+			if err != nil || len(sessions) != 1 || sessions[0].ClientID != "alice" || sessions[0].User != "" {
+				t.Errorf("sessions %+v, %v", sessions, err)
+			}
+			for _, q := range s.Status().Queues {
+				if q.Messages != 1 {
+					t.Errorf("%s holds %d messages, want 1", q.Name, q.Messages)
+				}
+			}
+		})
+	}
+}
+
+func TestSessionUser(t *testing.T) {
+	o := onFile(t)
+	s := open(t, o)
+	q := s.CreateSession("alice", 3600, nil)
+	after(t, func(done func(error)) { s.SetUser(q, "al", done) })
+	again := newOutcome()
+	s.SetUser(q, "al", again.done)
+	if !again.called() {
+		t.Error("an unchanged user waits for the disk")
+	}
+	closeStore(t, s)
+	s = open(t, o)
+	sessions, err := s.Sessions(context.Background())
+	if err != nil || len(sessions) != 1 || sessions[0].User != "al" {
+		t.Errorf("sessions %+v, %v, want user al", sessions, err)
+	}
+	after(t, func(done func(error)) { s.SetUser(q, "", done) })
+	closeStore(t, s)
+	gone := newOutcome()
+	if s.SetUser(q, "x", gone.done); !errors.Is(gone.wait(t), durable.ErrClosed) {
+		t.Error("a closed store takes a user")
 	}
 }

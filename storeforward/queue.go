@@ -13,6 +13,9 @@ type queue struct {
 	name   string // client id or uplink name
 	state  string // the uplink's own mark
 	expiry uint32 // of a session
+	user   string // of a session
+	// usersPending are changes of user that are not durable yet.
+	usersPending int
 
 	r       durable.Recipient // nil while offline
 	streams [2]stream         // QoS 1, QoS 2

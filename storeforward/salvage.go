@@ -9,13 +9,13 @@ import (
 )
 
 // salvaged tables, with their columns; the key comes first. An uplink's state is
-// left empty: its peer's session belongs to the state that is lost, so the uplink
+// emptied: its peer's session belongs to the state that is lost, so the uplink
 // starts clean. Likewise nothing is said of clocks and runs.
 var salvageTables = []struct{ name, columns string }{
 	{"meta", "key, value"},
 	{"run", "number, first_seq, opened, clock, last, last_wall, synced"},
-	{"session", "queue, client_id, expiry, offline"},
-	{"uplink", "queue, name, ''"},
+	{"session", "queue, client_id, expiry, offline, user"},
+	{"uplink", "queue, name, state"},
 	{"subscription", "queue, filter, qos, no_local, retain_as_published, retain_handling, subscription_id"},
 	{"stream", "queue, qos, cursor"},
 	{"claim", "claimset, queue, qos, retain, subscription_ids"},
@@ -67,6 +67,9 @@ func (s *Store) salvageFrom(ctx context.Context, old *db) (string, error) {
 	// Not the database it was: some of what peers know it by is lost.
 	err = s.w.exec("DELETE FROM meta WHERE key = 'store_id'")
 	if err == nil {
+		err = s.w.exec("UPDATE uplink SET state = ''")
+	}
+	if err == nil {
 		err = s.w.exec("COMMIT")
 	}
 	if err != nil {
@@ -79,8 +82,9 @@ func (s *Store) salvageFrom(ctx context.Context, old *db) (string, error) {
 }
 
 func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string) (n int, damage error) {
+	columns = knownColumns(ctx, old, table, columns)
 	marks := strings.TrimSuffix(strings.Repeat("?, ", strings.Count(columns, ",")+1), ", ")
-	insert := "INSERT OR REPLACE INTO " + table + " VALUES (" + marks + ")"
+	insert := "INSERT OR REPLACE INTO " + table + " (" + columns + ") VALUES (" + marks + ")"
 	copyRow := func(row []driver.Value) error {
 		if s.w.exec(insert, row...) == nil { // a row that is nonsense is left behind
 			n++
@@ -95,4 +99,27 @@ func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string
 		damage = errors.Join(damage, old.query(ctx, copyRow, query+" DESC"))
 	}
 	return n, damage
+}
+
+// knownColumns leaves out those that the table does not have: they came with a
+// later version, and have defaults. A schema that cannot be read changes nothing.
+func knownColumns(ctx context.Context, old *db, table, columns string) string {
+	have := make(map[string]bool)
+	err := old.query(ctx, func(row []driver.Value) error {
+		have[text(row[0])] = true
+		return nil
+	}, "SELECT name FROM pragma_table_info(?)", table)
+	if err != nil {
+		return columns
+	}
+	var known []string
+	for c := range strings.SplitSeq(columns, ", ") {
+		if have[c] {
+			known = append(known, c)
+		}
+	}
+	if len(known) == 0 {
+		return columns
+	}
+	return strings.Join(known, ", ")
 }

@@ -20,10 +20,11 @@ func (s *Store) Sessions(ctx context.Context) ([]durable.Session, error) {
 			if at, ok := row[3].(int64); ok {
 				x.Offline = s.clock.instant(at)
 			}
+			x.User = text(row[4])
 			byQueue[x.Queue] = len(sessions)
 			sessions = append(sessions, x)
 			return nil
-		}, "SELECT queue, client_id, expiry, offline FROM session ORDER BY client_id")
+		}, "SELECT queue, client_id, expiry, offline, user FROM session ORDER BY client_id")
 		if err != nil {
 			return err
 		}
@@ -158,6 +159,30 @@ func (s *Store) UpdateSession(id durable.QueueID, expiry uint32, connected bool,
 	}
 	s.opLocked(run, nil, done)
 	s.mu.Unlock()
+}
+
+// SetUser notes who a session's client has authenticated as. done is called when
+// that is durable, at once when it was.
+func (s *Store) SetUser(id durable.QueueID, user string, done func(error)) {
+	s.mu.Lock()
+	q := s.queues[id]
+	err := s.refuseLocked()
+	switch {
+	case q == nil:
+		err = s.noQueueLocked()
+	case q.user == user && q.usersPending == 0:
+		err = nil
+	case err == nil:
+		q.user = user
+		q.usersPending++
+		s.opLocked(func(d *db) error {
+			return d.exec("UPDATE session SET user = ? WHERE queue = ?", user, int64(id))
+		}, func() { q.usersPending-- }, done)
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Unlock()
+	call(done, err)
 }
 
 // lazyOpLocked queues a change that nobody waits for; a later one of the same

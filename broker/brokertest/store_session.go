@@ -39,6 +39,11 @@ func (s *MemoryStore) UpdateSession(q durable.QueueID, expiry uint32, connected 
 	}, done)
 }
 
+// SetUser implements broker.Store.
+func (s *MemoryStore) SetUser(q durable.QueueID, user string, done func(error)) {
+	s.change(q, func(q *queue) { q.session.User = user }, done)
+}
+
 // End implements broker.Store.
 func (s *MemoryStore) End(id durable.QueueID, done func(error)) {
 	s.change(id, func(q *queue) {

@@ -118,6 +118,10 @@ const SessionExpiryNever uint32 = 0xFFFFFFFF
 type Session struct {
 	ClientID string
 	Queue    QueueID
+	// User is the user name its client last authenticated with, empty for
+	// none: it decides what the session may be sent before the client
+	// returns.
+	User string
 	// Expiry is the session expiry interval in seconds, counted from the
 	// moment the connection ended; [SessionExpiryNever] never ends.
 	Expiry uint32
