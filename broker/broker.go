@@ -375,7 +375,11 @@ func (b *Broker) mayReceive(s *session, name string) bool {
 		return true
 	}
 	s.mu.Lock()
-	id := s.identity
-	s.mu.Unlock()
-	return id.ClientID == "" || b.opts.Auth.Authorize(id, ActionReceive, name)
+	defer s.mu.Unlock()
+	return s.mayReceiveLocked(name)
+}
+
+func (s *session) mayReceiveLocked(name string) bool {
+	auth := s.b.opts.Auth
+	return auth == nil || s.identity.ClientID == "" || auth.Authorize(s.identity, ActionReceive, name)
 }

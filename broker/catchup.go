@@ -68,6 +68,7 @@ type drop struct {
 const (
 	dropExpired  = "expired"
 	dropTooLarge = "too large"
+	dropDenied   = "not allowed" // the right to it was taken away since it was stored
 )
 
 func (cu *catchUp) restart() {
@@ -258,9 +259,12 @@ func (s *session) reportDropsLocked() {
 	s.catchUp.drops = nil
 	s.mu.Unlock()
 	for _, d := range drops {
-		if d.reason == dropExpired {
+		switch d.reason {
+		case dropExpired:
 			s.b.count.droppedExpired.Add(1)
-		} else {
+		case dropDenied:
+			s.b.count.droppedDenied.Add(1)
+		default:
 			s.b.count.droppedTooLarge.Add(1)
 		}
 		s.b.store.Dropped(s.queue, d.seq, d.reason, s.freeWhenDone(d.id, d.seq))
@@ -293,6 +297,13 @@ func (s *session) takeLocked(qos byte, ds []durable.Delivery) {
 // (MQTT 5.0 §4.4 [MQTT-4.4.0-1]).
 func (s *session) sendStoredOnceLocked(k *cork, d durable.Delivery) {
 	id, again := s.sent[d.Seq]
+	if !s.mayReceiveLocked(d.Message.Topic) {
+		if again {
+			s.freeLocked(id, s.out[id])
+		}
+		s.catchUp.drops = append(s.catchUp.drops, drop{seq: d.Seq, reason: dropDenied})
+		return
+	}
 	f, alive := framesOf(d.Message, time.Now())
 	if !alive && !again {
 		s.catchUp.drops = append(s.catchUp.drops, drop{seq: d.Seq, reason: dropExpired})
@@ -410,6 +421,12 @@ func (s *session) sendStoredLocked(k *cork) {
 			cu.stored = nil
 		}
 		again := d.Resend || o.state == outSent
+		if !again && !s.mayReceiveLocked(d.Message.Topic) {
+			// Once sent it has to be finished: the client may wait for the
+			// PUBREL, and its packet id would stand for another message.
+			cu.drops = append(cu.drops, drop{d.Seq, d.id, dropDenied})
+			continue
+		}
 		f, alive := framesOf(d.Message, now)
 		if !alive && !again {
 			cu.drops = append(cu.drops, drop{d.Seq, d.id, dropExpired})

@@ -228,6 +228,8 @@ func (s *session) sendWaitingLocked(k *cork, m *message.Message, how form, now t
 	switch {
 	case !alive:
 		s.b.count.droppedExpired.Add(1)
+	case !s.mayReceiveLocked(m.Topic):
+		s.b.count.droppedDenied.Add(1) // while it waited
 	case how.qos > 0:
 		s.sendLocked(k, &f, how)
 	case s.conn.publish(k, &f, how) == tooLarge:

@@ -232,6 +232,7 @@ func (x *connecting) checkWill() packet.ReasonCode {
 	if err != nil {
 		return packet.ReasonMalformedPacket
 	}
+	made.identity = x.c.identity
 	x.will = made
 	return packet.ReasonSuccess
 }

@@ -31,6 +31,7 @@ type counters struct {
 	droppedQueueFull atomic.Uint64
 	droppedTooLarge  atomic.Uint64
 	droppedExpired   atomic.Uint64
+	droppedDenied    atomic.Uint64
 }
 
 // Status is a snapshot of the broker. Counters start at 0 with the process.
@@ -70,6 +71,7 @@ type Status struct {
 	DroppedQueueFull uint64 `json:"dropped_queue_full"` // QoS 1 and 2 beyond max_queued, session ended
 	DroppedTooLarge  uint64 `json:"dropped_too_large"`  // larger than the client takes
 	DroppedExpired   uint64 `json:"dropped_expired"`    // message expiry
+	DroppedDenied    uint64 `json:"dropped_denied"`     // queued before the right to it was taken away
 }
 
 // Status returns a snapshot.
@@ -86,6 +88,7 @@ func (b *Broker) Status() Status {
 		UnknownAcks: n.unknownAcks.Load(), ProtocolErrors: n.protocolErrors.Load(), StoreErrors: n.storeErrors.Load(),
 		DroppedSlow: n.droppedSlow.Load(), DroppedQueueFull: n.droppedQueueFull.Load(),
 		DroppedTooLarge: n.droppedTooLarge.Load(), DroppedExpired: n.droppedExpired.Load(),
+		DroppedDenied: n.droppedDenied.Load(),
 	}
 	st.Retained, st.RetainedBytes = b.retained.size()
 	b.mu.Lock()

@@ -17,6 +17,9 @@ type will struct {
 	delay uint32 // seconds
 	// stored says that the store has it: it is retained or QoS 1 or 2.
 	stored bool
+	// identity is whose will it is; without a client id (it was kept from
+	// before the start) it is published with the right it was left with.
+	identity Identity
 }
 
 // pendingWill waits for its delay, or after a restart for its client.
@@ -45,6 +48,13 @@ func newWill(w *packet.Will, clientID string) (*will, error) {
 // fireWill publishes a will. Its expiry counts from now (MQTT 5.0 §3.1.3.2.4).
 // One that the store does not take stays due.
 func (b *Broker) fireWill(clientID string, w *will) {
+	if a := b.opts.Auth; a != nil && w.identity.ClientID != "" && !a.Authorize(w.identity, ActionPublish, w.m.Topic) {
+		// Its right was taken away since the CONNECT.
+		b.count.denied.Add(1)
+		b.log.Warn("will denied", "client_id", clientID, "topic", w.m.Topic)
+		b.forgetWill(clientID, w)
+		return
+	}
 	m := *w.m
 	m.Received = time.Now()
 	var from durable.Origin
