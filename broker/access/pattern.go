@@ -175,7 +175,7 @@ func (p *pattern) covers(filter string, id *broker.Identity) bool {
 
 // overlaps says whether some name that the filter matches is the pattern's.
 func (p *pattern) overlaps(filter string, id *broker.Identity) bool {
-	dollar := strings.HasPrefix(filter, "$")
+	dollar, root := strings.HasPrefix(filter, "$"), strings.HasPrefix(filter, "/")
 	more := true
 	for i := range p.levels {
 		m, text := p.resolve(i, id)
@@ -183,7 +183,7 @@ func (p *pattern) overlaps(filter string, id *broker.Identity) bool {
 			return false
 		}
 		if !more {
-			return m == meansAll
+			return m == meansAll && !p.rooted(i)
 		}
 		var head string
 		head, filter, more = next(filter)
@@ -207,7 +207,14 @@ func (p *pattern) overlaps(filter string, id *broker.Identity) bool {
 			return false
 		}
 	}
-	return !more || filter == "#"
+	return !more || filter == "#" && !(len(p.levels) == 1 && root)
+}
+
+// rooted says whether level i is the one behind a leading slash: the parent of
+// /# would be the empty topic, which there is not (MQTT 5.0 §4.7.3
+// [MQTT-4.7.3-1]).
+func (p *pattern) rooted(i int) bool {
+	return i == 1 && p.levels[0].kind == levelText && p.levels[0].text == ""
 }
 
 // possible says whether the levels from i on can match anything at all.
