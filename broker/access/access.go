@@ -78,8 +78,8 @@ func (a *Access) Authenticate(ctx context.Context, info broker.ConnInfo) (broker
 	id := broker.Identity{ClientID: info.ClientID, Listener: info.Listener}
 	var reason packet.ReasonCode
 	switch by := r.identity[info.Listener]; {
-	case by.byCertificate():
-		id.Name, reason = a.byCertificate(by, &info)
+	case by.byConnection():
+		id.Name, reason = a.byConnection(by, &info)
 	case !r.guarded || !info.HasUsername && !info.HasPassword:
 		// A user name that nothing proves is no user name.
 		if !info.Anonymous {
@@ -118,17 +118,21 @@ func (u *user) welcome(id *broker.Identity) bool {
 	})) && (len(u.listeners) == 0 || slices.Contains(u.listeners, id.Listener))
 }
 
-func (a *Access) byCertificate(by ListenerIdentity, info *broker.ConnInfo) (string, packet.ReasonCode) {
-	name := info.Certificate
-	if by == ByAlternativeName {
+func (a *Access) byConnection(by ListenerIdentity, info *broker.ConnInfo) (string, packet.ReasonCode) {
+	name, missing := info.Certificate, "no name in a client certificate"
+	switch by {
+	case ByAlternativeName:
 		name = ""
 		if len(info.AlternativeNames) > 0 {
 			name = info.AlternativeNames[0]
 		}
+	case ByPeer:
+		name, missing = strings.TrimPrefix(info.Peer, "unix:"), "no user at the other end of the socket"
+	default:
 	}
 	if err := ValidUser(name); err != nil {
 		a.failures.Add(1)
-		a.logFailure(info, name, "no name in a client certificate")
+		a.logFailure(info, name, missing)
 		return "", packet.ReasonNotAuthorized
 	}
 	return name, packet.ReasonSuccess

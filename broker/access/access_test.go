@@ -29,7 +29,7 @@ func withUsers(users map[string]User) func(*Options) { return func(o *Options) {
 
 func TestAuthenticate(t *testing.T) {
 	t.Parallel()
-	listeners := map[string]ListenerIdentity{"cn": ByCommonName, "san": ByAlternativeName}
+	listeners := map[string]ListenerIdentity{"cn": ByCommonName, "san": ByAlternativeName, "unix": ByPeer}
 	ann := map[string]User{
 		"ann":  {Password: hashOf("secret")},
 		"bob":  {Password: hashOf("bob's"), ClientIDs: []string{"%u", "bob-2"}, Listeners: []string{"lan"}},
@@ -69,6 +69,10 @@ func TestAuthenticate(t *testing.T) {
 		"control in the common name":   {ann, broker.ConnInfo{Listener: "cn", Certificate: "a\nb"}, no, ""},
 		"alternative name":             {ann, broker.ConnInfo{Listener: "san", Certificate: "x", AlternativeNames: []string{"p7.example", "q"}}, yes, "p7.example"},
 		"no alternative name":          {ann, broker.ConnInfo{Listener: "san", Certificate: "x"}, no, ""},
+		"peer of a Unix socket":        {ann, change(login("ann", "secret"), func(i *broker.ConnInfo) { i.Listener, i.Peer = "unix", "unix:plc" }), yes, "plc"},
+		"peer without a name":          {ann, broker.ConnInfo{Listener: "unix", Peer: "unix:1007"}, yes, "1007"},
+		"no peer":                      {ann, broker.ConnInfo{Listener: "unix", Anonymous: true}, no, ""},
+		"peer is no name here":         {ann, broker.ConnInfo{Listener: "lan", Peer: "unix:ann"}, no, ""},
 		"certificate with client id":   {ann, broker.ConnInfo{Listener: "cn", Certificate: "cert", ClientID: "meter"}, yes, "cert"},
 		"certificate, other client id": {ann, broker.ConnInfo{Listener: "cn", Certificate: "cert", ClientID: "x"}, no, ""},
 	}

@@ -95,18 +95,25 @@ const (
 	// ByAlternativeName is its first subject alternative name: a DNS name,
 	// else an e-mail address, else a URI.
 	ByAlternativeName ListenerIdentity = "certificate_san"
+	// ByPeer is the user of the process at the other end of a Unix socket,
+	// as this machine calls it; user name and password are not looked at.
+	ByPeer ListenerIdentity = "peer"
 )
 
 // Validate says whether it is one of them.
 func (l ListenerIdentity) Validate() error {
 	switch l {
-	case "", ByPassword, ByCommonName, ByAlternativeName:
+	case "", ByPassword, ByCommonName, ByAlternativeName, ByPeer:
 		return nil
 	}
-	return fmt.Errorf("%q is not password, certificate_cn or certificate_san", string(l))
+	return fmt.Errorf("%q is not password, certificate_cn, certificate_san or peer", string(l))
 }
 
-func (l ListenerIdentity) byCertificate() bool { return l == ByCommonName || l == ByAlternativeName }
+// byConnection says whether names come from the connection and not from the
+// CONNECT packet. Such users need not be configured.
+func (l ListenerIdentity) byConnection() bool {
+	return l == ByCommonName || l == ByAlternativeName || l == ByPeer
+}
 
 // DefaultOptions returns no users and no rules.
 func DefaultOptions() Options {

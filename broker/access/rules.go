@@ -185,13 +185,13 @@ func (r *Rules) warn(opts *Options) {
 	if r.closed && len(opts.Rules) == 0 && opts.ACLFile == "" {
 		add("access: there are users and no rules: nobody may publish or subscribe to anything")
 	}
-	byCertificate := false
+	byConnection := false
 	for _, l := range r.identity {
-		byCertificate = byCertificate || l.byCertificate()
+		byConnection = byConnection || l.byConnection()
 	}
 	for i, from := range opts.Rules {
 		for _, name := range from.Users {
-			if r.users[name] == nil && !byCertificate {
+			if r.users[name] == nil && !byConnection {
 				add("access.rule[%d].users: there is no user %q", i, name)
 			}
 		}
@@ -205,22 +205,22 @@ func (r *Rules) warn(opts *Options) {
 
 // known says whether somebody may be connected under the name an identity has.
 func (r *Rules) known(id *broker.Identity) bool {
-	return id.Name == "" || r.users[id.Name] != nil || r.identity[id.Listener].byCertificate()
+	return id.Name == "" || r.users[id.Name] != nil || r.identity[id.Listener].byConnection()
 }
 
 // Revokes says whether a client that came in under the rules before has to log
 // in again: its user is gone or has another password, may no longer use its
 // client id or listener, or its listener proves names in another way.
 func (r *Rules) Revokes(before *Rules, id broker.Identity) bool {
-	byCertificate := r.identity[id.Listener].byCertificate()
-	if byCertificate != before.identity[id.Listener].byCertificate() || !r.known(&id) {
+	byConnection := r.identity[id.Listener].byConnection()
+	if byConnection != before.identity[id.Listener].byConnection() || !r.known(&id) {
 		return true
 	}
 	is, was := r.users[id.Name], before.users[id.Name]
 	if is != nil && !is.welcome(&id) {
 		return true
 	}
-	if id.Name == "" || byCertificate {
+	if id.Name == "" || byConnection {
 		return false
 	}
 	return was == nil || !is.hash.equal(was.hash)

@@ -89,9 +89,25 @@ func (l *Listener) Validate() error {
 	if a, err := listen.ParseAddress(l.Address); err != nil {
 		errs = append(errs, fmt.Errorf("listener.address: %w", err))
 	} else {
-		errs = append(errs, l.Options.Validate(a))
+		errs = append(errs, l.Options.Validate(a), l.validateIdentity(a))
 	}
 	return errors.Join(errs...)
+}
+
+// validateIdentity refuses names from where none can come: nobody would get in.
+func (l *Listener) validateIdentity(a listen.Address) error {
+	switch l.Identity {
+	case access.ByCommonName, access.ByAlternativeName:
+		if l.ClientCert != listen.ClientCertRequired && l.ClientCert != listen.ClientCertOptional {
+			return fmt.Errorf("listener.identity: %s needs client_cert = \"required\" or \"optional\"", l.Identity)
+		}
+	case access.ByPeer:
+		if a.TLS || a.WebSocket || a.Network == "tcp" {
+			return fmt.Errorf("listener.identity: %s is for Unix sockets only", l.Identity)
+		}
+	default:
+	}
+	return nil
 }
 
 // DefaultListen is where the local broker listens unless told otherwise.
