@@ -26,14 +26,15 @@ var layers = map[string]struct {
 	"broker/message": {},
 	"broker/durable": {own: []string{"broker/message"}},
 	"broker/packet":  {},
+	"broker/scram":   {},
 	"broker/topic":   {},
 
 	// The one who speaks MQTT outwards.
-	"broker/client": {own: []string{"broker/message", "broker/packet", "broker/topic"}},
+	"broker/client": {own: []string{"broker/message", "broker/packet", "broker/scram", "broker/topic"}},
 
 	// broker: local clients.
 	"broker":            {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}, third: []string{"golang.org/x/sys"}},
-	"broker/access":     {own: []string{"broker", "broker/message", "broker/packet", "broker/topic"}, third: []string{"golang.org/x/crypto"}},
+	"broker/access":     {own: []string{"broker", "broker/message", "broker/packet", "broker/scram", "broker/topic"}, third: []string{"golang.org/x/crypto"}},
 	"broker/brokertest": {own: []string{"broker/..."}},
 	"broker/listen":     {third: []string{"github.com/coder/websocket", "github.com/coreos/go-systemd/v22"}},
 
