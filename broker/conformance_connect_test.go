@@ -48,6 +48,22 @@ var connectRules = rules{
 		good.SendBytes(s.connectBytes(0xee, "c", "w", "m", "u", "p"))
 		equal(s, "answer to all fields in their order", good.Take(packet.TypeConnack).(*packet.Connack).Reason, 0)
 	}},
+	"strings of CONNECT that are no UTF-8 end the connection": {versions: since311, play: func(s *scene) {
+		for _, bad := range []string{"\xff", "\x00", "\xed\xa0\x80", "\xc0\x80"} {
+			for i := range 3 {
+				fields := []string{"c", "w", "m", "u", "p"}
+				fields[[]int{0, 1, 3}[i]] = bad
+				c := s.raw()
+				c.SendBytes(s.connectBytes(0xc6, fields...))
+				c.Ended()
+				for _, p := range c.All() {
+					if ack, ok := p.(*packet.Connack); !ok || !ack.Reason.Failed() {
+						s.Errorf("%q is accepted as field %d", bad, i)
+					}
+				}
+			}
+		}
+	}},
 	"clean start begins with an empty session": {play: func(s *scene) {
 		c := s.connect(s.kept("c"))
 		c.Subscribe(2, "a")
@@ -170,7 +186,7 @@ var connectRules = rules{
 		equal(s, "session present under the assigned identifier", again.Connack.SessionPresent, true)
 		equal(s, "assigned to who has one", again.Connack.Properties.AssignedClientID, "")
 	}},
-	"an empty client identifier is refused in 3.1": {versions: only31, play: func(s *scene) {
+	"an empty client identifier is refused in 3.1": {beyond: true, versions: only31, play: func(s *scene) {
 		c := s.raw()
 		c.SendBytes([]byte("\x10\x0e\x00\x06MQIsdp\x03\x02\x00\x00\x00\x00"))
 		equal(s, "CONNACK", c.Take(packet.TypeConnack).(*packet.Connack).Reason, packet.ReasonClientIDNotValid)
@@ -181,7 +197,7 @@ var connectRules = rules{
 		for _, reason := range []packet.ReasonCode{
 			packet.ReasonBadUserNameOrPassword, packet.ReasonNotAuthorized, packet.ReasonServerUnavailable,
 		} {
-			s.gate.refuse = reason
+			s.refuseWith(reason)
 			c := s.raw()
 			got := c.Try(s.kept("c"))
 			equal(s, "CONNACK", got.Reason, reason)
@@ -192,7 +208,7 @@ var connectRules = rules{
 		}
 	}},
 	"nothing after a refused CONNECT is looked at": {play: func(s *scene) {
-		s.gate.refuse = packet.ReasonNotAuthorized
+		s.refuseWith(packet.ReasonNotAuthorized)
 		c := s.raw()
 		c.Send(s.clean("c"), &packet.Publish{Topic: []byte("a"), Retain: true, Payload: []byte("x")}, &packet.Pingreq{})
 		c.Ended()
@@ -295,7 +311,7 @@ var connectRules = rules{
 			p := s.clean("c")
 			p.Properties.RequestProblemInfo = &wanted
 			c := s.manual(p)
-			s.gate.deny = "denied"
+			s.closeTopic()
 			c.Send(
 				&packet.Publish{QoS: 1, PacketID: 1, Topic: []byte("denied")}, &packet.Publish{QoS: 2, PacketID: 2, Topic: []byte("denied")},
 				&packet.Publish{QoS: 2, PacketID: 3, Topic: []byte("a")}, &packet.Pubrel{PacketID: 4},
@@ -353,6 +369,7 @@ var connectRules = rules{
 		},
 	},
 	"a client there is no room for is told where to go": {
+		beyond:  true, // §4.11 has no numbers
 		options: func(o *broker.Options) { o.MaxConnections, o.ServerReference = 1, "other:1883" },
 		play: func(s *scene) {
 			first := s.connect(s.clean("first"))
@@ -381,7 +398,7 @@ var connectRules = rules{
 		equal(s, "packets", len(c.All()), 0)
 	}},
 	"nothing follows the broker's DISCONNECT": {play: func(s *scene) {
-		s.gate.hold = make(chan struct{})
+		release := s.holdTopic()
 		c := s.connect(s.clean("c"))
 		c.Subscribe(1, "a")
 		c.Send(&packet.Publish{Topic: []byte("hold")}) // its reader is busy
@@ -394,7 +411,7 @@ var connectRules = rules{
 			p.Send(&packet.Publish{QoS: qos, PacketID: 1, Topic: []byte("a")})
 		}
 		synctest.Wait()
-		close(s.gate.hold)
+		release()
 		s.ended(c, packet.ReasonSessionTakenOver)
 		all := c.All()
 		if s.v == packet.V5 && (len(all) != 1 || all[0].Type() != packet.TypeDisconnect) {

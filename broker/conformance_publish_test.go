@@ -41,6 +41,89 @@ var publishRules = rules{
 		c.Take(packet.TypePingresp)
 		equal(s, "packets left", len(c.All()), 0)
 	}},
+	"a PUBLISH that says what it may not ends the connection": {play: func(s *scene) {
+		// publish is a PUBLISH of these parts.
+		publish := func(flags byte, topic, id, properties string) string {
+			body := text(topic) + id
+			if s.v == packet.V5 {
+				body += string([]byte{byte(len(properties))}) + properties
+			}
+			return string(frame(0x30|flags, body+"x"))
+		}
+		malformed, protocol, name := packet.ReasonMalformedPacket, packet.ReasonProtocolError, packet.ReasonTopicNameInvalid
+		type bad struct {
+			bytes string
+			want  packet.ReasonCode
+		}
+		all := map[string]bad{
+			"QoS 3":                        {publish(0x06, "a", "\x00\x01", ""), malformed},
+			"packet identifier 0 at QoS 1": {publish(0x02, "a", "\x00\x00", ""), protocol},
+			"packet identifier 0 at QoS 2": {publish(0x04, "a", "\x00\x00", ""), protocol},
+			"no topic":                     {publish(0, "", "", ""), protocol},
+			"topic with '+'":               {publish(0, "a/+", "", ""), name},
+			"topic with '#'":               {publish(0, "a/#", "", ""), name},
+			"topic that is '#'":            {publish(0, "#", "", ""), name},
+			"topic with U+0000":            {publish(0, "a\x00", "", ""), malformed},
+			"topic with a surrogate":       {publish(0, "\xed\xa0\x80", "", ""), malformed},
+			"topic that is no UTF-8":       {publish(0, "a\xff", "", ""), malformed},
+			"topic longer than the packet": {"\x30\x03\x00\x09a", malformed},
+		}
+		if s.v != packet.V31 {
+			all["DUP at QoS 0"] = bad{publish(0x08, "a", "", ""), malformed}
+		}
+		if s.v == packet.V5 {
+			all["subscription identifier"] = bad{publish(0, "a", "", "\x0b\x01"), protocol}
+			all["topic alias 0"] = bad{publish(0, "a", "", "\x23\x00\x00"), packet.ReasonTopicAliasInvalid}
+			all["topic alias over the maximum"] = bad{publish(0, "a", "", "\x23\xff\xff"), packet.ReasonTopicAliasInvalid}
+			all["topic alias never set"] = bad{publish(0, "", "", "\x23\x00\x01"), protocol}
+			all["a property twice"] = bad{publish(0, "a", "", "\x01\x00\x01\x00"), protocol}
+			all["a property of CONNECT"] = bad{publish(0, "a", "", "\x21\x00\x01"), malformed}
+			all["a response topic with '#'"] = bad{publish(0, "a", "", "\x08\x00\x01#"), protocol}
+		}
+		for what, x := range all {
+			s.ends(what, x.bytes, x.want)
+		}
+		equal(s, "retained messages", s.b.Status().Retained, 0)
+	}},
+	"what only servers send ends the connection": {play: func(s *scene) {
+		for what, b := range map[string]string{
+			"CONNACK": "\x20\x02\x00\x00", "SUBACK": "\x90\x03\x00\x01\x00", "UNSUBACK": "\xb0\x02\x00\x01", "PINGRESP": "\xd0\x00",
+		} {
+			if s.v == packet.V5 {
+				b = map[string]string{
+					"CONNACK": "\x20\x03\x00\x00\x00", "SUBACK": "\x90\x04\x00\x01\x00\x00", "UNSUBACK": "\xb0\x04\x00\x01\x00\x00", "PINGRESP": b,
+				}[what]
+			}
+			s.ends(what, b, packet.ReasonProtocolError)
+		}
+		s.ends("type 0", "\x00\x00", packet.ReasonMalformedPacket)
+		auth := packet.ReasonProtocolError
+		if s.v != packet.V5 {
+			auth = packet.ReasonMalformedPacket
+		}
+		s.ends("AUTH", "\xf0\x00", auth)
+	}},
+	"PUBRELs have the order of the PUBRECs": {play: func(s *scene) {
+		for _, connect := range []*packet.Connect{s.clean("sub"), s.kept("sub")} {
+			sub := s.manual(connect)
+			sub.Subscribe(2, "a")
+			synctest.Wait()
+			p := s.connect(s.clean("p"))
+			var ids []uint16
+			for range 5 {
+				p.Publish(2, false, "a", "x")
+				ids = append(ids, sub.Message().PacketID)
+			}
+			order := []int{3, 0, 4, 2, 1}
+			for _, i := range order {
+				sub.Send(&packet.Pubrec{PacketID: ids[i]})
+			}
+			for _, i := range order {
+				equal(s, "PUBREL", sub.Take(packet.TypePubrel).(*packet.Pubrel).PacketID, ids[i])
+			}
+			sub.Disconnect(0)
+		}
+	}},
 	"DUP says only that the broker itself sends again": {play: func(s *scene) {
 		sub := s.manual(s.kept("sub"))
 		sub.Subscribe(2, "a")
@@ -148,7 +231,7 @@ var publishRules = rules{
 		sub := s.connect(s.clean("sub"))
 		sub.Subscribe(2, "#")
 		c := s.connect(s.clean("c"))
-		s.gate.deny = "denied"
+		s.closeTopic()
 		for _, topic := range []string{"denied", "a", "denied"} {
 			c.Send(&packet.Publish{QoS: 2, PacketID: 1, Topic: []byte(topic), Payload: []byte(topic)})
 			if c.Take(packet.TypePubrec).(*packet.Pubrec).Reason == 0 {
@@ -300,7 +383,7 @@ var publishRules = rules{
 	"a client without the right to publish is acknowledged or told": {play: func(s *scene) {
 		sub := s.connect(s.clean("sub"))
 		sub.Subscribe(2, "#")
-		s.gate.deny = "denied"
+		s.closeTopic()
 		c := s.connect(s.clean("c"))
 		for qos := byte(0); qos <= 2; qos++ {
 			want := packet.ReasonSuccess
@@ -313,7 +396,7 @@ var publishRules = rules{
 		s.nothing(sub)
 	}},
 	"a payload that is not the UTF-8 it claims to be is refused when that is checked": {
-		versions: only5, options: func(o *broker.Options) { o.CheckPayloadFormat = true },
+		beyond: true, versions: only5, options: func(o *broker.Options) { o.CheckPayloadFormat = true },
 		play: func(s *scene) {
 			sub := s.connect(s.clean("sub"))
 			sub.Subscribe(2, "#")

@@ -19,7 +19,7 @@ var subscribeRules = rules{
 		p := s.connect(s.clean("p"))
 		p.Publish(0, true, "a", "A")
 		p.Publish(0, true, "b", "B")
-		s.gate.deny = "denied"
+		s.closeTopic()
 		c := s.connect(s.clean("c"))
 		c.Send(&packet.Subscribe{PacketID: 1, Filters: []packet.Filter{
 			{Filter: "a", QoS: 2}, {Filter: "x/#/y", QoS: 1}, {Filter: "b"}, {Filter: "denied", QoS: 1}, {Filter: "a", QoS: 1}, {Filter: "", QoS: 0},
@@ -44,6 +44,53 @@ var subscribeRules = rules{
 		p.Publish(1, false, "a", "x")
 		p.Publish(1, false, "b", "x")
 		s.nothing(c)
+	}},
+	"a packet that says what it may not ends the connection": {play: func(s *scene) {
+		v5 := map[bool]string{true: "\x00"}[s.v == packet.V5]
+		subscribe := func(id, rest string) string { return string(frame(0x82, id+v5+rest)) }
+		malformed, protocol := packet.ReasonMalformedPacket, packet.ReasonProtocolError
+		type bad struct {
+			bytes string
+			want  packet.ReasonCode
+		}
+		all := map[string]bad{
+			"SUBSCRIBE without filters":               {subscribe("\x00\x01", ""), protocol},
+			"SUBSCRIBE without options":               {subscribe("\x00\x01", text("a")), malformed},
+			"SUBSCRIBE with packet identifier 0":      {subscribe("\x00\x00", text("a")+"\x00"), protocol},
+			"UNSUBSCRIBE without filters":             {string(frame(0xa2, "\x00\x01"+v5)), protocol},
+			"UNSUBSCRIBE with packet identifier 0":    {string(frame(0xa2, "\x00\x00"+v5+text("a"))), protocol},
+			"UNSUBSCRIBE whose filter is longer":      {string(frame(0xa2, "\x00\x01"+v5+"\x00\x09a")), malformed},
+			"SUBSCRIBE with QoS 3":                    {subscribe("\x00\x01", text("a")+"\x03"), malformed},
+			"SUBSCRIBE with the highest reserved bit": {subscribe("\x00\x01", text("a")+"\x80"), malformed},
+			"SUBSCRIBE with the next reserved bit":    {subscribe("\x00\x01", text("a")+"\x40"), malformed},
+		}
+		switch s.v {
+		case packet.V31:
+			delete(all, "SUBSCRIBE with the highest reserved bit") // "not used"
+			delete(all, "SUBSCRIBE with the next reserved bit")
+		case packet.V311:
+			all["SUBSCRIBE with a bit that 5.0 gave a meaning"] = bad{subscribe("\x00\x01", text("a")+"\x04"), malformed}
+		case packet.V5:
+			all["SUBSCRIBE with QoS 3"] = bad{subscribe("\x00\x01", text("a")+"\x03"), protocol}
+			all["retain handling 3"] = bad{subscribe("\x00\x01", text("a")+"\x30"), protocol}
+			all["No Local on a shared subscription"] = bad{subscribe("\x00\x01", text("$share/g/a")+"\x04"), protocol}
+			all["subscription identifier 0"] = bad{string(frame(0x82, "\x00\x01\x02\x0b\x00"+text("a")+"\x00")), protocol}
+		}
+		for what, x := range all {
+			s.ends(what, x.bytes, x.want)
+		}
+	}},
+	"the highest QoS of overlapping subscriptions counts": {play: func(s *scene) {
+		sub := s.connect(s.clean("sub"))
+		sub.Subscribe(0, "a/#")
+		sub.Subscribe(2, "a/b")
+		sub.Subscribe(1, "#")
+		p := s.connect(s.clean("p"))
+		for qos := byte(0); qos <= 2; qos++ {
+			p.Publish(qos, false, "a/b", "x")
+			equal(s, "QoS", sub.Message().QoS, qos)
+			s.nothing(sub)
+		}
 	}},
 	"a subscription made again sends the retained messages again": {play: func(s *scene) {
 		s.connect(s.clean("p")).Publish(1, true, "a", "x")

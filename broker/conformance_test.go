@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -21,6 +22,8 @@ type rule struct {
 	versions []packet.Version // nil: all
 	options  func(*broker.Options)
 	play     func(s *scene)
+	// beyond says that no numbered statement asks for it.
+	beyond bool
 }
 
 var (
@@ -65,22 +68,46 @@ type scene struct {
 }
 
 // gate is an Auth that lets everybody do everything, until told otherwise.
-// Tests set its fields while the broker is at rest.
 type gate struct {
+	mu     sync.Mutex
 	refuse packet.ReasonCode // answer to CONNECT
 	deny   string            // topic nobody has a right to
 	hold   chan struct{}     // publishing to "hold" waits for it to close
 }
 
+func (g *gate) set(change func(*gate)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	change(g)
+}
+
+// refuseWith answers CONNECT packets with that reason from now on.
+func (s *scene) refuseWith(r packet.ReasonCode) { s.gate.set(func(g *gate) { g.refuse = r }) }
+
+// closeTopic takes the rights to the topic "denied" from everybody.
+func (s *scene) closeTopic() { s.gate.set(func(g *gate) { g.deny = "denied" }) }
+
+// holdTopic has whoever publishes to "hold" wait until release is called.
+func (s *scene) holdTopic() (release func()) {
+	ch := make(chan struct{})
+	s.gate.set(func(g *gate) { g.hold = ch })
+	return func() { close(ch) }
+}
+
 func (g *gate) Authenticate(context.Context, broker.ConnInfo) (broker.Identity, packet.ReasonCode) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	return broker.Identity{}, g.refuse
 }
 
 func (g *gate) Authorize(_ broker.Identity, action broker.Action, topic string) bool {
-	if topic == "hold" && action == broker.ActionPublish && g.hold != nil {
-		<-g.hold
+	g.mu.Lock()
+	deny, hold := g.deny, g.hold
+	g.mu.Unlock()
+	if topic == "hold" && action == broker.ActionPublish && hold != nil {
+		<-hold
 	}
-	return g.deny == "" || topic != g.deny
+	return deny == "" || topic != deny
 }
 
 // clean asks for a session that ends with the connection.
@@ -149,6 +176,24 @@ func (s *scene) ended(c *brokertest.Client, want packet.ReasonCode) {
 	if told != (s.v == packet.V5) || told && got != want {
 		s.Errorf("DISCONNECT %v (sent: %v), want %v", got, told, want)
 	}
+}
+
+// ends says that a client that sends b loses its connection for that reason,
+// and that its will is published.
+func (s *scene) ends(what, b string, want packet.ReasonCode) {
+	s.Helper()
+	watch := s.connect(s.clean("watch"))
+	watch.Subscribe(0, "will")
+	p := s.clean("bad")
+	p.Will = &packet.Will{Topic: "will", Payload: []byte("dead")}
+	c := s.connect(p)
+	c.SendBytes([]byte(b))
+	got, told := c.Ended()
+	if told != (s.v == packet.V5) || told && got != want {
+		s.Errorf("%s: DISCONNECT %v (sent: %v), want %v", what, got, told, want)
+	}
+	s.payloads(watch, "dead")
+	watch.Disconnect(0)
 }
 
 func equal[T comparable](s *scene, what string, got, want T) {
