@@ -310,8 +310,9 @@ func (c *conn) goodbye(reason packet.ReasonCode, detail string) packet.Packet {
 		p.Properties.ServerReference = c.b.opts.ServerReference // MQTT 5.0 §4.11
 	}
 	if _, err := p.AppendTo(nil, c.version); err != nil {
-		// Not every code may be in a DISCONNECT (MQTT 5.0 table 3-10).
-		p.Reason = packet.ReasonUnspecified
+		// Not every code may be in a DISCONNECT (MQTT 5.0 table 3-10): it is
+		// that of a second CONNECT, which is wrong for being one.
+		p.Reason = packet.ReasonProtocolError
 	}
 	if !c.fits(p) {
 		p.Properties = packet.Properties{} // MQTT 5.0 §3.14.2.2.3 [MQTT-3.14.2-3]

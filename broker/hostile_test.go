@@ -1,301 +1,636 @@
 package broker_test
 
 import (
+	"bufio"
 	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"holdfast/broker"
 	"holdfast/broker/brokertest"
+	"holdfast/broker/listen"
 	"holdfast/broker/packet"
 )
 
-// TestHostilePackets: what a connected client may not send ends its connection
-// as the specification says, and a well-behaved client is served throughout.
-func TestHostilePackets(t *testing.T) {
-	text := func(s string) string { return string([]byte{byte(len(s) >> 8), byte(len(s))}) + s }
-	tests := map[string]struct {
-		in   string
-		want packet.ReasonCode
-	}{
-		"a second CONNECT":                     {"\x10\x0e\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x01a", packet.ReasonProtocolError},
-		"CONNACK":                              {"\x20\x03\x00\x00\x00", packet.ReasonProtocolError},
-		"SUBACK":                               {"\x90\x04\x00\x01\x00\x00", packet.ReasonProtocolError},
-		"UNSUBACK":                             {"\xb0\x04\x00\x01\x00\x00", packet.ReasonProtocolError},
-		"PINGRESP":                             {"\xd0\x00", packet.ReasonProtocolError},
-		"AUTH":                                 {"\xf0\x00", packet.ReasonProtocolError},
-		"reserved type 0":                      {"\x00\x00", packet.ReasonMalformedPacket},
-		"QoS 3":                                {"\x36\x06\x00\x01a\x00\x01\x00", packet.ReasonMalformedPacket},
-		"DUP with QoS 0":                       {"\x38\x04\x00\x01a\x00", packet.ReasonMalformedPacket},
-		"packet id 0":                          {"\x32\x06\x00\x01a\x00\x00\x00", packet.ReasonProtocolError},
-		"empty topic without an alias":         {"\x30\x03\x00\x00\x00", packet.ReasonProtocolError},
-		"topic with '#'":                       {"\x30\x06" + text("a/#") + "\x00", packet.ReasonTopicNameInvalid},
-		"topic with '+'":                       {"\x30\x06" + text("a/+") + "\x00", packet.ReasonTopicNameInvalid},
-		"topic with U+0000":                    {"\x30\x06" + text("a\x00b") + "\x00", packet.ReasonMalformedPacket},
-		"topic that is no UTF-8":               {"\x30\x06" + text("a\xff\xfe") + "\x00", packet.ReasonMalformedPacket},
-		"topic with a surrogate":               {"\x30\x06" + text("\xed\xa0\x80") + "\x00", packet.ReasonMalformedPacket},
-		"topic longer than the packet":         {"\x30\x04\x00\x09a\x00", packet.ReasonMalformedPacket},
-		"subscription identifier in a PUBLISH": {"\x30\x06" + text("a") + "\x02\x0b\x01", packet.ReasonProtocolError},
-		"topic alias 0":                        {"\x30\x07" + text("a") + "\x03\x23\x00\x00", packet.ReasonTopicAliasInvalid},
-		"topic alias over the maximum":         {"\x30\x07" + text("a") + "\x03\x23\xff\xff", packet.ReasonTopicAliasInvalid},
-		"topic alias never set":                {"\x30\x06\x00\x00\x03\x23\x00\x01", packet.ReasonProtocolError},
-		"a property twice":                     {"\x30\x08" + text("a") + "\x04\x01\x00\x01\x00", packet.ReasonProtocolError},
-		"a property of another packet":         {"\x30\x09" + text("a") + "\x05\x11\x00\x00\x00\x01", packet.ReasonMalformedPacket},
-		"property length beyond the packet":    {"\x30\x05" + text("a") + "\x7f\x01", packet.ReasonMalformedPacket},
-		"SUBSCRIBE without filters":            {"\x82\x03\x00\x01\x00", packet.ReasonProtocolError},
-		"SUBSCRIBE with wrong flags":           {"\x80\x07\x00\x01\x00" + text("a") + "\x00", packet.ReasonMalformedPacket},
-		"SUBSCRIBE with reserved option bits":  {"\x82\x07\x00\x01\x00" + text("a") + "\xc0", packet.ReasonMalformedPacket},
-		"SUBSCRIBE with QoS 3":                 {"\x82\x07\x00\x01\x00" + text("a") + "\x03", packet.ReasonProtocolError},
-		"SUBSCRIBE with retain handling 3":     {"\x82\x07\x00\x01\x00" + text("a") + "\x30", packet.ReasonProtocolError},
-		"SUBSCRIBE with identifier 0":          {"\x82\x09\x00\x01\x02\x0b\x00" + text("a") + "\x00", packet.ReasonProtocolError},
-		"UNSUBSCRIBE without filters":          {"\xa2\x03\x00\x01\x00", packet.ReasonProtocolError},
-		"PUBREL with wrong flags":              {"\x60\x02\x00\x01", packet.ReasonMalformedPacket},
-		"DISCONNECT with a server's reason":    {"\xe0\x01\x8e", packet.ReasonProtocolError},
-		"a length of five bytes":               {"\x30\xff\xff\xff\xff\x01", packet.ReasonMalformedPacket},
-		"a packet over the maximum size":       {"\x30\xff\xff\xff\x7f", packet.ReasonPacketTooLarge},
+// hostileCase is one case of testdata/hostile/*.txt: what a hostile client
+// sends, and how the specification wants that answered.
+//
+//	case: a sentence
+//	# where that is written
+//	version: 5                     what its packets are: 3, 4 or 5
+//	listener: pipe                 or websocket; pipe if it is not said
+//	option: receive_maximum = 2    of the broker, by its TOML name
+//	sessions: 1                    that the hostile client leaves behind; else none
+//
+//	connect                        sends a plain CONNECT, and takes its CONNACK
+//	connect keep                   the same with a session that outlives it
+//	upgrade                        becomes a WebSocket
+//	> 30 03 "ab"*10 # comment      sends bytes and texts; neighbouring lines in one piece
+//	< DISCONNECT 0x81              the next answer, see answerOf
+//	closed                         there is no further answer, and the connection ends at once
+//	open                           there is no further answer, and the connection lives
+//	cut                            the client is gone without a word
+//	dial                           it comes again
+//	pass 10s                       time passes
+//	publish 1 hostile text         the well-behaved client publishes: QoS, topic, payload
+//	will text                      the well-behaved client gets the hostile one's will
+type hostileCase struct {
+	file, name, cites string
+	version           packet.Version
+	listener          string
+	options           []string
+	sessions          int
+	steps             []hostileStep
+}
+
+type hostileStep struct {
+	verb, rest string
+	bytes      []byte
+	line       int
+}
+
+const fewestHostileCases = 300
+
+func readHostile(tb testing.TB) []*hostileCase {
+	tb.Helper()
+	paths, err := filepath.Glob("testdata/hostile/*.txt")
+	if err != nil {
+		tb.Fatal(err)
 	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			provoke(t, packet.V5, tt.in, func(reason packet.ReasonCode, told bool) {
-				if !told || reason != tt.want {
-					t.Errorf("DISCONNECT %v (sent: %v), want %v", reason, told, tt.want)
-				}
-			})
-		})
+	var all []*hostileCase
+	names := map[string]bool{}
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		cases, err := parseHostile(strings.TrimSuffix(filepath.Base(path), ".txt"), string(b))
+		if err != nil {
+			tb.Fatalf("%s:%v", path, err)
+		}
+		for _, c := range cases {
+			if id := c.file + "/" + c.name; names[id] {
+				tb.Fatalf("%s: two cases are called %q", path, c.name)
+			} else {
+				names[id] = true
+			}
+			if !strings.Contains(c.cites, "§") && !strings.Contains(c.cites, "Holdfast") {
+				tb.Fatalf("%s: case %q cites no section", path, c.name)
+			}
+			if !slices.ContainsFunc(c.steps, func(s hostileStep) bool { return s.verb == "closed" || s.verb == "open" }) {
+				tb.Fatalf("%s: case %q says neither closed nor open", path, c.name)
+			}
+		}
+		all = append(all, cases...)
+	}
+	if len(all) < fewestHostileCases {
+		tb.Fatalf("testdata/hostile holds %d cases, want at least %d", len(all), fewestHostileCases)
+	}
+	return all
+}
+
+func parseHostile(file, content string) ([]*hostileCase, error) {
+	var all []*hostileCase
+	var c *hostileCase
+	n := 0
+	for text := range strings.Lines(content) {
+		n++
+		text = strings.TrimSpace(text)
+		key, value, _ := strings.Cut(text, ": ")
+		if c == nil && key != "case" {
+			if text != "" && text[0] != '#' {
+				return nil, fmt.Errorf("%d: %q stands before the first case", n, text)
+			}
+			continue
+		}
+		var err error
+		switch {
+		case text == "":
+		case text[0] == '#':
+			c.cites += text
+		case key == "case":
+			c = &hostileCase{file: file, name: value, listener: "pipe"}
+			all = append(all, c)
+		case key == "version":
+			var v int
+			v, err = strconv.Atoi(value)
+			c.version = packet.Version(v)
+		case key == "listener":
+			c.listener = value
+		case key == "option":
+			c.options = append(c.options, value)
+		case key == "sessions":
+			c.sessions, err = strconv.Atoi(value)
+		case text[0] == '>':
+			err = c.send(text[1:], n)
+		default:
+			verb, rest, _ := strings.Cut(text, " ")
+			c.steps = append(c.steps, hostileStep{verb: verb, rest: rest, line: n})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%d: %w", n, err)
+		}
+	}
+	return all, nil
+}
+
+// hostileToken is hex digits or a text in Go's form, with how often it comes.
+var hostileToken = regexp.MustCompile(`^\s*(?:((?:[0-9a-f]{2})+)|("(?:[^"\\]|\\.)*"))(?:\*(\d+))?`)
+
+func (c *hostileCase) send(text string, line int) error {
+	var b []byte
+	for text = strings.TrimSpace(text); text != "" && text[0] != '#'; text = strings.TrimSpace(text) {
+		m := hostileToken.FindStringSubmatch(text)
+		if m == nil {
+			return fmt.Errorf("%q is neither hex nor a text", text)
+		}
+		piece, err := hex.DecodeString(m[1])
+		if m[2] != "" {
+			var s string
+			s, err = strconv.Unquote(m[2])
+			piece = []byte(s)
+		}
+		times := 1
+		if err == nil && m[3] != "" {
+			times, err = strconv.Atoi(m[3])
+		}
+		if err != nil {
+			return fmt.Errorf("%q: %w", m[0], err)
+		}
+		b = append(b, bytes.Repeat(piece, times)...)
+		text = text[len(m[0]):]
+	}
+	if last := len(c.steps) - 1; last >= 0 && c.steps[last].verb == ">" {
+		c.steps[last].bytes = append(c.steps[last].bytes, b...)
+		return nil
+	}
+	c.steps = append(c.steps, hostileStep{verb: ">", bytes: b, line: line})
+	return nil
+}
+
+// change sets what the case's option lines say.
+func (c *hostileCase) change(tb testing.TB) func(*broker.Options) {
+	tb.Helper()
+	return func(o *broker.Options) {
+		for _, line := range c.options {
+			key, value, _ := strings.Cut(line, " = ")
+			if err := setOption(o, key, value); err != nil {
+				tb.Fatalf("option %s: %v", line, err)
+			}
+		}
 	}
 }
 
-// TestHostilePackets3 is the same for 3.1.1, where the connection ends without
-// a word (MQTT 3.1.1 §4.8 [MQTT-4.8.0-1]).
-func TestHostilePackets3(t *testing.T) {
-	for name, in := range map[string]string{
-		"a second CONNECT":          "\x10\x0d\x00\x04MQTT\x04\x02\x00\x00\x00\x01a",
-		"PINGRESP":                  "\xd0\x00",
-		"AUTH":                      "\xf0\x00",
-		"reserved type 0":           "\x00\x00",
-		"QoS 3":                     "\x36\x05\x00\x01a\x00\x01",
-		"packet id 0":               "\x32\x05\x00\x01a\x00\x00",
-		"empty topic":               "\x30\x02\x00\x00",
-		"topic with '#'":            "\x30\x05\x00\x03a/#",
-		"SUBSCRIBE without filters": "\x82\x02\x00\x01",
-		"SUBSCRIBE with QoS 3":      "\x82\x06\x00\x01\x00\x01a\x03",
-		"a packet over the maximum": "\x30\xff\xff\xff\x7f",
-	} {
-		t.Run(name, func(t *testing.T) {
-			provoke(t, packet.V311, in, func(reason packet.ReasonCode, told bool) {
-				if told {
-					t.Errorf("DISCONNECT %v", reason)
+func setOption(o *broker.Options, key, value string) error {
+	v := reflect.ValueOf(o).Elem()
+	for i := range v.NumField() {
+		if v.Type().Field(i).Tag.Get("toml") != key {
+			continue
+		}
+		if d, err := time.ParseDuration(value); err == nil && v.Field(i).Type() == reflect.TypeFor[time.Duration]() {
+			v.Field(i).SetInt(int64(d))
+			return nil
+		}
+		n, err := strconv.Atoi(value)
+		v.Field(i).SetInt(int64(n))
+		return err
+	}
+	return errors.New("there is no such option")
+}
+
+// TestHostile plays the corpus: each case against a broker of its own, in one
+// piece and byte by byte, with a well-behaved client beside it.
+func TestHostile(t *testing.T) {
+	t.Parallel()
+	for _, c := range readHostile(t) {
+		for _, how := range []string{"whole", "byte by byte"} {
+			t.Run(c.file+"/"+c.name+"/"+how, func(t *testing.T) {
+				t.Parallel()
+				if c.listener == "websocket" {
+					playHostile(t, c, how != "whole")
+				} else {
+					synctest.Test(t, func(t *testing.T) { playHostile(t, c, how != "whole") })
 				}
 			})
-		})
+		}
 	}
 }
 
-// provoke has a connected client send in, hands over how that ended, and checks
-// that its will came, that nothing is left of it, and that another client did
-// not notice.
-func provoke(t *testing.T, version packet.Version, in string, ended func(packet.ReasonCode, bool)) {
+// stage is one case being played.
+type stage struct {
+	*testing.T
+
+	c       *hostileCase
+	b       *brokertest.Broker
+	good    *brokertest.Client
+	bad     *hostileClient
+	bitwise bool
+	sent    time.Time
+}
+
+func playHostile(t *testing.T, c *hostileCase, bitwise bool) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		b := brokertest.New(t, nil)
-		good := brokertest.Connect(t, b.Pipe(), brokertest.V5("good"))
-		good.Subscribe(2, "good")
-		bad := brokertest.Connect(t, b.Pipe(), &packet.Connect{
-			Version: version, ClientID: "bad", CleanStart: true, Will: &packet.Will{Topic: "good", Payload: []byte("will")},
-		})
-		bad.SendBytes([]byte(in))
-		ended(bad.Ended())
-		if r := good.Publish(2, false, "good", "mine"); r != 0 {
-			t.Errorf("the good client got %v", r)
+	s := &stage{T: t, c: c, b: brokertest.New(t, nil, c.change(t)), bitwise: bitwise, sent: time.Now()}
+	s.good = brokertest.Connect(t, s.b.Pipe(), brokertest.V5("good"))
+	s.good.Subscribe(2, "good")
+	dial := func() net.Conn { return s.b.Pipe() }
+	if c.listener == "websocket" {
+		dial = serveWebSocket(t, s.b)
+	}
+	s.bad = newHostileClient(dial(), c)
+	defer func() { s.bad.close() }()
+	for _, step := range c.steps {
+		if t.Failed() {
+			return
 		}
-		if got := good.Messages(2); got[0] != "will" || got[1] != "mine" {
-			t.Errorf("the good client got %q", got)
+		if step.verb == "dial" {
+			s.bad.close()
+			s.bad = newHostileClient(dial(), c)
+			s.sent = time.Now()
+			continue
 		}
+		s.play(step)
+	}
+	s.bad.close()
+	// Nobody else has noticed, and nothing is left of it.
+	for qos := range byte(3) {
+		if r := s.good.Publish(qos, false, "good", fmt.Sprint(qos)); r != 0 {
+			t.Errorf("the good client's QoS %d was answered with %v", qos, r)
+		}
+	}
+	if got := strings.Join(s.good.Messages(3), ""); got != "012" {
+		t.Errorf("the good client got %q, want 012", got)
+	}
+	if c.listener != "websocket" {
+		pass(2 * time.Second)
 		synctest.Wait()
-		if st := b.Status(); st.Connections != 1 || st.Sessions != 1 || st.ProtocolErrors != 1 {
-			t.Errorf("status %+v", st)
+		if st := s.b.Status(); st.Connections != 1 || st.Sessions != 1+c.sessions {
+			t.Errorf("%d connections and %d sessions, want 1 and %d", st.Connections, st.Sessions, 1+c.sessions)
 		}
-	})
-}
-
-// TestSlowConsumer: a client that does not read loses QoS 0, then its
-// connection when its queue is full; nobody else notices.
-func TestSlowConsumer(t *testing.T) {
-	small := func(o *broker.Options) { o.MaxOutput, o.MaxQueued, o.MaxInflight = 8192, 50, 10 }
-	payload := strings.Repeat("x", 1000)
-	t.Run("QoS 0 is dropped", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			b := brokertest.New(t, nil, small)
-			slow := connectAndStopReading(t, b, brokertest.V5("slow"), 0)
-			fast := brokertest.Connect(t, b.Pipe(), brokertest.V5("fast"))
-			fast.Subscribe(0, "a")
-			c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
-			for range 100 {
-				c.Publish(0, false, "a", payload)
-				fast.Message()
-			}
-			if st := b.Status(); st.DroppedSlow < 80 || st.DroppedSlow > 95 || st.Clients != 3 {
-				t.Errorf("status %+v", st)
-			}
-			slow.Close()
-		})
-	})
-	for qos := byte(1); qos <= 2; qos++ {
-		t.Run(fmt.Sprintf("QoS %d ends the session", qos), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := brokertest.New(t, nil, small)
-				slow := connectAndStopReading(t, b, brokertest.V5("slow"), qos)
-				defer slow.Close()
-				fast := brokertest.Connect(t, b.Pipe(), brokertest.V5("fast"))
-				fast.Subscribe(qos, "a")
-				c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
-				for range 100 {
-					if r := c.Publish(qos, false, "a", payload); r != 0 {
-						t.Fatalf("publisher got %v", r)
-					}
-					fast.Message()
-				}
-				pass(2 * time.Second)
-				if st := b.Status(); st.DroppedQueueFull != 51 || st.Clients != 2 {
-					t.Errorf("status %+v", st)
-				}
-			})
-		})
-		t.Run(fmt.Sprintf("QoS %d waits in the store of a persistent session", qos), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := brokertest.New(t, nil, small)
-				connect := brokertest.Keep(brokertest.V5("slow"), 600)
-				slow := connectAndStopReading(t, b, connect, qos)
-				c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
-				for i := range 100 {
-					if r := c.Publish(qos, false, "a", fmt.Sprint(i)); r != 0 {
-						t.Fatalf("publisher got %v", r)
-					}
-				}
-				slow.Close()
-				synctest.Wait()
-				again := brokertest.Connect(t, b.Pipe(), connect)
-				for i, got := range again.Messages(100) {
-					if got != fmt.Sprint(i) {
-						t.Fatalf("message %d is %q", i, got)
-					}
-				}
-			})
-		})
 	}
-	t.Run("a client that reads no acknowledgements", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			b := brokertest.New(t, nil, small)
-			nc := connectAndStopReading(t, b, brokertest.V4("deaf"), 0)
-			frame, err := (&packet.Publish{QoS: 1, PacketID: 1, Topic: []byte("b")}).AppendTo(nil, packet.V311)
-			if err != nil {
-				t.Fatal(err)
-			}
-			frames := bytes.Repeat(frame, 100)
-			for range 1000 {
-				if _, err = nc.Write(frames); err != nil {
-					break
-				}
-			}
-			if err == nil {
-				t.Error("400 kB of acknowledgements are waiting and the broker reads on")
-			}
-			pass(2 * time.Second)
-			if st := b.Status(); st.Clients != 0 {
-				t.Errorf("status %+v", st)
-			}
-		})
-	})
 }
 
-// connectAndStopReading subscribes to "a" and never reads again.
-func connectAndStopReading(t *testing.T, b *brokertest.Broker, p *packet.Connect, qos byte) net.Conn {
+func (s *stage) play(step hostileStep) {
+	s.Helper()
+	where := fmt.Sprintf("testdata/hostile/%s.txt:%d", s.c.file, step.line)
+	switch step.verb {
+	case "connect":
+		p := brokertest.V5("hostile")
+		p.Version = s.c.version
+		if step.rest == "keep" {
+			p = brokertest.Keep(p, 600)
+		}
+		b, err := p.AppendTo(nil, p.Version)
+		if err != nil {
+			s.Fatal(err)
+		}
+		s.bad.send(b, false)
+		if got := s.bad.next(); !strings.HasPrefix(got, "CONNACK 0x00") {
+			s.Fatalf("%s: got %s, want CONNACK 0x00", where, got)
+		}
+	case "upgrade":
+		s.bad.send([]byte(upgradeRequest), false)
+		if got := s.bad.next(); got != "http 101" {
+			s.Fatalf("%s: got %s, want http 101", where, got)
+		}
+	case ">":
+		s.bad.send(step.bytes, s.bitwise)
+		s.sent = time.Now()
+	case "<":
+		if got := s.bad.next(); got != step.rest {
+			s.Errorf("%s: got %s, want %s", where, got, step.rest)
+		}
+	case "closed":
+		if got := s.bad.next(); got != "" {
+			s.Errorf("%s: got %s, want the end", where, got)
+		} else if d := time.Since(s.sent); d > 2*time.Second {
+			s.Errorf("%s: ended after %v", where, d)
+		}
+	case "open":
+		s.bad.sendFrame([]byte{0xc0, 0})
+		if got := s.bad.next(); got != "PINGRESP" {
+			s.Errorf("%s: got %s, want PINGRESP", where, got)
+		}
+	case "cut":
+		s.bad.close()
+		if s.c.listener == "pipe" {
+			synctest.Wait()
+		}
+	case "pass":
+		d, err := time.ParseDuration(step.rest)
+		if err != nil {
+			s.Fatalf("%s: %v", where, err)
+		}
+		pass(d)
+		s.sent = time.Now()
+	case "publish":
+		f := strings.Fields(step.rest)
+		s.good.Publish(f[0][0]-'0', false, f[1], f[2])
+	case "will":
+		if got := string(s.good.Message().Payload); got != step.rest {
+			s.Errorf("%s: got %q, want the will %q", where, got, step.rest)
+		}
+	default:
+		s.Fatalf("%s: what is %q?", where, step.verb)
+	}
+}
+
+// hostileClient sends bytes, and turns what comes back into text.
+type hostileClient struct {
+	nc        net.Conn
+	version   packet.Version
+	webSocket bool
+	answers   chan string // closed when the connection has ended
+	done      chan struct{}
+}
+
+// An answer of a case is one of a few hundred; no case gets more than a
+// thousand, and one that does would wait here for its test to look.
+const hostileAnswers = 1000
+
+func newHostileClient(nc net.Conn, c *hostileCase) *hostileClient {
+	h := &hostileClient{
+		nc: nc, version: c.version, webSocket: c.listener == "websocket",
+		answers: make(chan string, hostileAnswers), done: make(chan struct{}),
+	}
+	go h.read()
+	return h
+}
+
+func (h *hostileClient) close() {
+	h.nc.Close()
+	<-h.done
+}
+
+// send writes; that the broker has hung up shows in the answers.
+func (h *hostileClient) send(b []byte, bitwise bool) {
+	_ = h.nc.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	if !bitwise || len(b) > 4096 {
+		_, _ = h.nc.Write(b)
+		return
+	}
+	for i := range b {
+		if _, err := h.nc.Write(b[i : i+1]); err != nil {
+			return
+		}
+	}
+}
+
+// sendFrame sends a packet in whatever the connection is made of.
+func (h *hostileClient) sendFrame(b []byte) {
+	if h.webSocket {
+		b = append([]byte{0x82, 0x80 | byte(len(b)), 0, 0, 0, 0}, b...)
+	}
+	h.send(b, false)
+}
+
+// next returns the next answer, "" for the end of the connection.
+func (h *hostileClient) next() string {
+	select {
+	case a := <-h.answers:
+		return a
+	case <-time.After(5 * time.Second):
+		return "nothing"
+	}
+}
+
+func (h *hostileClient) read() {
+	defer close(h.done)
+	defer close(h.answers)
+	r := bufio.NewReader(h.nc)
+	if h.webSocket {
+		h.readWebSocket(r)
+		return
+	}
+	var rest []byte
+	piece := make([]byte, 4096)
+	for {
+		n, err := r.Read(piece)
+		rest = h.packets(append(rest, piece[:n]...))
+		if err != nil {
+			break
+		}
+	}
+	if len(rest) > 0 {
+		h.answers <- fmt.Sprintf("half a packet % x", rest)
+	}
+}
+
+// packets takes whole packets from the front of b.
+func (h *hostileClient) packets(b []byte) (rest []byte) {
+	for {
+		n, err := packet.Frame(b, 0)
+		if err != nil {
+			h.answers <- fmt.Sprintf("% x: %v", b, err)
+			return nil
+		}
+		if n == 0 || n > len(b) {
+			return b
+		}
+		p, err := packet.Decode(b[:n], h.version, nil)
+		if err != nil {
+			h.answers <- fmt.Sprintf("% x: %v", b[:n], err)
+		} else {
+			h.answers <- answerOf(p)
+		}
+		b = b[n:]
+	}
+}
+
+// answerOf writes a packet as the corpus does.
+func answerOf(p packet.Packet) string {
+	codes := func(reasons []packet.ReasonCode) (s string) {
+		for _, r := range reasons {
+			s += fmt.Sprintf(" 0x%02x", byte(r))
+		}
+		return s
+	}
+	name := p.Type().String()
+	switch p := p.(type) {
+	case *packet.Connack:
+		if p.SessionPresent {
+			name += " present"
+		}
+		return name + codes([]packet.ReasonCode{p.Reason})
+	case *packet.Publish:
+		s := fmt.Sprintf("%s %s QoS %d", name, p.Topic, p.QoS)
+		if p.QoS > 0 {
+			s += fmt.Sprintf(" id %d", p.PacketID)
+		}
+		if p.Dup {
+			s += " dup"
+		}
+		if p.Retain {
+			s += " retain"
+		}
+		return fmt.Sprintf("%s %q", s, p.Payload)
+	case *packet.Puback:
+		return fmt.Sprintf("%s %d%s", name, p.PacketID, codes([]packet.ReasonCode{p.Reason}))
+	case *packet.Pubrec:
+		return fmt.Sprintf("%s %d%s", name, p.PacketID, codes([]packet.ReasonCode{p.Reason}))
+	case *packet.Pubrel:
+		return fmt.Sprintf("%s %d%s", name, p.PacketID, codes([]packet.ReasonCode{p.Reason}))
+	case *packet.Pubcomp:
+		return fmt.Sprintf("%s %d%s", name, p.PacketID, codes([]packet.ReasonCode{p.Reason}))
+	case *packet.Suback:
+		return fmt.Sprintf("%s %d%s", name, p.PacketID, codes(p.Reasons))
+	case *packet.Unsuback:
+		return fmt.Sprintf("%s %d%s", name, p.PacketID, codes(p.Reasons))
+	case *packet.Disconnect:
+		return name + codes([]packet.ReasonCode{p.Reason})
+	case *packet.Auth:
+		return name + codes([]packet.ReasonCode{p.Reason})
+	default:
+		return name
+	}
+}
+
+const upgradeRequest = "GET /mqtt HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+	"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"
+
+// readWebSocket reads the answer to the upgrade, then frames (RFC 6455 §5.2).
+func (h *hostileClient) readWebSocket(r *bufio.Reader) {
+	answer, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return
+	}
+	defer answer.Body.Close()
+	h.answers <- fmt.Sprintf("http %d", answer.StatusCode)
+	if answer.StatusCode != http.StatusSwitchingProtocols {
+		_, _ = io.Copy(io.Discard, r)
+		return
+	}
+	var rest []byte
+	for {
+		var head [2]byte
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			return
+		}
+		n := int(head[1])
+		if n >= 126 {
+			h.answers <- "a long frame"
+			return
+		}
+		payload := make([]byte, n)
+		if _, err := io.ReadFull(r, payload); err != nil {
+			return
+		}
+		switch head[0] {
+		case 0x82:
+			rest = h.packets(append(rest, payload...))
+		case 0x88:
+			code := 0
+			if n >= 2 {
+				code = int(payload[0])<<8 | int(payload[1])
+			}
+			h.answers <- fmt.Sprintf("close %d", code)
+			h.nc.Close() // or the broker would wait a second for an answer
+		case 0x8a:
+			h.answers <- fmt.Sprintf("pong %q", payload)
+		default:
+			h.answers <- fmt.Sprintf("frame % x", head)
+		}
+	}
+}
+
+// serveWebSocket opens a listener for a broker.
+func serveWebSocket(t *testing.T, b *brokertest.Broker) (dial func() net.Conn) {
 	t.Helper()
-	nc := b.Pipe()
-	frames, err := p.AppendTo(nil, p.Version)
-	if err == nil {
-		frames, err = (&packet.Subscribe{PacketID: 1, Filters: []packet.Filter{{Filter: "a", QoS: qos}}}).AppendTo(frames, p.Version)
-	}
+	e, err := listen.Open(t.Context(), "ws://127.0.0.1:0", listen.DefaultOptions(), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := nc.Write(frames); err != nil {
-		t.Fatal(err)
-	}
-	r := packet.NewReader(nc, 0)
-	r.SetVersion(p.Version)
-	for range 2 {
-		if _, err := r.Next(); err != nil {
+	l := e.Listeners()[0]
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := b.Serve(context.Background(), l, broker.Listener{Name: "websocket"}); err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		b.Stop(t)
+		wg.Wait()
+	})
+	return func() net.Conn {
+		var d net.Dialer
+		nc, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	synctest.Wait()
-	return nc
-}
-
-// TestLargerThanTheClientTakes: such a message is left out, and counted.
-func TestLargerThanTheClientTakes(t *testing.T) {
-	for name, connect := range map[string]*packet.Connect{
-		"clean": brokertest.V5("sub"), "persistent": brokertest.Keep(brokertest.V5("sub"), 600),
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := brokertest.New(t, nil)
-				connect.Properties.MaximumPacketSize = 100
-				sub := brokertest.Connect(t, b.Pipe(), connect)
-				sub.SubscribeWith(1, packet.Filter{Filter: "a", QoS: 2})
-				synctest.Wait()
-				c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
-				for qos := byte(0); qos <= 2; qos++ {
-					c.Publish(qos, false, "a", strings.Repeat("x", 100))
-					c.Publish(qos, false, "a", "small")
-				}
-				if got := sub.Messages(3); got[0] != "small" || got[2] != "small" {
-					t.Errorf("got %q", got)
-				}
-				synctest.Wait()
-				if st := b.Status(); st.DroppedTooLarge != 3 {
-					t.Errorf("status %+v", st)
-				}
-				if n := b.Store.Backlog("sub"); n != 0 {
-					t.Errorf("%d left in the store", n)
-				}
-			})
-		})
+		return nc
 	}
 }
 
-// TestTooLargeNow: what a client took and takes no more is finished.
-func TestTooLargeNow(t *testing.T) {
-	for qos := byte(1); qos <= 2; qos++ {
-		t.Run(fmt.Sprint("QoS ", qos), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := brokertest.New(t, nil)
-				connect := brokertest.Keep(brokertest.V5("sub"), 600)
-				sub := brokertest.Connect(t, b.Pipe(), connect)
-				sub.SetManual(true)
-				sub.Subscribe(2, "a")
-				synctest.Wait()
-				c := brokertest.Connect(t, b.Pipe(), brokertest.V5("c"))
-				c.Publish(qos, false, "a", strings.Repeat("x", 100))
-				c.Publish(qos, false, "a", "small")
-				sub.Messages(2)
-				sub.Kill()
-				synctest.Wait()
-				connect.Properties.MaximumPacketSize = 100
-				sub = brokertest.Connect(t, b.Pipe(), connect)
-				if got := sub.Messages(1); got[0] != "small" {
-					t.Errorf("got %q", got)
-				}
-				synctest.Wait()
-				if n := b.Store.Backlog("sub"); n != 0 || b.Store.DroppedFor("sub", "too large") != 1 {
-					t.Errorf("%d left in the store, %d dropped", n, b.Store.DroppedFor("sub", "too large"))
-				}
-			})
+// TestHostileTogether sends the whole corpus at one broker, many at once, while
+// two well-behaved clients keep up their conversation.
+func TestHostileTogether(t *testing.T) {
+	b := brokertest.Start(t, nil)
+	sub := brokertest.Connect(t, b.Dial(t), brokertest.V5("sub"))
+	sub.Subscribe(2, "talk")
+	pub := brokertest.Connect(t, b.Dial(t), brokertest.V4("pub"))
+	cases := make(chan *hostileCase)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for c := range cases {
+				shout(t, b, c)
+			}
 		})
+	}
+	for i, c := range readHostile(t) {
+		if c.listener == "websocket" {
+			continue
+		}
+		cases <- c
+		want := fmt.Sprint(i)
+		if r := pub.Publish(byte(i%3), false, "talk", want); r != 0 {
+			t.Errorf("message %d was answered with %v", i, r)
+		}
+		if got := string(sub.Message().Payload); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	close(cases)
+	wg.Wait()
+	if n := len(sub.Silent()) + len(pub.Silent()); n > 0 {
+		t.Errorf("%d packets came that nobody asked for", n)
+	}
+}
+
+// shout sends what a case sends, one connection for each, and does not listen.
+func shout(t *testing.T, b *brokertest.Broker, c *hostileCase) {
+	t.Helper()
+	h := newHostileClient(b.Dial(t), c)
+	defer func() { h.close() }()
+	p := &packet.Connect{Version: c.version, CleanStart: true, ClientID: c.name[:min(len(c.name), 23)]}
+	for _, step := range c.steps {
+		switch step.verb {
+		case ">":
+			h.send(step.bytes, false)
+		case "connect":
+			if connect, err := p.AppendTo(nil, c.version); err == nil {
+				h.send(connect, false)
+			}
+		case "dial":
+			h.close()
+			h = newHostileClient(b.Dial(t), c)
+		}
 	}
 }
