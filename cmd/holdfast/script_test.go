@@ -39,6 +39,8 @@ func TestScripts(t *testing.T) {
 			"systemd":  systemd,
 			"told":     told,
 			"signal":   sendSignal,
+			"certs":    certs,
+			"publish":  publish,
 		},
 	})
 }
