@@ -224,7 +224,7 @@ var nobody = sync.OnceValue(func() Hash {
 
 // mark is a short proof of a password that was right, for this process only.
 // Reconnecting with it costs no argon2: after a power cut twenty devices come
-// back at once, and a Pi Zero takes about a second for each.
+// back at once, and one slow core would hash for all of them.
 func (a *Access) mark(u *user, password []byte) (m [32]byte) {
 	sum := hmac.New(sha256.New, a.secret[:])
 	for _, part := range [][]byte{[]byte(u.name), []byte(u.hash.String()), password} {
