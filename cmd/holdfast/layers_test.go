@@ -71,7 +71,7 @@ var layers = map[string]struct {
 // behaves badly on purpose, and the ends that such tests talk to.
 var doubles = []string{
 	"adapters/modbus/modbustest", "adapters/port", "adapters/reading", "broker/brokertest",
-	"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward/storetest",
+	"broker/client", "broker/durable", "broker/listen", "broker/message", "broker/packet", "broker/topic", "storeforward/storetest",
 }
 
 // listed is what this test reads of `go list -json`.
