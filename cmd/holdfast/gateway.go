@@ -205,13 +205,15 @@ func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
 	buses := cfg.Buses()
 	drop(gw.buses, buses)
 	drop(gw.listeners, listenersByAddress(cfg.Listeners))
+	var gone []string
 	for name := range gw.uplinks {
 		if _, ok := cfg.Uplinks[name]; !ok {
-			gw.g.broker.RemoveRecipient(uplink.RecipientName(name))
+			gone = append(gone, name)
 		}
 	}
 	// One that only changed stays a recipient: what comes in meanwhile waits
-	// for its successor.
+	// for its successor. So does one that is gone, until nothing can fail any
+	// more: a reload that does goes back to it.
 	drop(gw.uplinks, cfg.Uplinks)
 
 	for _, name := range sorted(cfg.Uplinks) {
@@ -240,6 +242,9 @@ func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
 			}
 			gw.buses[name] = b
 		}
+	}
+	for _, name := range gone {
+		gw.g.broker.RemoveRecipient(uplink.RecipientName(name))
 	}
 	gw.cfg = cfg
 	return nil

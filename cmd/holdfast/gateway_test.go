@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"holdfast/adapters/reading"
+	"holdfast/broker/durable"
+	"holdfast/broker/message"
+	"holdfast/cmd/holdfast/config"
+)
+
+// reloadable is a gateway whose parts are there but the process around them.
+func reloadable(t *testing.T, file string) *gateway {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	cfg, err := loadConfig(file, t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := cfg.AccessRules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw := &gateway{
+		log: log, clock: reading.NewClock(), cfg: cfg, connectTimeout: cfg.Broker.ConnectTimeout,
+		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
+	}
+	if gw.g, err = build(t.Context(), &cfg, rules, gw.clock, log); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := gw.stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := gw.g.broker.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := gw.reconcile(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	return gw
+}
+
+// A reload that fails must not have let go of an uplink meanwhile: what is
+// acknowledged while it is tried is for the uplink that stays.
+func TestFailedReloadKeepsUplink(t *testing.T) {
+	const (
+		listener = "[[listener]]\naddress = \"tcp://127.0.0.1:0\"\n"
+		cloud    = "[uplink.cloud]\nurl = \"mqtt://127.0.0.1:1\"\n[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"t/#\"\n"
+	)
+	file := filepath.Join(t.TempDir(), "h.toml")
+	write := func(s string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(listener + cloud)
+	gw := reloadable(t, file)
+	data := gw.cfg.Gateway.Data
+	load := func() (config.Config, error) { return loadConfig(file, data, nil) }
+
+	var safe atomic.Int64
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			done := make(chan error, 1)
+			err := gw.g.broker.Publish(&message.Message{Topic: "t/a", QoS: 1}, durable.Origin{}, func(err error) { done <- err })
+			if err == nil && <-done == nil {
+				safe.Add(1)
+			}
+		}
+	}()
+	// A file without the uplink, and with a listener that cannot be opened.
+	write(listener + "[[listener]]\naddress = \"tcp://192.0.2.1:1\"\n")
+	for range 5 {
+		if err := gw.applyReload(t.Context(), load); err == nil || !strings.Contains(err.Error(), "went back") {
+			t.Fatalf("reload: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	close(stop)
+	<-stopped
+	for _, q := range gw.g.store.Status().Queues {
+		if q.Name == "cloud" && q.Messages != safe.Load() {
+			t.Errorf("%d of %d acknowledged messages wait for the uplink", q.Messages, safe.Load())
+		}
+	}
+
+	// One that succeeds does let go of it.
+	write(listener)
+	if err := gw.applyReload(t.Context(), load); err != nil {
+		t.Fatal(err)
+	}
+	before := gw.g.store.Status().Messages
+	done := make(chan error, 1)
+	if err := gw.g.broker.Publish(&message.Message{Topic: "t/a", QoS: 1}, durable.Origin{}, func(err error) { done <- err }); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if after := gw.g.store.Status().Messages; after != before {
+		t.Errorf("a removed uplink got %d more messages", after-before)
+	}
+}
