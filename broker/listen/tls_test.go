@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"holdfast/broker/brokertest"
+	"holdfast/broker/packet"
 )
 
 func TestTLSVersions(t *testing.T) {
@@ -453,6 +454,25 @@ func TestHandshakeTimeoutEndsWithTheHandshake(t *testing.T) {
 			<-time.After(time.Hour)
 		}
 	})
+}
+
+// The DISCONNECT of the broker reaches the client over TLS, too, though what the
+// client goes on sending is never read.
+func TestLastWordsOverTLS(t *testing.T) {
+	ca := newAuthority(t, "plant CA")
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		e := openEndpoint(t, "tls://127.0.0.1:0", ca.secured(t))
+		serve(t, e)
+		nc, err := handshake(t, e, &tls.Config{RootCAs: ca.pool, MaxVersion: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := brokertest.Connect(t, nc, brokertest.V5("meter"))
+		go c.SendBytes(encode(t, &packet.Publish{Topic: []byte("a"), Payload: make([]byte, 4<<20)}))
+		if reason, ok := c.Ended(); !ok || reason != packet.ReasonPacketTooLarge {
+			t.Errorf("%s: ended with %v, %t, want %v", tls.VersionName(version), reason, ok, packet.ReasonPacketTooLarge)
+		}
+	}
 }
 
 func TestComplaintsAreFew(t *testing.T) {
