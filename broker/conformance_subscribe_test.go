@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"holdfast/broker"
 	"holdfast/broker/packet"
 )
 
@@ -239,6 +240,66 @@ var subscribeRules = rules{
 			other.Disconnect(0)
 		}
 	}},
+	"what a member has not acknowledged when it ends goes to another": {
+		beyond: true, // §4.8.2 leaves it to the server
+		play: func(s *scene) {
+			p := s.connect(s.clean("p"))
+			for _, online := range []bool{true, false} {
+				connect := s.clean("m")
+				connect.Properties.ReceiveMaximum = 4
+				m := s.manual(connect)
+				m.Subscribe(2, "$share/g/a")
+				p.Publish(1, false, "a", "acknowledged")
+				m.Send(&packet.Puback{PacketID: m.Message().PacketID})
+				p.Publish(2, false, "a", "begun")
+				for _, payload := range []string{"1", "2", "3", "4", "5"} { // the last two wait, in 5.0
+					p.Publish(1, false, "a", payload)
+				}
+				synctest.Wait()
+				other := s.connect(s.kept("other"))
+				other.Subscribe(1, "$share/g/a")
+				if !online {
+					s.leave(other)
+				}
+				s.leave(m)
+				if !online {
+					other = s.connect(s.kept("other"))
+				}
+				for _, want := range []string{"1", "2", "3", "4", "5"} {
+					got := other.Message()
+					equal(s, "message", string(got.Payload), want)
+					equal(s, "DUP", got.Dup, false)
+				}
+				s.nothing(other)
+				s.connect(s.clean("other")).Disconnect(0)
+			}
+		},
+	},
+	"a member that takes no more leaves what waited to the others": {
+		beyond: true, options: func(o *broker.Options) { o.MaxQueued, o.MaxInflight = 3, 2 },
+		play: func(s *scene) {
+			m := s.manual(s.clean("m"))
+			m.Subscribe(1, "$share/g/a")
+			p := s.connect(s.clean("p"))
+			for i := range 5 {
+				p.Publish(1, false, "a", fmt.Sprint(i))
+			}
+			other := s.manual(s.clean("other"))
+			other.Subscribe(1, "$share/g/a")
+			p.Publish(1, false, "a", "5")
+			p.Publish(1, false, "a", "6")
+			its := []uint16{other.Message().PacketID, other.Message().PacketID}
+			p.Publish(1, false, "a", "7") // neither has room, and it is m's turn
+			s.ended(m, packet.ReasonQuotaExceeded)
+			synctest.Wait()
+			other.SetManual(false)
+			other.Send(&packet.Puback{PacketID: its[0]}, &packet.Puback{PacketID: its[1]})
+			got := other.Messages(6)
+			slices.Sort(got)
+			equal(s, "messages", strings.Join(got, ""), "012347")
+			s.nothing(other)
+		},
+	},
 	"a refusal ends a shared delivery": {versions: only5, play: func(s *scene) {
 		p := s.connect(s.clean("p"))
 		for _, connect := range []*packet.Connect{s.clean("m"), s.kept("m")} {

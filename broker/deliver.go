@@ -30,6 +30,8 @@ type form struct {
 	dup    bool
 	id     uint16
 	subIDs []uint32
+	group  *group // whose member this is sent to; nil without one
+	left   bool   // by another member of the group
 }
 
 func (f *frames) publish(qos byte) packet.Publish {
@@ -63,6 +65,7 @@ type outcome byte
 const (
 	queued outcome = iota
 	tooLarge
+	tooLate
 	closed
 )
 
@@ -108,50 +111,60 @@ func (c *conn) published(ok bool) outcome {
 }
 
 // deliver hands a message to a session whose deliveries are not in the store:
-// QoS 0 to any, QoS 1 and 2 to one that ends with its connection. ids are the
-// identifiers of the matching subscriptions.
-func (s *session) deliver(f *frames, qos byte, retain bool, ids []uint32, k *cork) {
+// QoS 0 to any, QoS 1 and 2 to one that ends with its connection. It returns
+// false if the client is gone.
+func (s *session) deliver(f *frames, how form, k *cork) (taken bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.conn
 	if c == nil {
-		return
+		return false
 	}
-	if qos == 0 {
+	if how.qos == 0 {
 		if !c.out.room() {
 			s.b.count.droppedSlow.Add(1)
-			return
+			return true
 		}
-		if c.publish(k, f, form{retain: retain, subIDs: ids}) == tooLarge {
+		if c.publish(k, f, how) == tooLarge {
 			s.b.count.droppedTooLarge.Add(1)
 		}
-		return
+		return true
 	}
 	if s.pending.len() == 0 && s.roomLocked() > 0 && c.out.room() {
-		s.sendLocked(k, f, form{qos: qos, retain: retain, subIDs: ids})
-		return
+		return s.sendLocked(k, f, how) != closed
 	}
 	size := f.m.Size()
-	if s.pending.count >= s.b.opts.MaxQueued || s.pending.count > 0 && s.pending.bytes+size > s.b.opts.MaxQueuedBytes {
-		s.b.count.droppedQueueFull.Add(uint64(s.pending.count) + 1)
-		s.pending = fifo{}
+	full := s.pending.count >= s.b.opts.MaxQueued || s.pending.count > 0 && s.pending.bytes+size > s.b.opts.MaxQueuedBytes
+	if full && !how.left {
+		lost := s.orphanPendingLocked()
+		if how.group == nil {
+			lost++
+		}
+		s.b.count.droppedQueueFull.Add(lost)
 		c.end(packet.ReasonQuotaExceeded, "too many messages are waiting for the client", false)
-		return
+		return false
 	}
-	s.pending.push(waiting{m: f.m, qos: qos, retain: retain, ids: ids})
+	s.pending.push(waiting{m: f.m, qos: how.qos, retain: how.retain, ids: how.subIDs, group: how.group, left: how.left})
+	return true
 }
 
 // sendLocked sends a QoS 1 or 2 message that is not in the store.
-func (s *session) sendLocked(k *cork, f *frames, how form) {
+func (s *session) sendLocked(k *cork, f *frames, how form) outcome {
 	how.id = s.ids.next(s.out)
-	switch s.conn.publish(k, f, how) {
+	became := s.conn.publish(k, f, how)
+	switch became {
 	case tooLarge:
 		s.b.count.droppedTooLarge.Add(1)
 	case queued:
-		s.setOutLocked(how.id, &outbound{qos: how.qos, state: outSent, conn: s.conn.number})
+		o := &outbound{qos: how.qos, state: outSent, conn: s.conn.number}
+		if how.group != nil && how.qos == 1 {
+			o.owed = &owed{m: f.m, group: how.group}
+		}
+		s.setOutLocked(how.id, o)
 		s.inflight++
-	case closed: // the session ends with the connection
+	case closed, tooLate: // the session ends with the connection
 	}
+	return became
 }
 
 func (s *session) setOutLocked(id uint16, o *outbound) {
@@ -201,8 +214,8 @@ func (s *session) sendPendingLocked(k *cork) {
 		if m != nil && qos > 0 && s.roomLocked() <= 0 {
 			return
 		}
-		if m != nil {
-			s.sendWaitingLocked(k, m, form{qos: qos, retain: w.retain, subIDs: w.ids}, now)
+		if m != nil && s.sendWaitingLocked(k, m, form{qos: qos, retain: w.retain, subIDs: w.ids, group: w.group}, now) == closed {
+			return
 		}
 		s.pending.pop()
 	}
@@ -223,18 +236,20 @@ func (s *session) keptNow(w *waiting) (*message.Message, byte) {
 	return m, qos
 }
 
-func (s *session) sendWaitingLocked(k *cork, m *message.Message, how form, now time.Time) {
+func (s *session) sendWaitingLocked(k *cork, m *message.Message, how form, now time.Time) outcome {
 	f, alive := framesOf(m, now)
 	switch {
 	case !alive:
 		s.b.count.droppedExpired.Add(1)
-	case !s.mayReceiveLocked(m.Topic):
-		s.b.count.droppedDenied.Add(1) // while it waited
+		return tooLate
 	case how.qos > 0:
-		s.sendLocked(k, &f, how)
-	case s.conn.publish(k, &f, how) == tooLarge:
+		return s.sendLocked(k, &f, how)
+	}
+	became := s.conn.publish(k, &f, how)
+	if became == tooLarge {
 		s.b.count.droppedTooLarge.Add(1)
 	}
+	return became
 }
 
 // proceed sends what waited for room on the connection. k is the reader's cork

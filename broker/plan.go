@@ -166,6 +166,7 @@ func (t *target) grantFor(m *message.Message) (g grant, ok bool) {
 type delivery struct {
 	s *session
 	grant
+	group *group // that chose the session
 }
 
 // sharing is the outcome of the plan's groups for one message.
@@ -179,13 +180,18 @@ func (b *Broker) sharing(p *plan, m *message.Message) []delivery {
 		if sub == nil {
 			continue
 		}
-		d := delivery{s: sub.session, grant: grant{qos: sub.QoS, asWritten: sub.RetainAsPublished}}
-		if sub.ID != 0 {
-			d.ids = []uint32{sub.ID}
-		}
-		ds = append(ds, d)
+		ds = append(ds, delivery{s: sub.session, grant: sub.alone(), group: g})
 	}
 	return ds
+}
+
+// alone is what one subscription comes to.
+func (sub *subscription) alone() grant {
+	g := grant{qos: sub.QoS, asWritten: sub.RetainAsPublished}
+	if sub.ID != 0 {
+		g.ids = []uint32{sub.ID}
+	}
+	return g
 }
 
 // claims lists the durable recipients of a message, each queue once: a session

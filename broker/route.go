@@ -128,20 +128,26 @@ func (b *Broker) deliver(p *plan, m *message.Message, shared []delivery, from du
 		b.count.droppedExpired.Add(1)
 		return
 	}
-	send := func(s *session, g grant) {
+	send := func(s *session, g grant, of *group) {
 		qos := min(g.qos, m.QoS)
-		if qos == 0 || s.queue == 0 {
-			s.deliver(&f, qos, m.Retain && g.asWritten, g.ids, k)
+		if qos > 0 && s.queue != 0 {
+			return // it comes from the store
+		}
+		how := form{qos: qos, retain: m.Retain && g.asWritten, subIDs: g.ids, group: of}
+		if !s.deliver(&f, how, k) && of != nil && qos > 0 {
+			// Not from here: the store's lock may not be taken under that of
+			// an acknowledgement line.
+			b.clock.after(0, func() { b.redeliver([]owed{{m, of}}) })
 		}
 	}
 	for i := range p.sessions {
 		t := &p.sessions[i]
 		if g, ok := t.grantFor(m); ok {
-			send(t.s, g)
+			send(t.s, g, nil)
 		}
 	}
 	for _, d := range shared {
-		send(d.s, d.grant)
+		send(d.s, d.grant, d.group)
 	}
 }
 

@@ -36,6 +36,7 @@ type session struct {
 	sent     map[durable.Seq]uint16 // packet ids of deliveries of the store
 	inflight int                    // QoS 1 and 2 sent on this connection, not finished
 	pending  fifo                   // waits in RAM for room
+	orphans  []owed                 // of pending, once it was given up
 	catchUp  catchUp
 }
 
@@ -45,6 +46,7 @@ type outbound struct {
 	conn  uint64      // connection on which it takes a place of the window; 0 for none
 	state outState
 	qos   byte
+	owed  *owed // QoS 1 to a member of a shared group, outside of the store
 }
 
 // outState is how far an outbound delivery has come.
@@ -83,8 +85,14 @@ type waiting struct {
 	ids    []uint32
 	qos    byte // the subscription's when kept, else the delivery's
 	retain bool
-	kept   bool // a retained message being handed out: not counted, the index holds it
+	group  *group // whose member this is sent to; nil without one
+	left   bool   // by another member of the group
+	kept   bool   // a retained message being handed out: not counted, the index holds it
 }
+
+// counts says whether it counts against MaxQueued. What another member of a
+// shared group left must not cost this one its connection; it was counted there.
+func (w *waiting) counts() bool { return !w.kept && !w.left }
 
 // fifo is a queue of deliveries.
 type fifo struct {
@@ -103,7 +111,7 @@ func (f *fifo) push(w waiting) {
 		f.items, f.head = f.items[:n], 0
 	}
 	f.items = append(f.items, w)
-	if !w.kept {
+	if w.counts() {
 		f.count++
 		f.bytes += w.m.Size()
 	}
@@ -113,7 +121,7 @@ func (f *fifo) front() *waiting { return &f.items[f.head] }
 
 func (f *fifo) pop() {
 	w := &f.items[f.head]
-	if !w.kept {
+	if w.counts() {
 		f.count--
 		f.bytes -= w.m.Size()
 	}
@@ -175,7 +183,7 @@ func (s *session) detach(c *conn) {
 		s.catchUp.idle.Wait()
 	}
 	s.catchUp.restart()
-	s.pending = fifo{}
+	s.orphanPendingLocked()
 	s.mu.Unlock()
 	if s.queue != 0 {
 		s.b.store.Detach(s.queue, s)
@@ -230,6 +238,7 @@ func (c *conn) leave() {
 	}
 	if expiry == 0 {
 		b.endSession(s)
+		b.redeliver(s.takeOrphans())
 		b.mu.Lock()
 		s.owner = nil
 		delete(b.sessions, s.clientID)

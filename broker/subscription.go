@@ -137,10 +137,11 @@ func (g *group) pick(qos byte, allowed func(*session) bool) *subscription {
 func (s *session) rank(qos byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	away := s.conn == nil || s.conn.cause.Load() != nil
 	switch {
-	case s.conn == nil && s.queue != 0 && qos > 0:
+	case away && s.queue != 0 && qos > 0:
 		return 1
-	case s.conn == nil:
+	case away:
 		return 0
 	case qos > 0 && (s.pending.len() > 0 || s.roomLocked() <= 0):
 		return 2
