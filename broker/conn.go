@@ -44,7 +44,8 @@ type conn struct {
 	aliases   []string      // topic alias -> topic name, [0] unused
 	given     givenAliases  // guarded by session.mu
 	will      *will
-	normal    bool // a DISCONNECT without error has come
+	auth      *authentication // nil if the CONNECT named no method
+	normal    bool            // a DISCONNECT without error has come
 
 	connected atomic.Bool // a CONNACK with success has been queued
 
@@ -206,9 +207,7 @@ func (c *conn) handle(p packet.Packet) error {
 		// MQTT 5.0 §3.1 [MQTT-3.1.0-2], MQTT 3.1.1 §3.1 [MQTT-3.1.0-2].
 		return protocolError(p.Type(), "packet type", "a second CONNECT")
 	case *packet.Auth:
-		// No authentication method was agreed in the CONNECT
-		// (MQTT 5.0 §4.12 [MQTT-4.12.0-6]).
-		return protocolError(p.Type(), "packet type", "there was no authentication method in CONNECT")
+		return c.handleAuth(p)
 	default:
 		return protocolError(p.Type(), "packet type", "comes from servers only")
 	}

@@ -29,6 +29,8 @@
 //	accept loop     one per listener     Serve            until the listener closes
 //	reader          one per connection   accept loop      until its read fails
 //	flusher         while output waits   whoever queued   until the queue is empty
+//	authentication  while a client       its AUTH packet      until it is answered
+//	                authenticates again
 //	pump            while a persistent   acknowledgement, until its streams are live
 //	                session catches up   Wake             or its window is full
 //	session clock   one                  Start            until Shutdown
@@ -44,6 +46,7 @@
 //	the store's append lock (Offer, Reserve, Wake, and perhaps done, come with it)
 //	ackLine.mu        one connection's acknowledgement line
 //	group.mu          members of a shared subscription
+//	authentication.mu a client that authenticates again
 //	session.mu        packet ids, windows and queues of one session
 //	output.mu         what waits for one socket
 //

@@ -39,6 +39,9 @@ func (c *conn) handshake(ctx context.Context) error {
 	c.maxPacket = int(min(connect.Properties.MaximumPacketSize, math.MaxInt32))
 	x := &connecting{c: c, p: connect}
 	if reason := x.check(ctx); reason.Failed() {
+		if x.err != nil {
+			return x.err
+		}
 		return c.refuse(reason)
 	}
 	if reason, err := x.takeSession(); err != nil {
@@ -120,6 +123,8 @@ type connecting struct {
 	will     *will
 	session  *session
 	present  bool // session present
+	authData []byte
+	err      error // why there is nobody to answer any more
 }
 
 // check applies everything that can be said without the client's session.
@@ -139,9 +144,6 @@ func (x *connecting) check(ctx context.Context) packet.ReasonCode {
 			return packet.ReasonUseAnotherServer
 		}
 		return packet.ReasonServerBusy
-	}
-	if p.Properties.AuthMethod != "" {
-		return packet.ReasonBadAuthenticationMethod // MQTT 5.0 §4.12 [MQTT-4.12.0-1]
 	}
 	if reason := x.authenticate(ctx); reason.Failed() {
 		return reason
@@ -167,6 +169,9 @@ func (x *connecting) authenticate(ctx context.Context) packet.ReasonCode {
 		info.Peer = peer.PeerIdentity()
 	}
 	c.identity = Identity{ClientID: x.clientID, Listener: c.listener.Name}
+	if p.Properties.AuthMethod != "" {
+		return x.exchange(ctx, info)
+	}
 	nameless := !p.HasUsername && !p.HasPassword && info.Certificate == "" && len(info.AlternativeNames) == 0 && info.Peer == ""
 	if (nameless || c.b.opts.Auth == nil) && !info.Anonymous {
 		return packet.ReasonNotAuthorized
@@ -453,6 +458,8 @@ func (x *connecting) promise(to *packet.Properties) {
 	if x.assigned {
 		to.AssignedClientID = x.clientID
 	}
+	// [MQTT-4.12.0-5]; no method, no data: [MQTT-4.12.0-6].
+	to.AuthMethod, to.AuthData = x.p.Properties.AuthMethod, x.authData
 	if x.p.Properties.RequestResponseInfo == 1 { // [MQTT-3.1.2-28]
 		to.ResponseInfo = o.ResponseInformation
 	}

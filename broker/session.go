@@ -194,6 +194,7 @@ func (s *session) detach(c *conn) {
 // the will if it is due, and ends the session or lets it wait.
 func (c *conn) leave() {
 	c.line.kill()
+	c.auth.stop()
 	s := c.session
 	if s == nil {
 		return

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/crypto/argon2"
+
+	"holdfast/broker/scram"
 )
 
 // The parameters of new hashes. OWASP counts 7 MiB with 5 passes as strong as
@@ -46,6 +48,7 @@ const (
 	schemeArgon2               // $argon2id$: argon2id, RFC 9106, in the PHC string format
 	schemePBKDF2               // $7$: PBKDF2-HMAC-SHA512, Mosquitto since 2.0
 	schemeSHA512               // $6$: SHA-512 of password and salt, Mosquitto before 2.0
+	schemeSCRAM                // SCRAM-SHA-256$: keys of RFC 5803, which fit the password itself too
 )
 
 // Hash is a hashed password. The zero value fits no password.
@@ -55,10 +58,11 @@ type Hash struct {
 	iterations uint32 // argon2: passes
 	threads    uint8  // argon2: lanes
 	salt, sum  []byte
+	keys       scram.Keys // SCRAM
 }
 
 // errNoHash does not show the text: it may be a password.
-var errNoHash = errors.New("is not a hash of a password ($argon2id$, $7$ or $6$); `holdfast passwd` makes one")
+var errNoHash = errors.New("is not a hash of a password ($argon2id$, $7$, $6$ or SCRAM-SHA-256$); `holdfast passwd` makes one")
 
 // NewHash hashes a password with argon2id and a fresh salt.
 func NewHash(password []byte) Hash {
@@ -71,9 +75,17 @@ func NewHash(password []byte) Hash {
 	return h
 }
 
-// ParseHash reads a hash: $argon2id$v=19$m=KiB,t=PASSES,p=LANES$SALT$SUM, or
-// Mosquitto's $7$ITERATIONS$SALT$SUM and $6$SALT$SUM. Errors do not repeat it.
+// ParseHash reads a hash: $argon2id$v=19$m=KiB,t=PASSES,p=LANES$SALT$SUM,
+// Mosquitto's $7$ITERATIONS$SALT$SUM and $6$SALT$SUM, or the keys
+// SCRAM-SHA-256$ITERATIONS:SALT$STOREDKEY:SERVERKEY. Errors do not repeat it.
 func ParseHash(s string) (Hash, error) {
+	if strings.HasPrefix(s, scram.Name+"$") {
+		keys, err := scram.ParseKeys(s)
+		if err != nil {
+			return Hash{}, err
+		}
+		return Hash{scheme: schemeSCRAM, keys: keys}, nil
+	}
 	rest, ok := strings.CutPrefix(s, "$")
 	if !ok {
 		return Hash{}, errNoHash
@@ -156,6 +168,8 @@ func (h Hash) String() string {
 		return fmt.Sprintf("$7$%d$%s$%s", h.iterations, std.EncodeToString(h.salt), std.EncodeToString(h.sum))
 	case schemeSHA512:
 		return fmt.Sprintf("$6$%s$%s", std.EncodeToString(h.salt), std.EncodeToString(h.sum))
+	case schemeSCRAM:
+		return h.keys.String()
 	default:
 		return ""
 	}
@@ -164,8 +178,12 @@ func (h Hash) String() string {
 // Verify says whether it is that password's hash, in a time that does not
 // depend on where they differ.
 func (h Hash) Verify(password []byte) bool {
-	if h.scheme == schemeNone {
+	switch h.scheme {
+	case schemeNone:
 		return false
+	case schemeSCRAM:
+		return h.keys.Fit(password)
+	default:
 	}
 	return subtle.ConstantTimeCompare(h.compute(password), h.sum) == 1
 }

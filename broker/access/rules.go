@@ -19,6 +19,7 @@ type Rules struct {
 	guarded  bool
 	users    map[string]*user
 	named    []*user // those with a password, in order: see stranger
+	scrams   []*user // those of them with SCRAM keys
 	rules    []rule  // for everybody, as far as their conditions say
 	byUser   map[string][]rule
 	acl      *aclFile // nil without one
@@ -146,6 +147,11 @@ func (r *Rules) loadUsers(opts *Options) error {
 		}
 		return 1
 	})
+	for _, u := range r.named {
+		if u.hash.scheme == schemeSCRAM {
+			r.scrams = append(r.scrams, u)
+		}
+	}
 	return errors.Join(errs...)
 }
 

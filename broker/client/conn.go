@@ -40,8 +40,9 @@ type Conn struct {
 	wrote   chan struct{} // closed when Run's writer is done
 
 	mu      sync.Mutex
-	err     error // guarded by mu until ended is closed; why it is over
-	running bool  // guarded by mu; Run has been called
+	err     error             // guarded by mu until ended is closed; why it is over
+	running bool              // guarded by mu; Run has been called
+	again   *reauthentication // guarded by mu; nil when none is under way
 }
 
 func newConn(nc net.Conn, m *meter, o *Options, ack *packet.Connack) *Conn {
@@ -246,6 +247,8 @@ func (c *Conn) receive(p packet.Packet, handler func(packet.Packet) error) error
 	case *packet.Puback, *packet.Pubrec, *packet.Pubrel, *packet.Pubcomp, *packet.Suback, *packet.Unsuback:
 	case *packet.Pingresp:
 		return nil // that something came is all that counts, see keepAlive
+	case *packet.Auth:
+		return c.receiveAuth(p)
 	case *packet.Disconnect:
 		if c.opts.Version == packet.V5 {
 			return &DisconnectError{
@@ -260,8 +263,7 @@ func (c *Conn) receive(p packet.Packet, handler func(packet.Packet) error) error
 	return handler(p)
 }
 
-// unexpected is the answer to what a server must not send, and to an AUTH that
-// was not asked for (MQTT 5.0 §4.12).
+// unexpected is the answer to what a server must not send.
 func unexpected(p packet.Packet) error {
 	return &packet.Error{
 		Reason: packet.ReasonProtocolError, Type: p.Type(),

@@ -33,6 +33,9 @@ func Dial(ctx context.Context, o Options) (*Conn, error) {
 		return nil, err
 	}
 	o = o.withDefaults()
+	if o.SCRAM {
+		o.Version = packet.V5
+	}
 	if o.Version != 0 {
 		return dialVersion(ctx, &o, to)
 	}
@@ -153,20 +156,23 @@ var past = time.Unix(1, 0)
 
 func exchange(nc net.Conn, o *Options) (*packet.Connack, error) {
 	hello := connectFor(o)
-	b, err := hello.AppendTo(nil, o.Version)
-	if err != nil {
-		return nil, fmt.Errorf("write CONNECT: %w", err)
+	var l *login
+	if o.SCRAM {
+		var err error
+		if l, err = newLogin(o); err != nil {
+			return nil, err
+		}
+		l.first(&hello.Properties)
 	}
-	if _, err := nc.Write(b); err != nil {
-		return nil, fmt.Errorf("write CONNECT: %w", err)
+	if err := writePacket(nc, hello, o.Version); err != nil {
+		return nil, err
 	}
-	frame, err := readFrame(nc, maxConnack)
-	if err != nil {
-		return nil, noConnack(fmt.Errorf("read CONNACK: %w", err))
+	p, err := readConnack(nc, o.Version)
+	for err == nil && l != nil && p.Type() == packet.TypeAuth {
+		p, err = continueLogin(nc, l, p, o.Version)
 	}
-	p, err := packet.Decode(frame, o.Version, nil)
 	if err != nil {
-		return nil, fmt.Errorf("read CONNACK: %w", err)
+		return nil, err
 	}
 	ack, ok := p.(*packet.Connack)
 	if !ok {
@@ -189,7 +195,55 @@ func exchange(nc net.Conn, o *Options) (*packet.Connack, error) {
 			Field: "session present", Detail: "set though a clean start was asked for",
 		}
 	}
+	if l != nil {
+		if err := l.finish(&ack.Properties); err != nil {
+			return nil, err
+		}
+	}
 	return ack, nil
+}
+
+func writePacket(nc net.Conn, p packet.Packet, v packet.Version) error {
+	b, err := p.AppendTo(nil, v)
+	if err == nil {
+		_, err = nc.Write(b)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", p.Type(), err)
+	}
+	return nil
+}
+
+// readConnack reads the server's next packet before, or with, its CONNACK.
+func readConnack(nc net.Conn, v packet.Version) (packet.Packet, error) {
+	frame, err := readFrame(nc, maxConnack)
+	if err != nil {
+		return nil, noConnack(fmt.Errorf("read CONNACK: %w", err))
+	}
+	p, err := packet.Decode(frame, v, nil)
+	if err == nil {
+		err = packet.FromServer(p)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read CONNACK: %w", err)
+	}
+	return p, nil
+}
+
+// continueLogin answers an AUTH before the CONNACK and reads what follows.
+func continueLogin(nc net.Conn, l *login, p packet.Packet, v packet.Version) (packet.Packet, error) {
+	auth, _ := p.(*packet.Auth)
+	if auth.Reason != packet.ReasonContinueAuthentication { // MQTT 5.0 §4.12 [MQTT-4.12.0-2]
+		return nil, authError(packet.ReasonProtocolError, "reason code", "only a CONNACK can end it")
+	}
+	answer, err := l.answer(auth)
+	if err != nil {
+		return nil, err
+	}
+	if err := writePacket(nc, answer, v); err != nil {
+		return nil, err
+	}
+	return readConnack(nc, v)
 }
 
 // noConnack marks errors that say the server hung up in an orderly way. A reset

@@ -35,6 +35,10 @@ type Options struct {
 	// without a user name (MQTT 3.1.1 §3.1.2.9 [MQTT-3.1.2-22]).
 	Username string
 	Password string
+	// SCRAM logs in with Username and Password by SCRAM-SHA-256: the password
+	// is not sent, and a server that does not know it is not believed. It
+	// needs 5.0, and does not fall back (MQTT 5.0 §4.12, RFC 7677).
+	SCRAM bool
 	// KeepAlive is the longest silence, in whole seconds up to 65535 s; 0
 	// turns it off. A server may overrule it (MQTT 5.0 §3.1.2.10,
 	// §3.2.2.3.14).
@@ -116,6 +120,8 @@ func (o Options) Validate() error {
 	switch {
 	case o.Version != 0 && o.Version != packet.V311 && o.Version != packet.V5:
 		err = fmt.Errorf("Version: %d is neither 3.1.1 (%d) nor 5.0 (%d)", o.Version, packet.V311, packet.V5)
+	case o.SCRAM && o.Version != 0 && o.Version != packet.V5:
+		err = errors.New("SCRAM: needs version 5.0")
 	case o.KeepAlive < 0 || o.KeepAlive > 65535*time.Second || o.KeepAlive%time.Second != 0:
 		err = fmt.Errorf("KeepAlive: %v is not a whole number of seconds from 0 to 65535", o.KeepAlive)
 	case o.PingTimeout < 0 || o.ConnectTimeout < 0 || o.WriteTimeout < 0:
@@ -187,6 +193,9 @@ func connectFor(o *Options) *packet.Connect {
 		Username:    o.Username,
 		HasPassword: o.Password != "",
 		Password:    []byte(o.Password),
+	}
+	if o.SCRAM {
+		c.HasUsername, c.HasPassword, c.Username, c.Password = false, false, "", nil
 	}
 	if o.Version != packet.V5 {
 		// Clean Session 1 also ends the session with the connection (MQTT

@@ -18,16 +18,18 @@ import (
 )
 
 func passwdCommand() *cobra.Command {
-	var fromStdin, remove bool
+	var fromStdin, remove, useSCRAM bool
 	c := &cobra.Command{
 		Use:   "passwd FILE USER",
 		Short: "Add, change or delete a user of a password file",
 		Long: `Add, change or delete a user of a password file (access.password_file).
 
 The password is asked for on the terminal, or read from the first line of
-standard input with --stdin. It is hashed with argon2id. The file is replaced
-as a whole and synced; the other lines stay as they are. With - for FILE the
-line NAME:HASH is printed instead; the hash also fits [user.NAME] password.
+standard input with --stdin. It is hashed with argon2id, or with --scram into
+keys for SCRAM-SHA-256: then MQTT 5.0 clients can log in without sending it, and
+the others still do by sending it. The file is replaced as a whole and synced;
+the other lines stay as they are. With - for FILE the line NAME:HASH is printed
+instead; the hash also fits [user.NAME] password.
 
 A running gateway takes the change with SIGHUP (systemctl reload holdfast).`,
 		Example: `  holdfast passwd /etc/holdfast/passwd pump-7
@@ -54,6 +56,11 @@ A running gateway takes the change with SIGHUP (systemctl reload holdfast).`,
 				return err
 			}
 			hash := access.NewHash(password)
+			if useSCRAM {
+				if hash, err = access.NewSCRAMHash(password); err != nil {
+					return err
+				}
+			}
 			if file == "-" {
 				fmt.Fprintf(c.OutOrStdout(), "%s:%s\n", user, hash)
 				return nil
@@ -71,6 +78,7 @@ A running gateway takes the change with SIGHUP (systemctl reload holdfast).`,
 		},
 	}
 	c.Flags().BoolVar(&fromStdin, "stdin", false, "read the password from standard input")
+	c.Flags().BoolVar(&useSCRAM, "scram", false, "make keys for SCRAM-SHA-256")
 	c.Flags().BoolVar(&remove, "delete", false, "delete the user")
 	return c
 }
