@@ -91,7 +91,7 @@ func TestFailedReloadKeepsUplink(t *testing.T) {
 		if err := gw.applyReload(t.Context(), load); err == nil || !strings.Contains(err.Error(), "went back") {
 			t.Fatalf("reload: %v", err)
 		}
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond) // some messages between two of them
 	}
 	close(stop)
 	<-stopped
