@@ -293,9 +293,9 @@ func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
 	// Before the CONNACK no DISCONNECT may be sent (MQTT 5.0 §3.14
 	// [MQTT-3.14.0-1]).
 	if !silent && c.connected.Load() && c.version == packet.V5 {
-		c.out.seal(c.goodbye(reason, detail), c.version)
+		c.out.seal(c.goodbye(reason, detail), packet.V5)
 	} else {
-		c.out.seal(nil, c.version)
+		c.out.seal(nil, 0) // the version may not be known yet
 	}
 	close(c.quit)
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
