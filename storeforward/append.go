@@ -116,7 +116,7 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 		// The id of an inbound QoS 2 message must be committed: while the disk
 		// fails there is no hope to do so soon.
 		from.PacketID != 0 && s.failing
-	if full {
+	if full || s.low && !s.leavesLocked(e) {
 		s.counts.refused++
 		for i := range e.claims {
 			e.claims[i].q.refused++
@@ -124,6 +124,23 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 		return nil, durable.ErrFull
 	}
 	return e, nil
+}
+
+// leavesLocked says whether a message is likely to be acknowledged before it must
+// be written, or takes no room: the rest is not taken while the disk is full.
+func (s *Store) leavesLocked(e *entry) bool {
+	switch {
+	case e.from.Will != "", len(e.claims) == 0 && e.m.Retain && len(e.m.Payload) == 0:
+		return true // its row goes
+	case e.mustCommit:
+		return false
+	}
+	for i := range e.claims {
+		if c := &e.claims[i]; c.QoS == 2 || !c.q.stream(1).live {
+			return false
+		}
+	}
+	return true
 }
 
 // offerLocked hands the claim to its recipient if it is QoS 1 and the stream is

@@ -76,8 +76,8 @@ func (s *Store) commitLoop() {
 	for {
 		s.mu.Lock()
 		now := time.Now()
-		wait, due := s.dueLocked(now)
 		clockWait, clock := s.clockDueLocked(now)
+		wait, due := s.dueLocked(now)
 		wait, due = min(wait, clockWait), due || clock
 		var b *batch
 		switch {
@@ -98,12 +98,14 @@ func (s *Store) commitLoop() {
 		}
 		s.mu.Unlock()
 		if b != nil {
+			s.lastCommit = now
 			if !s.commitOrHeal(b) {
 				s.closeErr = s.finish()
 				return
 			}
 			continue
 		}
+		s.restoreReserve()
 		if s.trim() {
 			continue
 		}
@@ -117,6 +119,22 @@ func (s *Store) commitLoop() {
 
 // dueLocked says whether a commit is due, else how long it may wait.
 func (s *Store) dueLocked(now time.Time) (wait time.Duration, due bool) {
+	wait, due = s.wantedLocked(now)
+	if s.low {
+		wait = min(wait, reserveEvery)
+	}
+	rest := s.lastCommit.Add(s.opts.MinCommitInterval).Sub(now)
+	if rest <= 0 || s.closing || s.tail.bytes > s.opts.MaxUnsafeBytes {
+		return wait, due
+	}
+	if due {
+		return rest, false
+	}
+	return max(wait, rest), false
+}
+
+// wantedLocked is dueLocked as if commits cost nothing.
+func (s *Store) wantedLocked(now time.Time) (wait time.Duration, due bool) {
 	wait = time.Hour
 	switch {
 	case s.commitNow, s.tail.bytes > s.opts.MaxUnsafeBytes, s.unsaved >= s.opts.MaxUnsavedAcks:

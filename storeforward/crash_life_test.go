@@ -61,6 +61,7 @@ func (w *world) unknown() {
 // drain connects everybody and lets everything arrive.
 func (w *world) drain() error {
 	w.disk.Heal()
+	time.Sleep(2 * reserveEvery) //nolint:forbidigo // the bubble's time
 	for _, p := range w.peers {
 		if p.conn != nil && w.c.pick(2, "stay") == 0 {
 			continue // as it is, with what it has been promised to be told
@@ -95,7 +96,7 @@ func (w *world) drain() error {
 			}
 		}
 		w.settleAll()
-		time.Sleep(w.opts.CommitWindow + time.Millisecond) //nolint:forbidigo // the bubble's time
+		time.Sleep(w.opts.CommitWindow + w.opts.MinCommitInterval + time.Millisecond) //nolint:forbidigo // the bubble's time
 		w.settleAll()
 		if left == 0 {
 			return nil

@@ -124,6 +124,8 @@ func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 	w.opts.MaxUnsavedAcks = []int{1, 5, 1000}[c.pick(3, "unsaved")]
 	w.opts.WALBytes = 64 << 10
 	w.opts.RetryMin = 20 * time.Millisecond
+	w.opts.ReserveBytes = []int64{0, 100_000}[c.pick(2, "reserve")]
+	w.opts.MinCommitInterval = []time.Duration{0, 0, 20 * time.Millisecond}[c.pick(3, "interval")]
 	if opts != nil {
 		opts(&w.opts)
 	}

@@ -25,6 +25,7 @@ func TestRealDiskFull(t *testing.T) {
 	o := DefaultOptions()
 	o.Path = filepath.Join(dir, "holdfast.db")
 	o.MaxUnsafeBytes, o.MaxMemoryBytes = 64<<10, 256<<10
+	o.ReserveBytes = 0
 	o.RetryMin, o.RetryMax = 10*time.Millisecond, 50*time.Millisecond
 	s := open(t, o)
 	defer closeStore(t, s)

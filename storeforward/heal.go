@@ -32,7 +32,7 @@ func (s *Store) commitOrHeal(b *batch) bool {
 	}
 	for {
 		s.failed(err)
-		if !s.backOff() {
+		if !s.releaseReserve(err) && !s.backOff() {
 			s.giveBack(b)
 			return false
 		}

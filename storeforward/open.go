@@ -50,6 +50,10 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	if err := s.openDatabase(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store: %w", err), s.giveLock())
 	}
+	if opts.Sync != SyncFull {
+		s.log.Warn("commits are not flushed to the medium", "sync", opts.Sync)
+	}
+	s.takeReserve()
 	run, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.wg.Go(s.commitLoop)
@@ -220,7 +224,7 @@ func (s *Store) openWriter() (*db, error) {
 	if err != nil {
 		return nil, err
 	}
-	sync := "FULL"
+	sync := strings.ToUpper(s.opts.Sync)
 	if s.opts.faults.syncOff {
 		sync = "OFF"
 	}
@@ -246,7 +250,7 @@ func assertDurable(d *db, sync string) error {
 	if err != nil {
 		return err
 	}
-	if want := map[string]int64{"OFF": 0, "FULL": 2}[sync]; mode != "wal" || level != want {
+	if want := map[string]int64{"OFF": 0, "NORMAL": 1, "FULL": 2}[sync]; mode != "wal" || level != want {
 		return fmt.Errorf("database is in journal mode %q with synchronous %d, want wal and %d", mode, level, want)
 	}
 	return nil

@@ -10,6 +10,12 @@ import (
 // has not been changed.
 var ErrNewerVersion = errors.New("database is from a newer version")
 
+// Values of [Options.Sync].
+const (
+	SyncFull   = "full"
+	SyncNormal = "normal"
+)
+
 // Options of the store.
 type Options struct {
 	// Path is the database file; its folder must exist.
@@ -19,6 +25,20 @@ type Options struct {
 	// Longer saves flash on a healthy link and delays acknowledgements when
 	// a recipient is slow. 0 commits at once.
 	CommitWindow time.Duration `toml:"commit_window"`
+	// MinCommitInterval is the least time between two commits. Each of them
+	// costs the flash some pages and a flush; whoever waits for one waits
+	// that much longer. 0 commits as fast as the disk does.
+	MinCommitInterval time.Duration `toml:"min_commit_interval"`
+	// Sync is "full" (every commit is flushed to the medium) or "normal" (only
+	// checkpoints are: a power cut or a crash of the kernel then loses what
+	// was acknowledged since the last one, up to WALBytes, and the database
+	// counts as another one, see [Store.ID]; a crash of the process loses
+	// nothing).
+	Sync string `toml:"sync"`
+	// ReserveBytes are set aside on the disk, and given up when it is full, so
+	// that what was acknowledged can leave and space comes back. Until then
+	// nothing new is kept. 0 sets none aside.
+	ReserveBytes int64 `toml:"reserve_bytes"`
 	// MaxUnsafeBytes waiting for a commit make it happen at once.
 	MaxUnsafeBytes int64 `toml:"max_unsafe_bytes"`
 	// MaxMemoryBytes is the most that may wait for a commit at all, for
@@ -76,6 +96,12 @@ type Disk interface {
 	Rename(from, to string) error
 	// SyncDir makes creation and removal in a folder durable.
 	SyncDir(dir string) error
+	// Allocate makes a file of that many bytes which has them for sure.
+	Allocate(name string, bytes int64) error
+	// Free returns the bytes left for files in a folder.
+	Free(dir string) (int64, error)
+	// Remove a file; an error wrapping fs.ErrNotExist when there is none.
+	Remove(name string) error
 }
 
 // DefaultOptions are the defaults of the sample configuration.
@@ -83,6 +109,8 @@ func DefaultOptions() Options {
 	return Options{
 		Path:             "/var/lib/holdfast/holdfast.db",
 		CommitWindow:     500 * time.Millisecond,
+		Sync:             SyncFull,
+		ReserveBytes:     16 << 20,
 		MaxUnsafeBytes:   4 << 20,
 		MaxMemoryBytes:   32 << 20,
 		MaxUnsavedAcks:   1000,
@@ -104,6 +132,9 @@ func (o Options) Validate() error {
 	if o.Path == "" {
 		return errors.New("store.path: missing")
 	}
+	if o.Sync != SyncFull && o.Sync != SyncNormal {
+		return fmt.Errorf("store.sync: %q is not one of \"full\", \"normal\"", o.Sync)
+	}
 	between := func(key string, v, low, high int64) error {
 		if v < low || v > high {
 			return fmt.Errorf("store.%s: %d is outside %d..%d", key, v, low, high)
@@ -119,6 +150,8 @@ func (o Options) Validate() error {
 	const most = 1 << 50
 	for _, err := range []error{
 		durations("commit_window", o.CommitWindow, 0, time.Minute),
+		durations("min_commit_interval", o.MinCommitInterval, 0, time.Minute),
+		between("reserve_bytes", o.ReserveBytes, 0, 1<<40),
 		between("max_unsafe_bytes", o.MaxUnsafeBytes, 1<<10, 1<<30),
 		between("max_memory_bytes", o.MaxMemoryBytes, o.MaxUnsafeBytes, 1<<32),
 		between("max_unsaved_acks", int64(o.MaxUnsavedAcks), 1, 1_000_000),

@@ -14,7 +14,8 @@ import (
 // Status is a snapshot of the store.
 type Status struct {
 	Path string `json:"path"`
-	// State is "ok" or "failing" (the disk refuses; see LastError).
+	// State is "ok", "failing" (the disk refuses; see LastError) or "full" (the
+	// reserve was given up; only what leaves at once is taken).
 	State string `json:"state"`
 	// SetAside is where a database that could not be used was put by this
 	// run, and Salvaged what was saved from it.
@@ -72,8 +73,11 @@ func (s *Store) Status() Status {
 	st := Status{Path: s.path, State: "ok", SetAside: s.setAside, Salvaged: s.salvaged}
 	st.FileBytes, st.WALBytes = s.size(""), s.size("-wal")
 	s.mu.Lock()
-	if s.failing {
+	switch {
+	case s.failing:
 		st.State = "failing"
+	case s.low:
+		st.State = "full"
 	}
 	c := &s.counts
 	st.Messages, st.Bytes, st.Retained = c.messages, c.bytes, len(s.retained)

@@ -39,18 +39,22 @@ type Store struct {
 	closeErr error // written by the committer, read after it has ended
 
 	// The committer's own.
-	touched   time.Time // when the run row was last written
-	looked    time.Time // when it was last found unnecessary
-	attempt   int       // failed commits in a row
-	lastTries int       // attempts since Close
-	vacuum    bool      // rows were deleted since the file was last trimmed
-	trimmed   bool      // pages were given back since the last checkpoint
+	lastCommit   time.Time // when the last commit began
+	reserveTried time.Time // when the reserve was given up or last tried for
+	touched      time.Time // when the run row was last written
+	looked       time.Time // when it was last found unnecessary
+	attempt      int       // failed commits in a row
+	lastTries    int       // attempts since Close
+	vacuum       bool      // rows were deleted since the file was last trimmed
+	trimmed      bool      // pages were given back since the last checkpoint
 
 	mu sync.Mutex // the append lock; guards everything below
 	// closing: nothing is taken any more. finished: the committer is done.
 	closing, finished bool
 	// failing: the last commit failed and the disk has not healed yet.
 	failing bool
+	// low: the disk is full and the reserve given up.
+	low bool
 
 	seq       durable.Seq // last given
 	mark      durable.Seq // reserved on disk
@@ -130,7 +134,7 @@ func (s *Store) refuseLocked() error {
 	switch {
 	case s.closing:
 		return durable.ErrClosed
-	case s.failing, len(s.ops) >= maxOps:
+	case s.failing, s.low, len(s.ops) >= maxOps:
 		return durable.ErrFull
 	default:
 		return nil

@@ -134,6 +134,14 @@ func (s *Store) Backlog(id durable.QueueID) (messages, bytes int64) {
 	return 0, 0
 }
 
+// Held is how many deliveries are not finished, of all queues together, and
+// their bytes.
+func (s *Store) Held() (messages, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts.messages, s.counts.bytes
+}
+
 // DeadLetters calls fn with the messages that the peer of an uplink has refused,
 // oldest first.
 func (s *Store) DeadLetters(ctx context.Context, id durable.QueueID, fn func(DeadLetter) error) error {

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/psanford/sqlite3vfs"
 )
@@ -64,6 +65,7 @@ type file struct {
 	durable []byte  // as the platter has it
 	pending []write // what separates the two, in order
 	linked  bool    // its folder has it durably
+	space   int64   // allocated and never written
 }
 
 // write is one call that has not been synced; a nil p truncates to off.
@@ -165,7 +167,7 @@ func survivor(f *file, r *rand.Rand) *file {
 		}
 		b = w.apply(b)
 	}
-	return &file{data: append([]byte(nil), b...), durable: b, linked: true}
+	return &file{data: append([]byte(nil), b...), durable: b, linked: true, space: f.space}
 }
 
 // tear applies some of the sectors of a write.
@@ -197,7 +199,7 @@ func (d *Disk) Used() int64 {
 
 func (d *Disk) usedLocked() (n int64) {
 	for _, f := range d.files {
-		n += int64(len(f.data))
+		n += max(int64(len(f.data)), f.space)
 	}
 	return n
 }
@@ -282,7 +284,7 @@ func (d *Disk) Size(name string) (int64, error) {
 	case f == nil:
 		return 0, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 	default:
-		return int64(len(f.data)), nil
+		return max(int64(len(f.data)), f.space), nil
 	}
 }
 
@@ -299,6 +301,50 @@ func (d *Disk) Rename(from, to string) error {
 	}
 	delete(d.files, from)
 	d.files[to] = f
+	return nil
+}
+
+// Allocate makes a file take n bytes.
+func (d *Disk) Allocate(name string, n int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.files[name]
+	if f == nil {
+		f = &file{}
+	}
+	switch {
+	case d.dead:
+		return errPower
+	case d.capacity > 0 && n > f.space && d.usedLocked()+n-f.space > d.capacity:
+		return fmt.Errorf("allocate %s: %w", name, syscall.ENOSPC)
+	}
+	f.space = n
+	d.files[name] = f
+	return nil
+}
+
+// Free returns the bytes left.
+func (d *Disk) Free(string) (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.dead:
+		return 0, errPower
+	case d.capacity == 0:
+		return 1 << 40, nil
+	default:
+		return max(0, d.capacity-d.usedLocked()), nil
+	}
+}
+
+// Remove a file, durably.
+func (d *Disk) Remove(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dead {
+		return errPower
+	}
+	delete(d.files, name)
 	return nil
 }
 
@@ -319,5 +365,5 @@ func (d *Disk) SyncDir(string) error {
 // errPower is the answer of a disk without power.
 var errPower = fmt.Errorf("no power: %w", io.ErrClosedPipe)
 
-// errIO is what SQLite takes for EIO.
+// errIO is what SQLite takes for EIO; the VFS has no way to say ENOSPC.
 var errIO = sqlite3vfs.IOError
