@@ -55,6 +55,28 @@ func (r *Reader) SetVersion(v Version) { r.version = v }
 // §3.1.2.11.4, §3.2.2.3.6).
 func (r *Reader) SetMax(n int) { r.limit = n }
 
+// Reset begins anew on another stream of that version, of which unread was read
+// before: it is copied. A reader that serves many streams in turn takes over
+// from where each of them stood, see [Reader.Unread].
+func (r *Reader) Reset(src io.Reader, v Version, unread []byte) {
+	r.r, r.version, r.err, r.need, r.burst = src, v, nil, 0, false
+	r.start, r.end = 0, 0
+	switch n := len(unread); {
+	case n <= r.size:
+		r.useOwn()
+	case n <= maxLent:
+		r.useLent(n)
+	default:
+		r.use(make([]byte, n), nil)
+	}
+	r.end = copy(r.buf, unread)
+}
+
+// Unread is what has been read of packets to come, valid until the following
+// call. need is the size of the first of them in bytes, 0 if that cannot be said
+// yet.
+func (r *Reader) Unread() (b []byte, need int) { return r.buf[r.start:r.end], r.need }
+
 // Buffered returns the number of bytes read from the stream that belong to
 // packets to come.
 func (r *Reader) Buffered() int { return r.end - r.start }

@@ -286,3 +286,39 @@ func encodeProperties(tb testing.TB, p packet.PublishProperties) []byte {
 	}
 	return b
 }
+
+func TestReaderServesStreamsInTurn(t *testing.T) {
+	frame := func(payload int) []byte {
+		b, err := (&packet.Publish{Topic: []byte("a"), Payload: bytes.Repeat([]byte{'x'}, payload)}).AppendTo(nil, packet.V311)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	r := packet.NewReader(nil, 64)
+	for _, size := range []int{10, 100, 5000, 3 << 20} {
+		f := frame(size)
+		for _, cut := range []int{1, 3, len(f) - 1} {
+			r.Reset(bytes.NewReader(f[:cut]), packet.V311, nil)
+			if _, err := r.Next(); !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Fatalf("%d of %d bytes: Next = %v, want %v", cut, len(f), err, io.ErrUnexpectedEOF)
+			}
+			unread, need := r.Unread()
+			if len(unread) != cut || cut > 4 && need != len(f) {
+				t.Fatalf("Unread = %d bytes of %d, want %d of %d", len(unread), need, cut, len(f))
+			}
+			kept := bytes.Clone(unread)
+			// Another stream in between.
+			r.Reset(bytes.NewReader([]byte{0xc0, 0}), packet.V5, nil)
+			if p, err := r.Next(); err != nil || p.Type() != packet.TypePingreq {
+				t.Fatalf("the stream in between: %v, %v", p, err)
+			}
+			r.Reset(bytes.NewReader(f[cut:]), packet.V311, kept)
+			p, err := r.Next()
+			pub, ok := p.(*packet.Publish)
+			if err != nil || !ok || len(pub.Payload) != size {
+				t.Fatalf("%d and then the rest of %d bytes: %v, %v", cut, len(f), p, err)
+			}
+		}
+	}
+}
