@@ -23,6 +23,7 @@ type ackLine struct {
 	waiting []*ack        // guarded by mu
 	dead    bool          // guarded by mu
 	moved   chan struct{} // capacity 1; something left the line
+	wake    func()        // the same for a connection on a loop; called with mu held
 }
 
 // ack is one acknowledgement in the line.
@@ -77,6 +78,10 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) {
 	rest := copy(l.waiting, l.waiting[n:])
 	clear(l.waiting[rest:])
 	l.waiting = l.waiting[:rest]
+	if l.wake != nil {
+		l.wake()
+		return
+	}
 	select {
 	case l.moved <- struct{}{}:
 	default:

@@ -52,6 +52,7 @@ type Broker struct {
 	wills      map[string]*pendingWill   // guarded by mu; by client id
 	busy       map[string]chan struct{}  // guarded by mu; see workOnLocked
 	recipients map[string]*recipient     // guarded by mu; by name
+	loops      []*loop                   // guarded by mu; started with the first connection for them
 }
 
 // state is how far a broker's life has come.

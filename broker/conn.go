@@ -30,7 +30,8 @@ type conn struct {
 	reader   *packet.Reader
 	out      output // safe for all goroutines
 	line     ackLine
-	cork     cork
+	cork     *cork                // of the loop, or its own
+	sock     atomic.Pointer[sock] // its place on a loop, nil without
 	listener Listener
 	number   uint64 // no two connections of a broker have the same
 	since    time.Time
@@ -65,8 +66,11 @@ type cause struct {
 var errEnded = errors.New("connection ended")
 
 func (b *Broker) newConn(nc net.Conn, l Listener) *conn {
+	if p := plain(nc); p != nil && b.opts.loops() > 0 {
+		nc = p
+	}
 	c := &conn{
-		b: b, nc: nc, listener: l, number: b.connNumber.Add(1), since: time.Now(),
+		b: b, nc: nc, listener: l, number: b.connNumber.Add(1), since: time.Now(), cork: new(cork),
 		quit: make(chan struct{}), gone: make(chan struct{}),
 	}
 	c.reader = packet.NewReader(c, readBuffer)
@@ -75,7 +79,6 @@ func (b *Broker) newConn(nc net.Conn, l Listener) *conn {
 	c.out.written = c.wrote
 	c.out.drained = c.drained
 	c.line.send = c.acknowledge
-	c.line.moved = make(chan struct{}, 1)
 	return c
 }
 
@@ -104,13 +107,24 @@ func (c *conn) drained() {
 	}
 }
 
-// serve is the reader goroutine, from accept to the end.
+// serve is the reader goroutine, from accept to the end, or until a loop takes
+// the connection over.
 func (c *conn) serve(ctx context.Context) {
 	err := c.handshake(ctx)
+	if err == nil && c.join() {
+		return
+	}
+	c.line.moved = make(chan struct{}, 1)
 	for err == nil {
 		err = c.next()
 	}
+	c.finish(err)
+}
+
+// finish is the end of every connection.
+func (c *conn) finish(err error) {
 	c.endBy(err)
+	c.comeBack()
 	c.leave()
 	close(c.gone)
 	c.cork.flush()
@@ -142,11 +156,7 @@ func (c *conn) next() error {
 		if err != nil {
 			return err
 		}
-		c.b.count.packetsIn.Add(1)
-		if err := packet.FromClient(p); err != nil {
-			return err
-		}
-		if err := c.handle(p); err != nil {
+		if err := c.take(p); err != nil {
 			return err
 		}
 		if !c.reader.More() {
@@ -154,6 +164,15 @@ func (c *conn) next() error {
 		}
 	}
 	return nil
+}
+
+// take counts a packet and handles it.
+func (c *conn) take(p packet.Packet) error {
+	c.b.count.packetsIn.Add(1)
+	if err := packet.FromClient(p); err != nil {
+		return err
+	}
+	return c.handle(p)
 }
 
 // awaitLine pauses reading until the store has caught up with a client that
@@ -218,7 +237,7 @@ func protocolError(t packet.Type, field, detail string) error {
 }
 
 // reply queues an answer, to be flushed at the end of the batch.
-func (c *conn) reply(p packet.Packet) error { return c.send(&c.cork, p) }
+func (c *conn) reply(p packet.Packet) error { return c.send(c.cork, p) }
 
 // tell queues a packet from any goroutine and flushes. When it cannot, it has
 // ended the connection.
@@ -299,6 +318,9 @@ func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
 	}
 	close(c.quit)
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+	if s := c.sock.Load(); s != nil {
+		s.loop.send(s, postEnd)
+	}
 }
 
 // goodbye is the DISCONNECT with that reason; nil if the client takes none.

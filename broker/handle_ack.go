@@ -33,7 +33,7 @@ func (c *conn) handlePuback(p *packet.Puback) error {
 			c.b.store.Acked(s.queue, seq)
 		}
 	}
-	s.proceed(c, &c.cork)
+	s.proceed(c, c.cork)
 	return nil
 }
 
@@ -116,7 +116,7 @@ func (c *conn) finishDelivery(id uint16, o *outbound, store func(done func(error
 	if o.seq == 0 {
 		s.freeLocked(id, o)
 		s.mu.Unlock()
-		s.proceed(c, &c.cork)
+		s.proceed(c, c.cork)
 		return nil
 	}
 	o.state = outEnding

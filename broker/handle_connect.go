@@ -418,9 +418,10 @@ func (x *connecting) accept() error {
 	if err := c.deadline(time.Time{}); err != nil {
 		return err
 	}
+	c.hook()
 	// Held back until connected says so: whoever ends the connection as soon as
 	// the client knows of it has to send a DISCONNECT.
-	if !c.out.packet(&c.cork, ack, c.version) {
+	if !c.out.packet(c.cork, ack, c.version) {
 		return fmt.Errorf("send CONNACK: %w", errEnded)
 	}
 	c.connected.Store(true)

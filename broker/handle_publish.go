@@ -133,7 +133,7 @@ func (c *conn) message(p *packet.Publish, plan *plan) *message.Message {
 
 func (c *conn) publishAtMostOnce(p *packet.Publish, plan *plan) error {
 	m := c.message(p, plan)
-	j := &job{m: m, plan: plan, from: durable.Origin{Queue: c.session.queue}, cork: &c.cork}
+	j := &job{m: m, plan: plan, from: durable.Origin{Queue: c.session.queue}, cork: c.cork}
 	if err := c.b.route(j); err != nil {
 		c.b.count.refused.Add(1)
 	}
@@ -145,7 +145,7 @@ func (c *conn) publishAtLeastOnce(p *packet.Publish, plan *plan) error {
 	if err := c.push(a); err != nil {
 		return err
 	}
-	j := &job{m: c.message(p, plan), plan: plan, from: durable.Origin{Queue: c.session.queue}, ack: a, cork: &c.cork}
+	j := &job{m: c.message(p, plan), plan: plan, from: durable.Origin{Queue: c.session.queue}, ack: a, cork: c.cork}
 	j.done = func(err error) { c.line.finish(a, c.b.answerTo(j, err), c.corkOf(j)) }
 	if err := c.b.route(j); err != nil {
 		j.inline = true
@@ -169,11 +169,11 @@ func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
 	}
 	if again {
 		if reason, known := s.join(in, joinedAck{&c.line, a}); known {
-			c.line.finish(a, reason, &c.cork)
+			c.line.finish(a, reason, c.cork)
 		}
 		return nil
 	}
-	j := &job{m: c.message(p, plan), plan: plan, ack: a, cork: &c.cork}
+	j := &job{m: c.message(p, plan), plan: plan, ack: a, cork: c.cork}
 	if s.queue != 0 {
 		j.from = durable.Origin{Queue: s.queue, PacketID: id}
 	}
@@ -252,7 +252,7 @@ func (s *session) committed(id uint16, in *inbound, err error) []joinedAck {
 // corkOf is the reader's cork while the reader itself calls, else nil.
 func (c *conn) corkOf(j *job) *cork {
 	if j.inline {
-		return &c.cork
+		return c.cork
 	}
 	return nil
 }
@@ -295,7 +295,7 @@ func (c *conn) answer(p *packet.Publish, reason packet.ReasonCode) error {
 	if err := c.push(a); err != nil {
 		return err
 	}
-	c.line.finish(a, reason, &c.cork)
+	c.line.finish(a, reason, c.cork)
 	return nil
 }
 
@@ -318,7 +318,7 @@ func (c *conn) deny(p *packet.Publish) error {
 	if err := c.push(a); err != nil {
 		return err
 	}
-	c.line.finish(a, packet.ReasonSuccess, &c.cork)
+	c.line.finish(a, packet.ReasonSuccess, c.cork)
 	return nil
 }
 

@@ -131,7 +131,7 @@ func (c *conn) handRetained(sub *subscription) {
 	}
 	r.mu.Unlock()
 	if len(ws) > 0 {
-		s.hand(ws, &c.cork)
+		s.hand(ws, c.cork)
 	}
 }
 

@@ -72,6 +72,10 @@ type Options struct {
 	// WillGrace is how long after a start the wills kept from before it wait
 	// at least for their clients to return.
 	WillGrace time.Duration `toml:"will_grace"`
+	// Loops is how many readiness loops serve the plain TCP and Unix
+	// connections. 0 takes one for every two processors, at most four; -1 takes
+	// none, and gives each connection a goroutine as TLS and WebSocket have it.
+	Loops int `toml:"loops"`
 	// CheckPayloadFormat refuses messages whose payload format indicator says
 	// UTF-8 and whose payload is none, with 0x99 (MQTT 5.0 §3.3.2.3.2).
 	CheckPayloadFormat bool `toml:"check_payload_format"`
@@ -139,6 +143,7 @@ func (o Options) Validate() error {
 		{"max_topic_aliases", o.MaxTopicAliases, 0, 65535},
 		{"max_retained", o.MaxRetained, 0, 100_000_000},
 		{"max_retained_bytes", o.MaxRetainedBytes, 0, 1 << 30},
+		{"loops", o.Loops, -1, 64},
 	}
 	for _, c := range ints {
 		if c.v < c.low || c.v > c.upper {

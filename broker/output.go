@@ -19,9 +19,11 @@ const maxPooled = 64 << 10
 // buffers lends output buffers: an idle connection has none.
 var buffers = sync.Pool{New: func() any { return new(make([]byte, 0, 4096)) }}
 
-// output is what waits for one connection's socket. Whoever queues writes
-// nothing itself: it starts the flusher, or leaves that to its cork, so that a
-// socket that does not drain delays nobody else.
+// output is what waits for one connection's socket. Whoever queues waits for no
+// socket, so that one that does not drain delays nobody else: it starts the
+// flusher, or leaves that to its cork. The socket of a connection on a loop does
+// not block: there the cork itself writes, and what does not go at once waits
+// for the loop.
 type output struct {
 	nc      net.Conn
 	spawn   func(func())
@@ -38,6 +40,12 @@ type output struct {
 	sealed   bool    // guarded by mu; what is queued is the last
 	closed   bool    // guarded by mu; nothing is taken or written any more
 	idle     sync.Cond
+
+	// Of a connection on a loop, guarded by mu; off by who is flushing:
+	sock    *sock   // nil without
+	rest    *[]byte // of a short write, from off
+	off     int
+	blocked bool // the loop waits for room in the socket
 }
 
 func (o *output) init(nc net.Conn, limit int, spawn func(func())) {
@@ -46,10 +54,14 @@ func (o *output) init(nc net.Conn, limit int, spawn func(func())) {
 }
 
 func (o *output) sizeLocked() int {
-	if o.buf == nil {
-		return o.writing
+	n := o.writing
+	if o.buf != nil {
+		n += len(*o.buf)
 	}
-	return len(*o.buf) + o.writing
+	if o.rest != nil {
+		n += len(*o.rest) - o.off
+	}
+	return n
 }
 
 // room says whether a publication may be queued. A single one may be larger
@@ -88,6 +100,9 @@ func (o *output) queue(k *cork, encode func(b []byte) []byte) bool {
 		o.corked = true
 		k.outputs = append(k.outputs, o)
 	}
+	if o.sock != nil && len(*o.buf) >= flushAt {
+		o.writeLocked()
+	}
 	return true
 }
 
@@ -117,12 +132,16 @@ func (o *output) flushLocked() {
 	if o.flushing || o.buf == nil || o.closed {
 		return
 	}
+	if o.sock != nil {
+		o.sock.loop.send(o.sock, postFlush)
+		return
+	}
 	o.flushing = true
-	o.spawn(o.flush)
+	o.spawn(o.flusher)
 }
 
-// flush is the flusher's goroutine.
-func (o *output) flush() {
+// flusher is a goroutine.
+func (o *output) flusher() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for o.buf != nil && !o.closed {
@@ -131,10 +150,7 @@ func (o *output) flush() {
 		o.mu.Unlock()
 		_, err := o.nc.Write(*b)
 		o.written(len(*b), err)
-		if cap(*b) <= maxPooled {
-			*b = (*b)[:0]
-			buffers.Put(b)
-		}
+		giveBack(b)
 		o.mu.Lock()
 		o.writing = 0
 		if err != nil {
@@ -151,6 +167,112 @@ func (o *output) flush() {
 	o.idle.Broadcast()
 }
 
+func giveBack(b *[]byte) {
+	if cap(*b) <= maxPooled {
+		*b = (*b)[:0]
+		buffers.Put(b)
+	}
+}
+
+// writeLocked writes what there is, as far as the socket takes it. The lock is
+// let go meanwhile; who queues then leaves it to us.
+func (o *output) writeLocked() {
+	if o.flushing || o.blocked || o.closed {
+		return
+	}
+	o.flushing = true
+	s := o.sock
+	for !o.closed && !o.blocked {
+		b := o.rest
+		if b == nil {
+			if b = o.buf; b == nil {
+				break
+			}
+			o.buf, o.off = nil, 0
+		}
+		o.rest, o.writing = nil, len(*b)-o.off
+		o.mu.Unlock()
+		n, err := s.write((*b)[o.off:])
+		o.written(n, err)
+		o.mu.Lock()
+		o.writing = 0
+		o.off += n
+		switch {
+		case err != nil:
+			o.closed, o.buf = true, nil
+		case o.off < len(*b):
+			o.rest, o.blocked = b, true
+			s.loop.send(s, postWrite)
+		default:
+			giveBack(b)
+		}
+		if o.refused && o.sizeLocked() < o.limit/2 {
+			o.refused = false
+			s.loop.send(s, postRoom)
+		}
+	}
+	o.flushing = false
+	o.idle.Broadcast()
+}
+
+// flush writes what there is to the socket of a loop.
+func (o *output) flush() {
+	o.mu.Lock()
+	o.writeLocked()
+	o.mu.Unlock()
+}
+
+// unblock goes on after a short write.
+func (o *output) unblock() {
+	o.mu.Lock()
+	o.blocked = false
+	o.writeLocked()
+	o.mu.Unlock()
+}
+
+// hook lets the output write to the socket of a loop from now on. It returns
+// false if there is nothing more to write.
+func (o *output) hook(s *sock, leave func() error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.flushing {
+		o.idle.Wait()
+	}
+	if o.closed || o.sealed {
+		return errEnded
+	}
+	if err := leave(); err != nil {
+		return err
+	}
+	o.sock = s
+	return nil
+}
+
+// unhook ends that, and says whether something is left to write.
+func (o *output) unhook() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.flushing {
+		o.idle.Wait()
+	}
+	o.sock, o.blocked = nil, false
+	if o.rest != nil {
+		b := (*o.rest)[o.off:]
+		if o.buf != nil {
+			b = append(b, *o.buf...)
+		}
+		o.rest, o.off, o.buf = nil, 0, &b
+	}
+	return o.buf != nil && !o.closed
+}
+
+// resume lets the flusher write what is left after unhook.
+func (o *output) resume() {
+	o.mu.Lock()
+	o.flushLocked()
+	o.mu.Unlock()
+}
+
 // finish waits until what is queued has been written or the write deadline has
 // passed, and takes nothing more.
 func (o *output) finish() {
@@ -160,7 +282,7 @@ func (o *output) finish() {
 		o.idle.Wait()
 	}
 	o.closed = true
-	o.buf = nil
+	o.buf, o.rest = nil, nil
 }
 
 // packet queues a control packet. What cannot be encoded is a mistake of ours:
@@ -184,7 +306,11 @@ func (k *cork) flush() {
 	for i, o := range k.outputs {
 		o.mu.Lock()
 		o.corked = false
-		o.flushLocked()
+		if o.sock != nil {
+			o.writeLocked()
+		} else {
+			o.flushLocked()
+		}
 		o.mu.Unlock()
 		k.outputs[i] = nil
 	}
