@@ -341,8 +341,11 @@ func (d *Disk) Free(string) (int64, error) {
 func (d *Disk) Remove(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.dead {
+	switch {
+	case d.dead:
 		return errPower
+	case d.files[name] == nil:
+		return fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 	}
 	delete(d.files, name)
 	return nil
