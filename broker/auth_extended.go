@@ -76,6 +76,7 @@ func (x *connecting) exchange(ctx context.Context, info ConnInfo) packet.ReasonC
 		if !c.fits(p) || !c.out.packet(nil, p, c.version) {
 			return packet.ReasonImplementationSpecific // as with a CONNACK that does not fit
 		}
+		c.b.count.controlOut.Add(1)
 		if data, reason = x.awaitAuth(method); reason.Failed() {
 			return reason
 		}

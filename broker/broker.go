@@ -35,6 +35,7 @@ type Broker struct {
 	// reauthorized grows when rights may have changed: plans are void.
 	reauthorized atomic.Uint64
 	connNumber   atomic.Uint64
+	sys          sysTree
 
 	// spawn starts a goroutine that ends with Shutdown. It is called by
 	// goroutines that Shutdown waits for.
@@ -257,6 +258,7 @@ const halfOpen = 64
 
 func (b *Broker) accept(nc net.Conn, policy Listener) {
 	c := b.newConn(nc, policy)
+	b.count.accepted.Add(1)
 	place := placeOf(nc.RemoteAddr())
 	limit := b.opts.MaxConnectionsPerAddress
 	b.mu.Lock()

@@ -356,7 +356,7 @@ func (s *session) takeExactlyOnceLocked(k *cork, d durable.Delivery, save []dura
 	if d.Released {
 		// PUBREL takes no place of the window (MQTT 5.0 §4.9).
 		o.state = outReleased
-		s.conn.out.packet(k, &packet.Pubrel{PacketID: id}, s.conn.version)
+		_ = s.conn.send(k, &packet.Pubrel{PacketID: id})
 		return save
 	}
 	s.catchUp.stored = append(s.catchUp.stored, storedDelivery{d, id})

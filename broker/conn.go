@@ -253,6 +253,7 @@ func (c *conn) send(k *cork, p packet.Packet) error {
 	if !c.out.packet(k, p, c.version) {
 		return c.overrun()
 	}
+	c.b.count.controlOut.Add(1)
 	return nil
 }
 
@@ -313,6 +314,7 @@ func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
 	// [MQTT-3.14.0-1]).
 	if !silent && c.connected.Load() && c.version == packet.V5 {
 		c.out.seal(c.goodbye(reason, detail), packet.V5)
+		c.b.count.controlOut.Add(1)
 	} else {
 		c.out.seal(nil, 0) // the version may not be known yet
 	}

@@ -82,7 +82,7 @@ func (c *conn) publish(k *cork, f *frames, how form) outcome {
 		b, _ = s.AppendTo(b, how.dup, how.qos, how.retain, how.id)
 		return b
 	})
-	return c.published(ok)
+	return c.published(ok, f)
 }
 
 // publishAlone queues a PUBLISH nobody else gets in the same form.
@@ -99,14 +99,15 @@ func (c *conn) publishAlone(k *cork, f *frames, how form) outcome {
 		b, _ = p.AppendTo(b, c.version)
 		return b
 	})
-	return c.published(ok)
+	return c.published(ok, f)
 }
 
-func (c *conn) published(ok bool) outcome {
+func (c *conn) published(ok bool, f *frames) outcome {
 	if !ok {
 		return closed
 	}
 	c.b.count.messagesOut.Add(1)
+	c.b.count.payloadOut.Add(uint64(len(f.m.Payload)))
 	return queued
 }
 
@@ -241,6 +242,9 @@ func (s *session) sendWaitingLocked(k *cork, m *message.Message, how form, now t
 	switch {
 	case !alive:
 		s.b.count.droppedExpired.Add(1)
+		return tooLate
+	case !s.mayReceiveLocked(m.Topic):
+		s.b.count.droppedDenied.Add(1) // while it waited
 		return tooLate
 	case how.qos > 0:
 		return s.sendLocked(k, &f, how)

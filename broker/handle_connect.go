@@ -29,6 +29,7 @@ func (c *conn) handshake(ctx context.Context) error {
 	if err != nil {
 		return c.refuseMalformed(err)
 	}
+	c.b.count.packetsIn.Add(1)
 	connect, ok := p.(*packet.Connect)
 	if !ok {
 		c.b.count.protocolErrors.Add(1)
@@ -96,6 +97,7 @@ func (c *conn) refuse(reason packet.ReasonCode) error {
 		}
 		if c.fits(ack) {
 			c.out.packet(nil, ack, c.version)
+			c.b.count.controlOut.Add(1)
 		}
 	}
 	c.end(reason, "connect refused", false)
@@ -424,6 +426,7 @@ func (x *connecting) accept() error {
 	if !c.out.packet(c.cork, ack, c.version) {
 		return fmt.Errorf("send CONNACK: %w", errEnded)
 	}
+	c.b.count.controlOut.Add(1)
 	c.connected.Store(true)
 	c.cork.flush()
 	if c.cause.Load() != nil {

@@ -42,6 +42,7 @@ const (
 func (c *conn) handlePublish(p *packet.Publish) error {
 	b := c.b
 	b.count.messagesIn.Add(1)
+	b.count.payloadIn.Add(uint64(len(p.Payload)))
 	if err := c.resolveAlias(p); err != nil {
 		return err
 	}

@@ -319,7 +319,7 @@ func TestDollarTopicsAreHidden(t *testing.T) {
 		sub.Subscribe(0, "$SYS/broker/uptime", "$SYS/broker/version")
 		sub.Messages(2)
 		pass(10 * time.Second)
-		sub.Messages(2)
+		sub.Messages(1) // the version is what it was
 	})
 }
 

@@ -91,6 +91,9 @@ type Options struct {
 	// the listener's policy lets in anonymously may do everything but
 	// publish into $SYS.
 	Auth Auth `toml:"-"`
+	// Stored says how many deliveries wait in the store, and their bytes of
+	// topic, payload and properties, for $SYS/broker/store. Nil: none.
+	Stored func() (messages, bytes int64) `toml:"-"`
 	// Version is told in $SYS/broker/version.
 	Version string `toml:"-"`
 }

@@ -9,6 +9,9 @@ import (
 type counters struct {
 	bytesIn, bytesOut       atomic.Uint64
 	packetsIn               atomic.Uint64
+	controlOut              atomic.Uint64 // packets to clients that are no PUBLISH
+	payloadIn, payloadOut   atomic.Uint64
+	accepted                atomic.Uint64
 	messagesIn, messagesOut atomic.Uint64
 	published               atomic.Uint64
 	connects                atomic.Uint64
@@ -17,6 +20,7 @@ type counters struct {
 	sessionsExpired         atomic.Uint64
 	wills                   atomic.Uint64
 	subscriptions           atomic.Int64
+	sharedSubscriptions     atomic.Int64
 
 	denied          atomic.Uint64
 	refused         atomic.Uint64
@@ -44,14 +48,26 @@ type Status struct {
 	Retained      int           `json:"retained"`
 	RetainedBytes int           `json:"retained_bytes"`
 	PendingWills  int           `json:"pending_wills"`
+	// SharedSubscriptions are those of Subscriptions that are members of a
+	// shared group.
+	SharedSubscriptions int64 `json:"shared_subscriptions"`
+	Inflight            int   `json:"inflight"` // deliveries of QoS 1 and 2 sent and not finished
+	// StoredMessages and StoredBytes are retained messages, deliveries that
+	// wait in RAM for their clients, and those that wait in the store.
+	StoredMessages int64 `json:"stored_messages"`
+	StoredBytes    int64 `json:"stored_bytes"`
 
 	BytesIn     uint64 `json:"bytes_in"`
 	BytesOut    uint64 `json:"bytes_out"`
 	PacketsIn   uint64 `json:"packets_in"`
+	PacketsOut  uint64 `json:"packets_out"`
+	PayloadIn   uint64 `json:"payload_in"`   // bytes of payload in PUBLISH packets from clients
+	PayloadOut  uint64 `json:"payload_out"`  // and to clients
 	MessagesIn  uint64 `json:"messages_in"`  // PUBLISH packets from clients
 	MessagesOut uint64 `json:"messages_out"` // PUBLISH packets to clients
 	Published   uint64 `json:"published"`    // by adapters, uplinks and the gateway itself
 
+	Accepted        uint64 `json:"accepted"` // sockets, whatever became of them
 	Connects        uint64 `json:"connects"`
 	ConnectsRefused uint64 `json:"connects_refused"`
 	Takeovers       uint64 `json:"takeovers"`
@@ -80,6 +96,8 @@ func (b *Broker) Status() Status {
 	st := Status{
 		Subscriptions: n.subscriptions.Load(),
 		BytesIn:       n.bytesIn.Load(), BytesOut: n.bytesOut.Load(), PacketsIn: n.packetsIn.Load(),
+		PacketsOut: n.controlOut.Load() + n.messagesOut.Load(), PayloadIn: n.payloadIn.Load(), PayloadOut: n.payloadOut.Load(),
+		SharedSubscriptions: n.sharedSubscriptions.Load(), Accepted: n.accepted.Load(),
 		MessagesIn: n.messagesIn.Load(), MessagesOut: n.messagesOut.Load(), Published: n.published.Load(),
 		Connects: n.connects.Load(), ConnectsRefused: n.connectsRefused.Load(), Takeovers: n.takeovers.Load(),
 		SessionsExpired: n.sessionsExpired.Load(), Wills: n.wills.Load(),
@@ -91,16 +109,39 @@ func (b *Broker) Status() Status {
 		DroppedDenied: n.droppedDenied.Load(),
 	}
 	st.Retained, st.RetainedBytes = b.retained.size()
+	st.StoredMessages, st.StoredBytes = int64(st.Retained), int64(st.RetainedBytes)
+	if b.opts.Stored != nil {
+		messages, bytes := b.opts.Stored()
+		st.StoredMessages += messages
+		st.StoredBytes += bytes
+	}
+	for _, s := range b.online(&st) {
+		s.mu.Lock()
+		if s.conn != nil {
+			st.Inflight += s.inflight
+		}
+		st.StoredMessages += int64(s.pending.count)
+		st.StoredBytes += int64(s.pending.bytes)
+		s.mu.Unlock()
+	}
+	return st
+}
+
+// online fills in what Broker.mu guards, and returns the sessions with a
+// connection.
+func (b *Broker) online(st *Status) []*session {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.state == stateStarted {
 		st.Uptime = time.Since(b.begun)
 	}
 	st.Connections, st.Sessions, st.PendingWills = len(b.conns), len(b.sessions), len(b.wills)
+	var all []*session
 	for _, s := range b.sessions {
 		if s.owner != nil {
-			st.Clients++
+			all = append(all, s)
 		}
 	}
-	return st
+	st.Clients = len(all)
+	return all
 }

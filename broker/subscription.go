@@ -61,6 +61,7 @@ func (b *Broker) addSubscription(sub *subscription) {
 		b.trie.Add(sub.inner, sub)
 		return
 	}
+	b.count.sharedSubscriptions.Add(1)
 	b.groups.mu.Lock()
 	defer b.groups.mu.Unlock()
 	key := groupKey{sub.share, sub.inner}
@@ -86,6 +87,7 @@ func (b *Broker) dropSubscription(sub *subscription) {
 		b.trie.Remove(sub.inner, sub)
 		return
 	}
+	b.count.sharedSubscriptions.Add(-1)
 	b.groups.mu.Lock()
 	defer b.groups.mu.Unlock()
 	key := groupKey{sub.share, sub.inner}

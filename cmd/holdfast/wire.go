@@ -68,6 +68,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	}()
 	bopts := cfg.Broker
 	bopts.Auth = g.access
+	bopts.Stored = store.Held
 	bopts.Version = "holdfast version " + version
 	if g.broker, err = broker.New(bopts, store, log); err != nil {
 		return nil, err
