@@ -76,6 +76,9 @@ func takeAuth(t *testing.T, c *brokertest.Client, reason packet.ReasonCode, data
 	if p.Reason != reason || p.Properties.AuthMethod != "KNOCK" || string(p.Properties.AuthData) != data {
 		t.Errorf("AUTH %v %q %q, want %v %q", p.Reason, p.Properties.AuthMethod, p.Properties.AuthData, reason, data)
 	}
+	if p.Properties.ReasonString != "" || len(p.Properties.User) > 0 {
+		t.Errorf("AUTH carries %+v", p.Properties)
+	}
 }
 
 func knocked(t *testing.T, b *brokertest.Broker) *brokertest.Client {
