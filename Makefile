@@ -54,7 +54,7 @@ build: ## dist/holdfast for this machine
 # The steps of .ci/test, each of them also a target of its own.
 .PHONY: vet unit integration
 vet:
-	$(GO) vet -trimpath -buildvcs=false -tags "$(TAGS) integration" ./...
+	$(GO) vet -trimpath -buildvcs=false -tags "$(TAGS) integration powercut" ./...
 
 # -vet=off: vet has run over everything already.
 unit: ## unit and property tests under the race detector
@@ -159,6 +159,11 @@ CUTS ?= 20000
 .PHONY: crash
 crash: ## CUTS=20000 simulated power cuts of the store
 	HOLDFAST_CUTS=$(CUTS) $(GO) test $(BUILD) -vet=off -run '^TestCrash$$' -count 1 -timeout 0 -v ./storeforward
+
+POWERCUTS ?= 100
+.PHONY: powercut
+powercut: ## POWERCUTS=100 power cuts under the running daemon on a real file system; needs root
+	HOLDFAST_CUTS=$(POWERCUTS) $(GO) test -trimpath -buildvcs=false -tags "$(TAGS) powercut" -vet=off -run '^TestPowerCut' -count 1 -timeout 0 -v ./cmd/holdfast
 
 .PHONY: systemd-check
 systemd-check: ## the unit's keys, its exposure, users and folders
