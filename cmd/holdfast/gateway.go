@@ -43,7 +43,7 @@ const reportEvery = 5 * time.Second
 // and those that come and go with the configuration.
 //
 //	            start                                 stop
-//	lock -> store -> broker -> control -> uplinks -> listeners -> buses -> READY
+//	lock -> store -> broker -> control -> sockets -> uplinks -> listeners -> buses -> READY
 //	                                                  the other way round, each with
 //	                                                  what is left of stopTimeout
 type gateway struct {
@@ -197,14 +197,31 @@ func stopAll(parts map[string]*running, why error) {
 
 // reconcile makes the parts that come and go what cfg says: those that are gone
 // or changed are stopped, those that are new or changed are started, the rest
-// is not touched. A listener that cannot be opened is an error; everything else
-// starts and tries on its own.
+// is not touched. A listener that cannot be opened is an error, found before
+// anything but listeners has been touched; everything else starts and tries on
+// its own.
 func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
 	gw.mu.Lock()
 	defer gw.mu.Unlock()
+	drop(gw.listeners, listenersByAddress(cfg.Listeners))
+	// Who connects from here on waits until the uplinks are there.
+	opened := map[string]*listen.Endpoint{}
+	defer func() {
+		for _, e := range opened { // by an error
+			_ = e.Close()
+		}
+	}()
+	for _, l := range cfg.Listeners {
+		if gw.listeners[l.Address] == nil {
+			e, err := gw.openListener(ctx, l)
+			if err != nil {
+				return err
+			}
+			opened[l.Address] = e
+		}
+	}
 	buses := cfg.Buses()
 	drop(gw.buses, buses)
-	drop(gw.listeners, listenersByAddress(cfg.Listeners))
 	var gone []string
 	for name := range gw.uplinks {
 		if _, ok := cfg.Uplinks[name]; !ok {
@@ -226,12 +243,9 @@ func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
 		}
 	}
 	for _, l := range cfg.Listeners {
-		if gw.listeners[l.Address] == nil {
-			r, err := gw.startListener(ctx, l)
-			if err != nil {
-				return err
-			}
-			gw.listeners[l.Address] = r
+		if e := opened[l.Address]; e != nil {
+			gw.listeners[l.Address] = gw.startListener(ctx, l, e)
+			delete(opened, l.Address)
 		}
 	}
 	for _, name := range sorted(buses) {
@@ -295,13 +309,19 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	return r, nil
 }
 
-func (gw *gateway) startListener(ctx context.Context, l config.Listener) (*running, error) {
+// openListener opens the sockets; the kernel lets clients wait until they are
+// served.
+func (gw *gateway) openListener(ctx context.Context, l config.Listener) (*listen.Endpoint, error) {
 	opts := l.Options
 	opts.HandshakeTimeout = gw.connectTimeout
 	endpoint, err := listen.Open(ctx, l.Address, opts, gw.inherited, gw.log)
 	if err != nil {
 		return nil, fmt.Errorf("listener %s: %w", l.Address, err)
 	}
+	return endpoint, nil
+}
+
+func (gw *gateway) startListener(ctx context.Context, l config.Listener, endpoint *listen.Endpoint) *running {
 	gw.log.Info("listening", "address", l.Address)
 	policy := l.Listener
 	policy.Name = l.Label()
@@ -317,7 +337,7 @@ func (gw *gateway) startListener(ctx context.Context, l config.Listener) (*runni
 		}
 	})
 	r.status = func() any { return endpoint.Status() }
-	return r, nil
+	return r
 }
 
 func (gw *gateway) startBus(ctx context.Context, name, readings string, bus config.Bus) (*running, error) {

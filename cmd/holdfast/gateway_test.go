@@ -49,6 +49,35 @@ func reloadable(t *testing.T, file string) *gateway {
 	return gw
 }
 
+// A listener that cannot be opened disturbs no uplink: neither is the one that
+// runs replaced, nor one started that would take its session at the cloud over.
+func TestFailedReloadTouchesNoUplink(t *testing.T) {
+	const (
+		listener = "[[listener]]\naddress = \"tcp://127.0.0.1:0\"\n"
+		route    = "url = \"mqtt://127.0.0.1:1\"\n"
+	)
+	file := filepath.Join(t.TempDir(), "h.toml")
+	if err := os.WriteFile(file, []byte(listener+"[uplink.cloud]\n"+route), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gw := reloadable(t, file)
+	data, before := gw.cfg.Gateway.Data, gw.uplinks["cloud"]
+	bad := listener + "[uplink.other]\n" + route + "[[listener]]\naddress = \"tcp://192.0.2.1:1\"\n"
+	if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := gw.applyReload(t.Context(), func() (config.Config, error) { return loadConfig(file, data, nil) })
+	if err == nil || !strings.Contains(err.Error(), "went back") {
+		t.Fatalf("reload: %v", err)
+	}
+	if gw.uplinks["cloud"] != before {
+		t.Error("the uplink was replaced")
+	}
+	if _, ok := gw.g.store.Uplinks()["other"]; ok {
+		t.Error("the new uplink was started")
+	}
+}
+
 // A reload that fails must not have let go of an uplink meanwhile: what is
 // acknowledged while it is tried is for the uplink that stays.
 func TestFailedReloadKeepsUplink(t *testing.T) {
