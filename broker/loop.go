@@ -475,7 +475,7 @@ func (s *sock) write(b []byte) (int, error) {
 }
 
 // loops is how many loops there are to be.
-func (o *Options) loops() int {
+func (o Options) loops() int {
 	switch {
 	case o.Loops < 0:
 		return 0

@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -23,6 +25,10 @@ type Broker struct {
 	Addr string
 }
 
+// LoopsVariable is the environment variable that takes the place of
+// Options.Loops, so that tests can be run on both drivers.
+const LoopsVariable = "HOLDFAST_TEST_LOOPS"
+
 // New starts a broker without a listener, for clients that come through
 // [Broker.Pipe]; usable inside a synctest bubble. store may be nil for a new
 // one. Everything ends with the test.
@@ -34,6 +40,13 @@ func New(tb testing.TB, store *MemoryStore, change ...func(*broker.Options)) *Br
 	}
 	opts := broker.DefaultOptions()
 	opts.SysInterval = 0
+	if v := os.Getenv(LoopsVariable); v != "" {
+		loops, err := strconv.Atoi(v)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		opts.Loops = loops
+	}
 	for _, f := range change {
 		f(&opts)
 	}
