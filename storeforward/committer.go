@@ -40,10 +40,16 @@ type batch struct {
 	cursors  []cursorWrite
 	deletes  []deletion
 	dropSets []*claimset
+	dropped  []droppedCount
 	mark     durable.Seq // new reservation of sequence numbers; 0 is none
 	more     bool        // not everything deletable fits
 	probe    bool        // write the clock whatever else there is
 	clock    int64       // the clock written, 0 for none
+}
+
+type droppedCount struct {
+	q      *queue
+	counts map[string]uint64
 }
 
 type cursorWrite struct {
@@ -196,6 +202,14 @@ func (s *Store) takeLocked() *batch {
 		b.mark = s.seq + seqBlock
 	}
 	s.takeCursorsLocked(b)
+	if !b.empty() || b.probe { // alone they are not worth a commit
+		for _, q := range s.queues {
+			if q.droppedNew != nil {
+				b.dropped = append(b.dropped, droppedCount{q, q.droppedNew})
+				q.droppedNew = nil
+			}
+		}
+	}
 	return b
 }
 
@@ -359,6 +373,7 @@ func (s *Store) offer2Locked(e *entry, c *claim) {
 		return // it has ended
 	}
 	st := c.q.stream(2)
+	st.sentTo = max(st.sentTo, e.seq)
 	st.deliveries[e.seq] = &delivery2{packetID: id, state: stateSent, fresh: true, size: uint32(e.size)}
 	// Not to another recipient, and not past one that was not taken: those
 	// are read, with the id they have.

@@ -72,7 +72,7 @@ func (s *Store) deadLetter(q *queue, seq durable.Seq, code byte, e *entry) func(
 	if q.deadLetters < s.opts.MaxDeadLetters {
 		q.deadLetters++
 	} else {
-		q.dropped["dead_letter"]++ // the oldest one goes
+		q.drop("dead_letter") // the oldest one goes
 	}
 	most := int64(s.opts.MaxDeadLetters)
 	return func(d *db) error {
@@ -108,7 +108,7 @@ func (s *Store) Dropped(id durable.QueueID, seq durable.Seq, reason string, done
 		call(done, err)
 		return
 	}
-	q.dropped[reason]++
+	q.drop(reason)
 	if st.qos == 2 {
 		s.finish2Locked(q, seq, nil, done)
 		s.mu.Unlock()
@@ -176,6 +176,7 @@ func (s *Store) Sent(id durable.QueueID, ids []durable.Sent, done func(error)) {
 				d2.size = st.out[i].size
 			}
 			st.deliveries[x.Seq] = d2
+			st.sentTo = max(st.sentTo, x.Seq)
 		}
 	}, done)
 	s.mu.Unlock()

@@ -176,6 +176,12 @@ func (s *Store) giveBack(b *batch) {
 	for _, set := range b.dropSets {
 		set.stored = false // or it is: then its claims are written once more
 	}
+	for _, x := range b.dropped {
+		for reason, n := range x.q.droppedNew {
+			x.counts[reason] += n
+		}
+		x.q.droppedNew = x.counts
+	}
 	for _, c := range b.cursors {
 		c.st.dirty = true
 		s.unsaved = max(s.unsaved, 1)

@@ -36,6 +36,7 @@ func TestDiskFailure(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				o, disk := onDisk(t)
 				o.MaxUnsafeBytes, o.MaxMemoryBytes = 4096, 64<<10
+				o.ReserveBytes = 0
 				s := open(t, o)
 				defer closeStore(t, s)
 				q := uplink(t, s)

@@ -84,6 +84,7 @@ func (s *Store) loadDeliveries(ctx context.Context, d *db) error {
 			st.finished[seq] = struct{}{}
 		default:
 			st.deliveries[seq] = d2
+			st.sentTo = max(st.sentTo, seq)
 		}
 		return nil
 	}, `SELECT d.queue, d.seq, d.packet_id, d.state, length(CAST(m.topic AS BLOB)) + length(m.payload) + coalesce(length(m.properties), 0)
@@ -97,6 +98,15 @@ func (s *Store) loadRest(ctx context.Context, d *db) error {
 		}
 		return nil
 	}, "SELECT queue, packet_id FROM inbound")
+	if err != nil {
+		return err
+	}
+	err = d.query(ctx, func(row []driver.Value) error {
+		if q := s.queues[durable.QueueID(integer(row[0]))]; q != nil {
+			q.dropped[text(row[1])] = uint64(integer(row[2]))
+		}
+		return nil
+	}, "SELECT queue, reason, count FROM dropped")
 	if err != nil {
 		return err
 	}

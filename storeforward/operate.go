@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
-	"maps"
 	"time"
 
 	"holdfast/broker/durable"
@@ -40,9 +39,6 @@ type Selection struct {
 	Filter string      // MQTT topic filter; "" is every topic
 }
 
-// dropChunk is how many rows one transaction drops, as [maxDelete] bounds them.
-const dropChunk = 4096
-
 // Drop drops the messages selected of a queue, save those that have been sent:
 // they end by acknowledgement only. It returns how many it dropped, durably; each
 // is counted as dropped by the operator. progress is called with the number so
@@ -56,198 +52,30 @@ func (s *Store) Drop(ctx context.Context, id durable.QueueID, sel Selection, pro
 	if err := s.Settle(ctx); err != nil {
 		return 0, err
 	}
-	for qos := byte(1); qos <= 2; qos++ {
-		for from := durable.Seq(0); ; {
-			n, reached, err := s.dropSome(ctx, id, qos, from, sel)
-			if err != nil {
-				return dropped, err
-			}
-			dropped += n
-			if n > 0 && progress != nil {
-				progress(dropped)
-			}
-			if reached == 0 {
-				break
-			}
-			from = reached
-		}
-	}
-	return dropped, nil
-}
-
-// dropping is one transaction of a Drop.
-//
-// A row loses the claim of the queue: it gets the claim set without it, or goes
-// with its last claim. While that is on its way to the disk nobody reads the
-// stream; what was read from the rows before is read again.
-type dropping struct {
-	s        *Store
-	q        *queue
-	st       *stream
-	sel      Selection
-	from, to durable.Seq
-	finished map[durable.Seq]struct{} // out of order, as known when it began
-	rows     []droppedRow
-	reached  durable.Seq // 0: all has been looked at
-}
-
-type droppedRow struct {
-	seq       durable.Seq
-	size      int64
-	old, left *claimset // left is nil when the row goes
-}
-
-func (s *Store) dropSome(ctx context.Context, id durable.QueueID, qos byte, from durable.Seq, sel Selection) (n int64, reached durable.Seq, err error) {
-	durably := make(chan error, 1)
-	s.mu.Lock()
-	q := s.queues[id]
-	if err := s.refuseLocked(); err != nil || q == nil {
-		if err == nil {
-			err = durable.ErrNoQueue
-		}
-		s.mu.Unlock()
-		return 0, 0, err
-	}
-	st := q.stream(qos)
-	if st.live { // everything has been sent
-		s.mu.Unlock()
-		return 0, 0, nil
-	}
-	x := &dropping{s: s, q: q, st: st, sel: sel, from: max(from, st.pos, st.cursor), to: s.committed, finished: maps.Clone(st.finished)}
-	if qos == 2 {
-		s.op2Locked(q, x.run, x.applyLocked, func(err error) { durably <- err })
-	} else {
-		s.opLocked(x.run, func() {
-			if st.hold--; st.hold == 0 {
-				st.wakeReader()
-			}
-			if s.queues[id] == q {
-				x.applyLocked()
-			}
-		}, func(err error) { durably <- err })
-	}
-	st.hold++
-	st.round++
-	st.waiting = true
-	s.mu.Unlock()
-	select {
-	case err := <-durably:
-		return int64(len(x.rows)), x.reached, err
-	case <-ctx.Done():
-		return 0, 0, ctx.Err()
-	}
-}
-
-// run changes the rows, on the committer's goroutine; once more after a failed
-// commit.
-func (x *dropping) run(d *db) error {
-	x.rows, x.reached = x.rows[:0], 0
-	seen := 0
-	upto, before := int64(x.to), int64(1)<<62
-	if x.sel.Upto != 0 {
-		upto = min(upto, int64(x.sel.Upto))
-	}
-	if !x.sel.Before.IsZero() {
-		before = x.sel.Before.UnixMicro()
-	}
-	type found struct {
-		seq  durable.Seq
-		set  int64
-		size int64
-	}
-	var rows []found
-	err := d.query(context.Background(), func(row []driver.Value) error {
-		seq := durable.Seq(integer(row[0]))
-		seen++
-		if seen == dropChunk {
-			x.reached = seq
-		}
-		if _, done := x.finished[seq]; done || x.sel.Filter != "" && !topic.Match(x.sel.Filter, text(row[2])) {
-			return nil
-		}
-		rows = append(rows, found{seq, integer(row[1]), integer(row[3])})
-		return nil
-	}, `SELECT seq, claimset, topic, length(CAST(topic AS BLOB)) + length(payload) + coalesce(length(properties), 0) FROM message
-		WHERE seq > ?1 AND seq <= ?2 AND received < ?3 AND claimset IN (SELECT claimset FROM claim WHERE queue = ?4 AND qos = ?5)
-		AND NOT EXISTS (SELECT 1 FROM delivery2 d WHERE d.queue = ?4 AND d.seq = message.seq) ORDER BY seq LIMIT ?6`,
-		int64(x.from), upto, before, int64(x.q.id), int64(x.st.qos), int64(dropChunk))
-	if err != nil {
-		return err
-	}
-	targets := map[int64]droppedRow{}
-	for _, r := range rows {
-		t, ok := targets[r.set]
-		if !ok {
-			if t, err = x.target(d, r.set); err != nil {
-				return err
-			}
-			targets[r.set] = t
-		}
+	before := sel.Before.UnixMicro()
+	choose := func(c *candidate) verdict {
 		switch {
-		case t.old == nil:
-			continue
-		case t.left == nil:
-			err = d.exec("DELETE FROM message WHERE seq = ?", int64(r.seq))
+		case sel.Upto != 0 && c.seq > sel.Upto:
+			return stopHere
+		case !sel.Before.IsZero() && c.received >= before, sel.Filter != "" && !topic.Match(sel.Filter, c.topic):
+			return keepIt
 		default:
-			err = d.exec("UPDATE message SET claimset = ? WHERE seq = ?", t.left.id, int64(r.seq))
+			return dropIt
 		}
+	}
+	for from := durable.Seq(0); ; {
+		x, err := s.dropSome(ctx, id, &dropping{reason: "operator", from: from, look: dropChunk, choose: choose})
 		if err != nil {
-			return err
+			return dropped, err
 		}
-		x.rows = append(x.rows, droppedRow{seq: r.seq, size: r.size, old: t.old, left: t.left})
-	}
-	return nil
-}
-
-// target returns what becomes of the rows of a claim set.
-func (x *dropping) target(d *db, id int64) (droppedRow, error) {
-	s := x.s
-	s.mu.Lock()
-	old := s.setsByID[id]
-	if old == nil {
-		s.mu.Unlock()
-		return droppedRow{}, nil
-	}
-	var others []durable.Claim
-	for _, c := range old.claims {
-		if c.Queue != x.q.id && s.queues[c.Queue] != nil {
-			others = append(others, c)
+		dropped += int64(len(x.rows))
+		if len(x.rows) > 0 && progress != nil {
+			progress(dropped)
 		}
-	}
-	if len(others) == 0 {
-		s.mu.Unlock()
-		return droppedRow{old: old}, nil
-	}
-	left := s.internLocked(others)
-	// With very many sets those without rows are being forgotten, perhaps
-	// by this very transaction.
-	forgotten := left.stored && left.rows == 0 && s.uselessLocked(left)
-	s.mu.Unlock()
-	if forgotten {
-		return droppedRow{}, nil
-	}
-	return droppedRow{old: old, left: left}, left.insert(d)
-}
-
-// applyLocked follows in memory when the rows have changed.
-func (x *dropping) applyLocked() {
-	for _, r := range x.rows {
-		r.old.rows--
-		if r.left != nil {
-			r.left.stored = true
-			r.left.rows++
-			r.left.from = min(r.left.from, r.seq-1)
-			r.left.used = max(r.left.used, x.s.seq)
+		if x.reached == 0 {
+			return dropped, nil
 		}
-		x.q.messages--
-		x.q.bytes -= r.size
-		x.s.counts.messages--
-		x.s.counts.bytes -= r.size
-	}
-	if n := uint64(len(x.rows)); n > 0 {
-		x.q.dropped["operator"] += n
-		x.s.deletes = true
-		x.s.vacuum = true // this is the committer's goroutine
+		from = x.reached
 	}
 }
 

@@ -33,6 +33,17 @@ type queue struct {
 	refused            uint64
 	possibleDuplicates uint64
 	dropped            map[string]uint64
+	// droppedNew is what of dropped is not durable yet.
+	droppedNew map[string]uint64
+}
+
+// drop counts a message that is not delivered.
+func (q *queue) drop(reason string) {
+	q.dropped[reason]++
+	if q.droppedNew == nil {
+		q.droppedNew = make(map[string]uint64)
+	}
+	q.droppedNew[reason]++
 }
 
 func newQueue(id durable.QueueID, uplink bool, name string) *queue {
@@ -88,6 +99,12 @@ type stream struct {
 	// hold is, of the QoS 2 stream, the number of changes by an earlier
 	// recipient that must be durable before it is read again.
 	hold int
+	// sentTo is the furthest delivery that was ever handed out in this run or
+	// has a packet id: what is not finished up to there may have been sent.
+	sentTo durable.Seq
+	// dropping is the number of drops on their way to the disk; nothing is
+	// read meanwhile.
+	dropping int
 	// inCommit says that the commit under way has messages for the stream.
 	inCommit bool
 	// refusedAt is the commit after which an offer was not taken.
@@ -123,6 +140,7 @@ type delivery2 struct {
 func (st *stream) handOut(seq durable.Seq, received, size int64) {
 	st.out = append(st.out, handed{seq: seq, received: received, size: uint32(size)})
 	st.pos = seq
+	st.sentTo = max(st.sentTo, seq)
 }
 
 // find returns the place of a delivery in out, -1 when it is not there.

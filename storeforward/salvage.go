@@ -24,6 +24,7 @@ var salvageTables = []struct{ name, columns string }{
 	{"retained", "topic, seq, payload, properties, qos, expiry, received, source"},
 	{"will", "client_id, delay, topic, payload, properties, qos, retain, expiry"},
 	{"dead_letter", "queue, seq, code, refused, topic, payload, properties, qos, received, source"},
+	{"dropped", "queue, reason, count"},
 	{"message", "seq, claimset, topic, payload, properties, qos, retain, expiry, received, source"},
 }
 

@@ -232,7 +232,7 @@ func (s *Store) endLocked(q *queue, done func(error)) {
 		for _, query := range [...]string{
 			"DELETE FROM session WHERE queue = ?", "DELETE FROM uplink WHERE queue = ?", "DELETE FROM subscription WHERE queue = ?",
 			"DELETE FROM stream WHERE queue = ?", "DELETE FROM delivery2 WHERE queue = ?", "DELETE FROM inbound WHERE queue = ?",
-			"DELETE FROM dead_letter WHERE queue = ?",
+			"DELETE FROM dead_letter WHERE queue = ?", "DELETE FROM dropped WHERE queue = ?",
 		} {
 			if err := d.exec(query, id); err != nil {
 				return err

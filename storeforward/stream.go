@@ -83,7 +83,7 @@ func (s *Store) Read(ctx context.Context, id durable.QueueID, qos byte, limit, m
 		case st.live:
 			s.mu.Unlock()
 			return nil, true, nil
-		case st.hold > 0, room <= 0:
+		case st.hold > 0, st.dropping > 0, room <= 0:
 			st.waiting = true
 			s.mu.Unlock()
 			return nil, false, nil

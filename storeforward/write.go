@@ -75,6 +75,13 @@ func (s *Store) fill(d *db, b *batch) error {
 			return err
 		}
 	}
+	for _, x := range b.dropped {
+		for reason, n := range x.counts {
+			if err := countDropped(d, x.q.id, reason, n); err != nil {
+				return err
+			}
+		}
+	}
 	if err := deleteRows(d, b); err != nil {
 		return err
 	}
