@@ -298,8 +298,31 @@ func (c *Config) Validate() error {
 		}
 		add(rekey(c.Uplinks[name].Validate(), "uplink", key))
 	}
+	c.validateClientIDs(add)
 	c.validateDevices(add)
 	return errors.Join(errs...)
+}
+
+// validateClientIDs finds uplinks that would throw each other out: a broker
+// keeps one connection, and one session, for a client id.
+func (c *Config) validateClientIDs(add func(error)) {
+	type session struct{ url, clientID string }
+	taken := map[session]string{}
+	for _, name := range sortedKeys(c.Uplinks) {
+		u := c.Uplinks[name]
+		s := session{u.URL, u.ClientID}
+		if s.clientID == "" {
+			s.clientID = c.Gateway.ID
+		}
+		if s.url == "" {
+			continue // which is a problem of its own
+		}
+		if first, ok := taken[s]; ok {
+			add(fmt.Errorf("%s.client_id: %q is that of uplink %s at the same broker; give each its own", join("uplink", name), s.clientID, first))
+			continue
+		}
+		taken[s] = name
+	}
 }
 
 // rekey replaces the first word of the key of each error below err.

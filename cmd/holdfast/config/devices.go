@@ -104,10 +104,17 @@ func (c *Config) Buses() map[string]Bus {
 }
 
 func (c *Config) validateDevices(add func(error)) {
+	opened := map[string]string{} // device -> the port that named it first
 	for _, name := range sortedKeys(c.Ports) {
 		key := join("port", name)
 		add(rekey(c.Ports[name].Options.Validate(), "", key))
 		add(rekey(c.Ports[name].Bus.Validate(), "", key))
+		device := c.Ports[name].Options.Device
+		if first, ok := opened[device]; ok && device != "" {
+			add(fmt.Errorf("%s.device: %q belongs to port %s; a device has one port", key, device, first))
+		} else {
+			opened[device] = name
+		}
 	}
 	users := map[string]string{} // port -> the device that named it first
 	for _, name := range sortedKeys(c.Devices) {
