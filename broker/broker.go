@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"maps"
 	"net"
@@ -36,6 +37,7 @@ type Broker struct {
 	reauthorized atomic.Uint64
 	connNumber   atomic.Uint64
 	sys          sysTree
+	rates        rates
 
 	// spawn starts a goroutine that ends with Shutdown. It is called by
 	// goroutines that Shutdown waits for.
@@ -49,6 +51,8 @@ type Broker struct {
 	sessions   map[string]*session       // guarded by mu; by client id
 	conns      map[*conn]netip.Prefix    // guarded by mu; where each comes from, see placeOf
 	places     map[netip.Prefix]int      // guarded by mu; connections from each place
+	handshakes handshakes                // guarded by mu
+	admitted   int                       // guarded by mu; connections that are not in handshakes any more
 	listeners  map[net.Listener]struct{} // guarded by mu
 	wills      map[string]*pendingWill   // guarded by mu; by client id
 	busy       map[string]chan struct{}  // guarded by mu; see workOnLocked
@@ -87,7 +91,8 @@ func New(opts Options, store Store, log *slog.Logger) (*Broker, error) {
 		return nil, err
 	}
 	return &Broker{
-		opts: opts, store: store, log: log.With("component", "broker"), clock: newClock(),
+		opts: opts, store: store, log: guardLog(log.With("component", "broker")), clock: newClock(),
+		rates:      rates{seed: maphash.MakeSeed(), m: make(map[rateKey]*bucket)},
 		sessions:   make(map[string]*session),
 		conns:      make(map[*conn]netip.Prefix),
 		places:     make(map[netip.Prefix]int),
@@ -251,41 +256,6 @@ func temporary(err error) bool {
 // a pipe. It returns at once.
 func (b *Broker) ServeConn(nc net.Conn, policy Listener) { b.accept(nc, policy) }
 
-// halfOpen is how many connections beyond MaxConnections may be in their
-// handshake, so that their clients can be told that the server is busy. More
-// are closed unheard.
-const halfOpen = 64
-
-func (b *Broker) accept(nc net.Conn, policy Listener) {
-	c := b.newConn(nc, policy)
-	b.count.accepted.Add(1)
-	place := placeOf(nc.RemoteAddr())
-	limit := b.opts.MaxConnectionsPerAddress
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.state != stateStarted || b.closing || len(b.conns) >= b.opts.MaxConnections+halfOpen ||
-		limit > 0 && place.IsValid() && b.places[place] >= limit {
-		b.count.connectsRefused.Add(1)
-		nc.Close()
-		return
-	}
-	b.conns[c] = place
-	if place.IsValid() {
-		b.places[place]++
-	}
-	b.spawn(c.serve)
-}
-
-func (b *Broker) removeConn(c *conn) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	place := b.conns[c]
-	delete(b.conns, c)
-	if b.places[place]--; b.places[place] <= 0 {
-		delete(b.places, place)
-	}
-}
-
 // placeOf is what counts as one address: an IPv4 address, or the /64 that one
 // IPv6 host can take any address of. This machine is no place: its processes,
 // and the proxy that brings everybody else, are not counted.
@@ -304,14 +274,6 @@ func placeOf(remote net.Addr) netip.Prefix {
 	}
 	place, _ := ip.Prefix(bits) // fits the address
 	return place
-}
-
-// full says whether there are as many connections as there may be; the caller
-// is one of them.
-func (b *Broker) full() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.conns) > b.opts.MaxConnections
 }
 
 func (b *Broker) open() bool {

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"io"
@@ -48,7 +49,14 @@ type conn struct {
 	auth      *authentication // nil if the CONNECT named no method
 	normal    bool            // a DISCONNECT without error has come
 
-	connected atomic.Bool // a CONNACK with success has been queued
+	hurried  bool          // its address connects too fast: to be refused
+	admitted bool          // guarded by Broker.mu; it has one of MaxConnections
+	opening  *list.Element // guarded by Broker.mu; its place in handshakes
+	pace     bucket        // of what it publishes, see pay
+	paid     time.Time     // when it may go on; zero for now
+
+	abort     atomic.Pointer[context.CancelFunc] // of the handshake's context
+	connected atomic.Bool                        // a CONNACK with success has been queued
 
 	cause atomic.Pointer[cause] // why the connection ends; the first one counts
 	quit  chan struct{}         // closed with cause set
@@ -75,6 +83,7 @@ func (b *Broker) newConn(nc net.Conn, l Listener) *conn {
 	}
 	c.reader = packet.NewReader(c, readBuffer)
 	c.reader.SetMax(b.opts.MaxConnectSize)
+	c.reader.SetMaxUserProperties(b.opts.MaxUserProperties)
 	c.out.init(nc, b.opts.MaxOutput, b.wg.Go)
 	c.out.written = c.wrote
 	c.out.drained = c.drained
@@ -143,6 +152,9 @@ func (c *conn) next() error {
 		if err := c.awaitLine(); err != nil {
 			return err
 		}
+	}
+	if err := c.slowDown(); err != nil {
+		return err
 	}
 	if c.silence > 0 && !c.reader.More() {
 		// The keep alive counts packets, not bytes: a deadline for the whole
@@ -319,6 +331,9 @@ func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
 		c.out.seal(nil, 0) // the version may not be known yet
 	}
 	close(c.quit)
+	if abort := c.abort.Load(); abort != nil {
+		(*abort)() // an authentication that waits for its turn
+	}
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
 	if s := c.sock.Load(); s != nil {
 		s.loop.send(s, postEnd)

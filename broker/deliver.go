@@ -187,7 +187,9 @@ func (s *session) freeLocked(id uint16, o *outbound) {
 }
 
 // hand puts retained messages in line for a new subscription. They take no
-// place of MaxQueued: the index holds them anyway.
+// place of MaxQueued, since the index holds them anyway; but a client that
+// subscribes again and again and does not read is disconnected when it has all
+// of them waiting twice, and MaxQueued more.
 func (s *session) hand(ws []waiting, k *cork) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,6 +200,11 @@ func (s *session) hand(ws []waiting, k *cork) {
 		s.pending.push(w)
 	}
 	s.sendPendingLocked(k)
+	if s.pending.len() > s.b.opts.MaxQueued+2*s.b.retained.index.Len() {
+		s.b.count.droppedQueueFull.Add(uint64(s.pending.len()))
+		s.pending = fifo{}
+		s.conn.end(packet.ReasonQuotaExceeded, "too many retained messages are waiting for the client", false)
+	}
 }
 
 // sendPendingLocked sends what waits in RAM while there is room.

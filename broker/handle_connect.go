@@ -21,7 +21,11 @@ import (
 // returns nil the connection has its session.
 func (c *conn) handshake(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.b.opts.ConnectTimeout)
-	defer cancel()
+	c.abort.Store(&cancel)
+	defer func() {
+		c.abort.Store(nil) // an idle connection keeps no context
+		cancel()
+	}()
 	if err := c.deadline(time.Now().Add(c.b.opts.ConnectTimeout)); err != nil {
 		return err
 	}
@@ -141,14 +145,24 @@ func (x *connecting) check(ctx context.Context) packet.ReasonCode {
 	case p.Version == packet.V31 && utf8.RuneCountInString(x.clientID) > 23:
 		return packet.ReasonClientIDNotValid // MQTT 3.1 §3.1
 	}
+	if len(x.clientID) > c.b.opts.MaxClientIDSize {
+		return packet.ReasonClientIDNotValid
+	}
+	if c.hurried {
+		return packet.ReasonConnectionRateExceeded
+	}
 	if c.b.full() {
-		if c.b.opts.ServerReference != "" {
-			return packet.ReasonUseAnotherServer
-		}
-		return packet.ReasonServerBusy
+		return c.b.noRoom()
 	}
 	if reason := x.authenticate(ctx); reason.Failed() {
 		return reason
+	}
+	if !c.b.rates.take(c.b.rates.client(c.identity), c.b.opts.MaxConnectRatePerClient) {
+		c.b.count.connectsTooFast.Add(1)
+		return packet.ReasonConnectionRateExceeded
+	}
+	if !c.b.admit(c) {
+		return c.b.noRoom()
 	}
 	x.expiry = x.sessionExpiry()
 	if !c.fits(x.connack()) {
@@ -225,7 +239,7 @@ func (x *connecting) checkWill() packet.ReasonCode {
 		return packet.ReasonSuccess
 	}
 	o := &x.c.b.opts
-	if topic.ValidName(w.Topic) != nil || levels(w.Topic) > o.MaxTopicLevels {
+	if topic.ValidName(w.Topic) != nil || o.tooLong(w.Topic) {
 		return packet.ReasonTopicNameInvalid
 	}
 	if reserved(w.Topic) || !x.c.mayPublish(w.Topic) {
@@ -238,6 +252,9 @@ func (x *connecting) checkWill() packet.ReasonCode {
 	made, err := newWill(w, x.clientID)
 	if err != nil {
 		return packet.ReasonMalformedPacket
+	}
+	if made.m.Size() > o.MaxWillSize {
+		return packet.ReasonQuotaExceeded
 	}
 	made.identity = x.c.identity
 	x.will = made

@@ -43,6 +43,9 @@ func (c *conn) handlePublish(p *packet.Publish) error {
 	b := c.b
 	b.count.messagesIn.Add(1)
 	b.count.payloadIn.Add(uint64(len(p.Payload)))
+	if err := c.pay(p.Type(), 1); err != nil {
+		return err
+	}
 	if err := c.resolveAlias(p); err != nil {
 		return err
 	}
@@ -56,7 +59,7 @@ func (c *conn) handlePublish(p *packet.Publish) error {
 			}
 		}
 		name := string(p.Topic)
-		if levels(name) > b.opts.MaxTopicLevels {
+		if b.opts.tooLong(name) {
 			return c.answer(p, packet.ReasonTopicNameInvalid)
 		}
 		plan = b.planFor(name)
@@ -91,6 +94,9 @@ func (c *conn) resolveAlias(p *packet.Publish) error {
 		}
 	}
 	if len(p.Topic) > 0 {
+		if len(p.Topic) > c.b.opts.MaxTopicSize {
+			return nil // it is refused, and not to be kept
+		}
 		for len(c.aliases) <= n {
 			c.aliases = append(c.aliases, "")
 		}
@@ -160,7 +166,10 @@ func (c *conn) publishAtLeastOnce(p *packet.Publish, plan *plan) error {
 // again, but never goes onward twice (MQTT 5.0 §4.3.3 [MQTT-4.3.3-10]).
 func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
 	s, id := c.session, p.PacketID
-	in, again, counted := s.claim(id, c.number)
+	in, again, counted := s.claim(id, c.number, c.b.opts.MaxUnreleased)
+	if in == nil {
+		return c.answer(p, packet.ReasonQuotaExceeded)
+	}
 	a := &ack{packetID: id, qos: 2, counted: counted}
 	if err := c.push(a); err != nil {
 		if !again {
@@ -195,12 +204,16 @@ func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
 }
 
 // claim takes an inbound packet id for a PUBLISH, or finds that it is taken.
-// counted says that it takes a place of that connection's receive maximum.
-func (s *session) claim(id uint16, conn uint64) (in *inbound, again, counted bool) {
+// counted says that it takes a place of that connection's receive maximum. Nil:
+// as many as there may be have been taken.
+func (s *session) claim(id uint16, conn uint64, limit int) (in *inbound, again, counted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	in, again = s.in[id]
 	if !again {
+		if len(s.in) >= limit {
+			return nil, false, false
+		}
 		in = &inbound{}
 		if s.in == nil {
 			s.in = make(map[uint16]*inbound)

@@ -13,6 +13,9 @@ import (
 // (MQTT 5.0 §3.8). On a persistent session the SUBACK waits until the
 // subscriptions are durable.
 func (c *conn) handleSubscribe(p *packet.Subscribe) error {
+	if err := c.pay(p.Type(), len(p.Filters)); err != nil {
+		return err
+	}
 	s := c.session
 	reasons := make([]packet.ReasonCode, len(p.Filters))
 	var added []*subscription // those granted; the last one wins of equal filters
@@ -24,7 +27,7 @@ func (c *conn) handleSubscribe(p *packet.Subscribe) error {
 		if sub == nil {
 			continue
 		}
-		old, ok := s.putSubscription(sub, c.b.opts.MaxSubscriptions)
+		old, ok := s.putSubscription(sub)
 		if !ok {
 			reasons[i] = packet.ReasonQuotaExceeded
 			continue
@@ -61,6 +64,16 @@ func (c *conn) handleSubscribe(p *packet.Subscribe) error {
 		})
 	}
 	for i, sub := range added {
+		if c.cause.Load() != nil {
+			return errEnded // for what waits already
+		}
+		// ! In a SUBSCRIBE of more filters than there may be, one that is there
+		// several times has its retained messages sent once, for the last of
+		// them (MQTT 5.0 §3.8.4 [MQTT-3.8.4-5] has them be as many packets): a
+		// megabyte holds 200,000.
+		if len(p.Filters) > c.b.opts.MaxSubscriptions && !s.holds(sub) {
+			continue
+		}
 		if sub.share == "" && (sub.RetainHandling == 0 || sub.RetainHandling == 1 && fresh[i]) {
 			c.handRetained(sub)
 		}
@@ -74,7 +87,7 @@ func (c *conn) subscription(f packet.Filter, id uint32) (*subscription, packet.R
 	// it means in 5.0; so do we, or a session would change its meaning when its
 	// client is updated.
 	group, inner, _, err := topic.ParseShared(f.Filter)
-	if err != nil || topic.ValidFilter(f.Filter) != nil || levels(f.Filter) > c.b.opts.MaxTopicLevels {
+	if err != nil || topic.ValidFilter(f.Filter) != nil || c.b.opts.tooLong(f.Filter) {
 		return nil, packet.ReasonTopicFilterInvalid
 	}
 	sub := &subscription{session: c.session, inner: inner, share: group}
@@ -89,13 +102,16 @@ func (c *conn) subscription(f packet.Filter, id uint32) (*subscription, packet.R
 	return sub, packet.ReasonCode(f.QoS) // granted as asked
 }
 
-// putSubscription keeps a subscription in the session; false means that it
-// holds as many as it may.
-func (s *session) putSubscription(sub *subscription, limit int) (old *subscription, ok bool) {
+// putSubscription keeps a subscription in the session; false means that it, or
+// all sessions together, hold as many as they may.
+func (s *session) putSubscription(sub *subscription) (old *subscription, ok bool) {
+	o, n := &s.b.opts, &s.b.count
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old = s.subs[sub.Filter]
-	if old == nil && len(s.subs) >= limit {
+	if old == nil && (len(s.subs) >= o.MaxSubscriptions || int(n.subscriptions.Load()) >= o.MaxSubscriptionsTotal ||
+		int(n.subscriptionBytes.Load())+len(sub.Filter) > o.MaxSubscriptionBytes) {
+		n.subscriptionsRefused.Add(1)
 		return nil, false
 	}
 	if s.subs == nil {
@@ -103,6 +119,13 @@ func (s *session) putSubscription(sub *subscription, limit int) (old *subscripti
 	}
 	s.subs[sub.Filter] = sub
 	return old, true
+}
+
+// holds says whether the subscription has not been replaced.
+func (s *session) holds(sub *subscription) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.subs[sub.Filter] == sub
 }
 
 // handRetained gives a new subscription the retained messages it matches, with

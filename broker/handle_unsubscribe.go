@@ -6,6 +6,9 @@ import "holdfast/broker/packet"
 // still goes out (MQTT 5.0 §3.10.4). On a persistent session the UNSUBACK waits
 // until that is durable.
 func (c *conn) handleUnsubscribe(p *packet.Unsubscribe) error {
+	if err := c.pay(p.Type(), len(p.Filters)); err != nil {
+		return err
+	}
 	s := c.session
 	reasons := make([]packet.ReasonCode, len(p.Filters))
 	var gone []string

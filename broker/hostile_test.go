@@ -208,6 +208,10 @@ func setOption(o *broker.Options, key, value string) error {
 			v.Field(i).SetInt(int64(d))
 			return nil
 		}
+		if v.Field(i).Kind() == reflect.String {
+			v.Field(i).SetString(value)
+			return nil
+		}
 		n, err := strconv.Atoi(value)
 		v.Field(i).SetInt(int64(n))
 		return err
@@ -216,7 +220,8 @@ func setOption(o *broker.Options, key, value string) error {
 }
 
 // TestHostile plays the corpus: each case against a broker of its own, in one
-// piece and byte by byte, with a well-behaved client beside it.
+// piece, byte by byte, and, unless time has to pass, over TCP on a readiness
+// loop; with a well-behaved client beside it.
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	for _, c := range readHostile(t) {
@@ -228,6 +233,14 @@ func TestHostile(t *testing.T) {
 				} else {
 					synctest.Test(t, func(t *testing.T) { playHostile(t, c, how != "whole") })
 				}
+			})
+		}
+		if c.listener == "pipe" && !slices.ContainsFunc(c.steps, func(s hostileStep) bool { return s.verb == "pass" }) {
+			t.Run(c.file+"/"+c.name+"/on a loop", func(t *testing.T) {
+				t.Parallel()
+				tcp := *c
+				tcp.listener = "tcp"
+				playHostile(t, &tcp, false)
 			})
 		}
 	}
@@ -251,8 +264,11 @@ func playHostile(t *testing.T, c *hostileCase, bitwise bool) {
 	s.good = brokertest.Connect(t, s.b.Pipe(), brokertest.V5("good"))
 	s.good.Subscribe(2, "good")
 	dial := func() net.Conn { return s.b.Pipe() }
-	if c.listener == "websocket" {
-		dial = serveWebSocket(t, s.b)
+	switch c.listener {
+	case "websocket":
+		dial = serveHostile(t, s.b, "ws://127.0.0.1:0")
+	case "tcp":
+		dial = serveHostile(t, s.b, "tcp://127.0.0.1:0")
 	}
 	s.bad = newHostileClient(dial(), c)
 	defer func() { s.bad.close() }()
@@ -278,7 +294,7 @@ func playHostile(t *testing.T, c *hostileCase, bitwise bool) {
 	if got := strings.Join(s.good.Messages(3), ""); got != "012" {
 		t.Errorf("the good client got %q, want 012", got)
 	}
-	if c.listener != "websocket" {
+	if c.listener == "pipe" {
 		pass(2 * time.Second)
 		synctest.Wait()
 		if st := s.b.Status(); st.Connections != 1 || st.Sessions != 1+c.sessions {
@@ -550,17 +566,17 @@ func (h *hostileClient) readWebSocket(r *bufio.Reader) {
 	}
 }
 
-// serveWebSocket opens a listener for a broker.
-func serveWebSocket(t *testing.T, b *brokertest.Broker) (dial func() net.Conn) {
+// serveHostile opens a listener for a broker.
+func serveHostile(t *testing.T, b *brokertest.Broker, address string) (dial func() net.Conn) {
 	t.Helper()
-	e, err := listen.Open(t.Context(), "ws://127.0.0.1:0", listen.DefaultOptions(), nil, slog.New(slog.DiscardHandler))
+	e, err := listen.Open(t.Context(), address, listen.DefaultOptions(), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := e.Listeners()[0]
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := b.Serve(context.Background(), l, broker.Listener{Name: "websocket"}); err != nil {
+		if err := b.Serve(context.Background(), l, broker.Listener{Name: address}); err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})

@@ -63,8 +63,9 @@ type sock struct {
 	post byte // what the loop is to do, see the post constants; guarded by loop.mu
 
 	// parked says that the loop does not read before the acknowledgement line
-	// has moved.
+	// has moved, or the client is within its rate again.
 	parked atomic.Bool
+	slowed bool // it will be resumed when it is within its rate; the loop's own
 
 	// Owned by the loop's goroutine:
 	added   bool
@@ -318,6 +319,7 @@ func (l *loop) turn(s *sock) {
 		}
 		r.Reset(s, c.version, unread)
 		r.SetMax(c.b.opts.MaxPacketSize)
+		r.SetMaxUserProperties(c.b.opts.MaxUserProperties)
 		s.giveBack()
 	}
 	s.reads = 1
@@ -337,6 +339,7 @@ func (l *loop) turn(s *sock) {
 		s.private, _ = privates.Get().(*packet.Reader)
 		s.private.Reset(s, c.version, unread)
 		s.private.SetMax(c.b.opts.MaxPacketSize)
+		s.private.SetMaxUserProperties(c.b.opts.MaxUserProperties)
 	default:
 		s.partial, _ = partials.Get().(*[]byte)
 		*s.partial = append((*s.partial)[:0], unread...)
@@ -355,6 +358,16 @@ func (l *loop) handle(s *sock, r *packet.Reader) error {
 			}
 			s.parked.Store(false)
 		}
+		if d := c.debt(); d > 0 {
+			s.parked.Store(true)
+			l.watch(s, s.events&^unix.EPOLLIN)
+			if !s.slowed {
+				s.slowed = true
+				l.b.clock.after(d, func() { l.send(s, postResume) })
+			}
+			return nil
+		}
+		s.slowed = false
 		p, err := r.Next()
 		if err != nil {
 			return err

@@ -16,6 +16,20 @@ type Options struct {
 	// address or one IPv6 /64, this machine's own excepted; one more is closed
 	// unheard. 0 sets no bound.
 	MaxConnectionsPerAddress int `toml:"max_connections_per_address"`
+	// MaxHandshakes is how many connections may be in their handshake, from
+	// accepting to a client that has proved who it is; one more, and the oldest
+	// of the address that has most of them is closed. They come on top of
+	// MaxConnections, so that strangers take no place of clients.
+	MaxHandshakes int `toml:"max_handshakes"`
+	// MaxConnectRatePerAddress is how many connections a second one address
+	// (as above) may open, ten seconds' worth at once; one more is refused with
+	// 0x9F, and closed unheard if that does not help. 0 sets no bound.
+	MaxConnectRatePerAddress int `toml:"max_connect_rate_per_address"`
+	// MaxConnectRatePerClient is how often a second one user's client id may
+	// connect, ten seconds' worth at once; once more is refused with 0x9F. Two
+	// devices of one client id throw each other out for ever otherwise. 0 sets
+	// no bound.
+	MaxConnectRatePerClient int `toml:"max_connect_rate_per_client"`
 	// MaxSessions is how many sessions may exist, connected or kept for their
 	// clients; one more persistent one is refused with 0x97.
 	MaxSessions int `toml:"max_sessions"`
@@ -34,13 +48,34 @@ type Options struct {
 	// MaxConnectSize is the largest CONNECT packet in bytes; nobody is
 	// authenticated yet when it is read.
 	MaxConnectSize int `toml:"max_connect_size"`
+	// MaxClientIDSize is the longest client id in bytes; it lives as long as
+	// its session.
+	MaxClientIDSize int `toml:"max_client_id_size"`
+	// MaxWillSize is how many bytes a will may have, topic, payload and
+	// properties together: each session may leave one behind in RAM.
+	MaxWillSize int `toml:"max_will_size"`
 	// MaxPacketSize is the largest packet in bytes a connected client may
 	// send (MQTT 5.0 §3.2.2.3.6).
 	MaxPacketSize int `toml:"max_packet_size"`
+	// MaxUserProperties is how many user properties a packet may carry; more
+	// end the connection with 0x97. In a packet they are five bytes each, in
+	// RAM thirty-two.
+	MaxUserProperties int `toml:"max_user_properties"`
+	// MaxPublishRate is how many messages a second one client may publish, and
+	// topic filters it may subscribe to or unsubscribe from, a second's worth at
+	// once. 0 sets no bound: a client that publishes as fast as it can gets one
+	// core at most, and QoS 1 and 2 wait for the disk anyway.
+	MaxPublishRate int `toml:"max_publish_rate"`
+	// PublishRatePolicy is "slow" or "disconnect", for a client above
+	// MaxPublishRate.
+	PublishRatePolicy RatePolicy `toml:"publish_rate_policy"`
 	// ReceiveMaximum is how many QoS 1 and 2 publications of one client may
 	// be unacknowledged by us (MQTT 5.0 §3.2.2.3.3). For 3.x clients, who
 	// cannot be told, reading pauses there.
 	ReceiveMaximum int `toml:"receive_maximum"`
+	// MaxUnreleased is how many QoS 2 publications of one session may wait for
+	// their PUBREL, over all its connections; one more is refused with 0x97.
+	MaxUnreleased int `toml:"max_unreleased"`
 	// MaxInflight is how many QoS 1 and 2 deliveries may be unacknowledged by
 	// one client, whatever more it offers as its receive maximum.
 	MaxInflight int `toml:"max_inflight"`
@@ -56,6 +91,14 @@ type Options struct {
 	MaxOutput int `toml:"max_output"`
 	// MaxSubscriptions is how many topic filters one session may hold.
 	MaxSubscriptions int `toml:"max_subscriptions"`
+	// MaxSubscriptionsTotal is how many topic filters all sessions may hold.
+	// Filters that mix '+' and levels in all ways make a message of many levels
+	// cost as many steps as there are filters: 100,000 of them 30 ms.
+	MaxSubscriptionsTotal int `toml:"max_subscriptions_total"`
+	// MaxSubscriptionBytes is the same bound in bytes of the filters.
+	MaxSubscriptionBytes int `toml:"max_subscription_bytes"`
+	// MaxTopicSize is how many bytes a topic name or filter may have.
+	MaxTopicSize int `toml:"max_topic_size"`
 	// MaxTopicLevels is how many levels a topic name or filter may have.
 	MaxTopicLevels int `toml:"max_topic_levels"`
 	// MaxTopicAliases is how many topic aliases a client may set, and how many
@@ -64,6 +107,9 @@ type Options struct {
 	MaxTopicAliases int `toml:"max_topic_aliases"`
 	// MaxRetained is how many retained messages are kept.
 	MaxRetained int `toml:"max_retained"`
+	// MaxRetainedPerClient is how many of them one client may have set since
+	// the start, so that none leaves the others without.
+	MaxRetainedPerClient int `toml:"max_retained_per_client"`
 	// MaxRetainedBytes bounds them in bytes of topic, payload and properties;
 	// they are all in RAM.
 	MaxRetainedBytes int `toml:"max_retained_bytes"`
@@ -105,19 +151,31 @@ func DefaultOptions() Options {
 		// A cell of machines behind one router, and yet no single host that
 		// takes all the connections there are.
 		MaxConnectionsPerAddress: 256,
+		MaxHandshakes:            128,    // a slow modem takes seconds, a flood of one address its own places
+		MaxConnectRatePerAddress: 30,     // a cell of 256 machines at once after a power cut, and then a steady trickle
+		MaxConnectRatePerClient:  5,      // nobody's back-off is as short
 		MaxSessions:              10_000, // a client that makes up a new id each time ends here
 		ConnectTimeout:           10 * time.Second,
 		MaxConnectSize:           64 << 10, // a will of 60 kB; Mosquitto reads 256 MB from a stranger
+		MaxClientIDSize:          1024,     // 23 are usual, 128 the most a cloud takes
+		MaxWillSize:              8 << 10,  // a status message; 10,000 sessions with one each take 80 MB
 		MaxPacketSize:            1 << 20,  // a firmware chunk or a camera still; not a film
+		MaxUserProperties:        100,      // tracing takes two, the busiest bridge a dozen
+		PublishRatePolicy:        RateSlow, // only an operator knows how fast is too fast
 		ReceiveMaximum:           256,      // the work of half a commit window at 500 msg/s from one client
+		MaxUnreleased:            4096,     // of 65,535, in RAM and on disk; 16 windows that lost their client
 		MaxInflight:              256,
 		MaxQueued:                10_000,
 		MaxQueuedBytes:           8 << 20,
 		MaxOutput:                512 << 10, // about what a send buffer of Linux takes on top
 		MaxSubscriptions:         1000,
-		MaxTopicLevels:           32, // plant hierarchies have 6 to 10
+		MaxSubscriptionsTotal:    150_000,
+		MaxSubscriptionBytes:     16 << 20, // 150,000 usual ones take half
+		MaxTopicSize:             4096,     // clouds take 256 to 512
+		MaxTopicLevels:           32,       // plant hierarchies have 6 to 10
 		MaxTopicAliases:          32,
 		MaxRetained:              100_000,
+		MaxRetainedPerClient:     50_000, // half: a bridge may bring a whole plant
 		MaxRetainedBytes:         32 << 20,
 		SysInterval:              10 * time.Second, // as Mosquitto
 		WillGrace:                30 * time.Second, // a client's usual reconnect back-off
@@ -133,6 +191,18 @@ func (o Options) Validate() error {
 	}{
 		{"max_connections", o.MaxConnections, 1, 1_000_000},
 		{"max_connections_per_address", o.MaxConnectionsPerAddress, 0, 1_000_000},
+		{"max_handshakes", o.MaxHandshakes, 1, 100_000},
+		{"max_connect_rate_per_address", o.MaxConnectRatePerAddress, 0, 1_000_000},
+		{"max_connect_rate_per_client", o.MaxConnectRatePerClient, 0, 1_000_000},
+		{"max_client_id_size", o.MaxClientIDSize, 23, 65535}, // MQTT 5.0 §3.1.3.1 [MQTT-3.1.3-5]
+		{"max_will_size", o.MaxWillSize, 64, 16 << 20},
+		{"max_user_properties", o.MaxUserProperties, 0, 1_000_000},
+		{"max_publish_rate", o.MaxPublishRate, 0, 10_000_000},
+		{"max_unreleased", o.MaxUnreleased, 1, 65535},
+		{"max_subscriptions_total", o.MaxSubscriptionsTotal, 1, 100_000_000},
+		{"max_subscription_bytes", o.MaxSubscriptionBytes, 1024, 1 << 30},
+		{"max_topic_size", o.MaxTopicSize, 16, 65535},
+		{"max_retained_per_client", o.MaxRetainedPerClient, 0, 100_000_000},
 		{"max_sessions", o.MaxSessions, 1, 10_000_000},
 		{"max_connect_size", o.MaxConnectSize, 256, 16 << 20},
 		{"max_packet_size", o.MaxPacketSize, 1024, 268_435_460},
@@ -152,6 +222,9 @@ func (o Options) Validate() error {
 		if c.v < c.low || c.v > c.upper {
 			return fmt.Errorf("broker.%s: %d is outside %d..%d", c.key, c.v, c.low, c.upper)
 		}
+	}
+	if p := o.PublishRatePolicy; p != RateSlow && p != RateDisconnect {
+		return fmt.Errorf("broker.publish_rate_policy: %q is not slow or disconnect", string(p))
 	}
 	durations := []struct {
 		key      string

@@ -8,9 +8,18 @@ import (
 	"holdfast/broker/message"
 )
 
-// maxPlans is how many topics have their plan remembered. A gateway's topics
-// are its points, a few thousand; beyond that all are forgotten and begin anew.
-const maxPlans = 8192
+// How much is remembered. Topics and subscriptions are what clients make of
+// them; beyond a bound all plans are forgotten and begin anew.
+const (
+	// maxPlans is how many topics. A gateway's are its points, a few thousand.
+	maxPlans = 8192
+	// maxPlanned is how many recipients in all plans, about 10 MB of them:
+	// a thousand topics that a hundred clients want.
+	maxPlanned = 100_000
+	// maxPlanName is the longest topic, in bytes; others are looked up each
+	// time.
+	maxPlanName = 512
+)
 
 // plan is who gets messages of one topic. It does not change: it is good as
 // long as the trie stays what it was.
@@ -48,6 +57,8 @@ type recipientTarget struct {
 type plans struct {
 	mu sync.RWMutex
 	m  map[string]*plan // guarded by mu
+	// planned is how many recipients there are in m; guarded by mu.
+	planned int
 }
 
 // generation changes when plans may have. Both parts only grow.
@@ -74,13 +85,30 @@ func (b *Broker) planFor(name string) *plan {
 		return p
 	}
 	p = b.makePlan(name)
+	n := p.recipientCount()
+	if len(name) > maxPlanName || n > maxPlanned/16 {
+		return p
+	}
 	b.plans.mu.Lock()
 	defer b.plans.mu.Unlock()
-	if b.plans.m == nil || len(b.plans.m) >= maxPlans {
-		b.plans.m = make(map[string]*plan)
+	if old := b.plans.m[name]; old != nil {
+		b.plans.planned -= old.recipientCount()
+	}
+	if b.plans.m == nil || len(b.plans.m) >= maxPlans || b.plans.planned+n > maxPlanned {
+		b.plans.m, b.plans.planned = make(map[string]*plan), 0
 	}
 	b.plans.m[name] = p
+	b.plans.planned += n
 	return p
+}
+
+// recipientCount is how much a plan takes, in subscriptions and the like.
+func (p *plan) recipientCount() int {
+	n := len(p.groups) + len(p.recipients) + len(p.watches)
+	for i := range p.sessions {
+		n += len(p.sessions[i].subs)
+	}
+	return n
 }
 
 func (b *Broker) makePlan(name string) *plan {

@@ -18,6 +18,9 @@ type retained struct {
 	bytes int        // guarded by mu
 	// expiring is how many of them have an expiry; guarded by mu.
 	expiring int
+	// owned is how many each client has; guarded by mu. Those from before the
+	// start and those of the process itself are nobody's.
+	owned map[string]int
 }
 
 // set puts a message into the index only.
@@ -27,7 +30,7 @@ func (r *retained) set(m *message.Message) {
 	r.setLocked(m)
 }
 
-// fitsLocked applies MaxRetained and MaxRetainedBytes.
+// fitsLocked applies MaxRetained, MaxRetainedPerClient and MaxRetainedBytes.
 func (r *retained) fitsLocked(m *message.Message, o Options) bool {
 	if len(m.Payload) == 0 {
 		return true
@@ -37,6 +40,9 @@ func (r *retained) fitsLocked(m *message.Message, o Options) bool {
 		bytes -= old.Size()
 	} else {
 		count++
+		if m.From != "" && r.owned[m.From] >= o.MaxRetainedPerClient {
+			return false
+		}
 	}
 	return count <= o.MaxRetained && bytes <= o.MaxRetainedBytes
 }
@@ -52,6 +58,12 @@ func (r *retained) setLocked(m *message.Message) {
 	}
 	r.index.Set(m.Topic, m)
 	r.bytes += m.Size()
+	if m.From != "" {
+		if r.owned == nil {
+			r.owned = make(map[string]int)
+		}
+		r.owned[m.From]++
+	}
 	if m.HasExpiry {
 		r.expiring++
 	}
@@ -59,6 +71,11 @@ func (r *retained) setLocked(m *message.Message) {
 
 func (r *retained) forgetLocked(old *message.Message) {
 	r.bytes -= old.Size()
+	if old.From != "" {
+		if r.owned[old.From]--; r.owned[old.From] <= 0 {
+			delete(r.owned, old.From)
+		}
+	}
 	if old.HasExpiry {
 		r.expiring--
 	}

@@ -186,5 +186,8 @@ func reserved(name string) bool {
 	return name == "$SYS" || strings.HasPrefix(name, "$SYS/")
 }
 
-// levels counts the levels of a topic name or filter.
-func levels(name string) int { return 1 + strings.Count(name, "/") }
+// tooLong says whether a topic name or filter has more levels or bytes than it
+// may.
+func (o Options) tooLong(name string) bool {
+	return len(name) > o.MaxTopicSize || 1+strings.Count(name, "/") > o.MaxTopicLevels
+}

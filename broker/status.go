@@ -21,6 +21,12 @@ type counters struct {
 	wills                   atomic.Uint64
 	subscriptions           atomic.Int64
 	sharedSubscriptions     atomic.Int64
+	subscriptionBytes       atomic.Int64
+
+	handshakesGivenUp    atomic.Uint64
+	connectsTooFast      atomic.Uint64
+	publishesTooFast     atomic.Uint64
+	subscriptionsRefused atomic.Uint64
 
 	denied          atomic.Uint64
 	refused         atomic.Uint64
@@ -67,7 +73,13 @@ type Status struct {
 	MessagesOut uint64 `json:"messages_out"` // PUBLISH packets to clients
 	Published   uint64 `json:"published"`    // by adapters, uplinks and the gateway itself
 
-	Accepted        uint64 `json:"accepted"` // sockets, whatever became of them
+	Accepted             uint64 `json:"accepted"`              // sockets, whatever became of them
+	Handshakes           int    `json:"handshakes"`            // connections whose client has not yet been let in
+	HandshakesGivenUp    uint64 `json:"handshakes_given_up"`   // for max_handshakes
+	ConnectsTooFast      uint64 `json:"connects_too_fast"`     // of those refused, for a connect rate
+	PublishesTooFast     uint64 `json:"publishes_too_fast"`    // packets above max_publish_rate
+	SubscriptionsRefused uint64 `json:"subscriptions_refused"` // for max_subscriptions and its like
+
 	Connects        uint64 `json:"connects"`
 	ConnectsRefused uint64 `json:"connects_refused"`
 	Takeovers       uint64 `json:"takeovers"`
@@ -108,6 +120,8 @@ func (b *Broker) Status() Status {
 		DroppedTooLarge: n.droppedTooLarge.Load(), DroppedExpired: n.droppedExpired.Load(),
 		DroppedDenied: n.droppedDenied.Load(),
 	}
+	st.HandshakesGivenUp, st.ConnectsTooFast = n.handshakesGivenUp.Load(), n.connectsTooFast.Load()
+	st.PublishesTooFast, st.SubscriptionsRefused = n.publishesTooFast.Load(), n.subscriptionsRefused.Load()
 	st.Retained, st.RetainedBytes = b.retained.size()
 	st.StoredMessages, st.StoredBytes = int64(st.Retained), int64(st.RetainedBytes)
 	if b.opts.Stored != nil {
@@ -135,6 +149,7 @@ func (b *Broker) online(st *Status) []*session {
 	if b.state == stateStarted {
 		st.Uptime = time.Since(b.begun)
 	}
+	st.Handshakes = b.handshakes.waiting.Len()
 	st.Connections, st.Sessions, st.PendingWills = len(b.conns), len(b.sessions), len(b.wills)
 	var all []*session
 	for _, s := range b.sessions {

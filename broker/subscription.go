@@ -57,6 +57,7 @@ type groups struct {
 // shared group.
 func (b *Broker) addSubscription(sub *subscription) {
 	b.count.subscriptions.Add(1)
+	b.count.subscriptionBytes.Add(int64(len(sub.Filter)))
 	if sub.share == "" {
 		b.trie.Add(sub.inner, sub)
 		return
@@ -83,6 +84,7 @@ func (b *Broker) addSubscription(sub *subscription) {
 // dropSubscription takes it out again.
 func (b *Broker) dropSubscription(sub *subscription) {
 	b.count.subscriptions.Add(-1)
+	b.count.subscriptionBytes.Add(-int64(len(sub.Filter)))
 	if sub.share == "" {
 		b.trie.Remove(sub.inner, sub)
 		return

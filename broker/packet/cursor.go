@@ -11,6 +11,9 @@ import (
 type cursor struct {
 	b   []byte
 	err *Error
+	// users is how many user properties may come, 0 for any number; had is how
+	// many have.
+	users, had int
 }
 
 // fail keeps the first error.

@@ -148,6 +148,7 @@ type targets struct {
 	pubrec  *Pubrec
 	pubrel  *Pubrel
 	pubcomp *Pubcomp
+	users   int // user properties there may be, 0 for any number
 }
 
 // reuse returns p, emptied, or a new value.
@@ -173,7 +174,7 @@ func decode(frame []byte, v Version, into targets) (Packet, error) {
 		return nil, malformed("packet", "is empty")
 	}
 	t := Type(frame[0] >> 4)
-	c := cursor{b: frame[1:]}
+	c := cursor{b: frame[1:], users: into.users}
 	minimal := c.remaining()
 	c.fail(checkHeader(frame[0], v))
 	if !minimal && v >= V5 && t != TypeConnect {

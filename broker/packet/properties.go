@@ -145,6 +145,12 @@ func (c *cursor) propertyID(in Type, seen *uint64) (id uint32, name string) {
 		return 0, ""
 	}
 	name = propertyTable[id].name
+	if id == idUser {
+		if c.had++; c.users > 0 && c.had > c.users {
+			c.fail(refuse(ReasonQuotaExceeded, name, "more than %d", c.users))
+			return 0, ""
+		}
+	}
 	many := id == idUser || id == idSubscriptionID && in == TypePublish
 	if *seen&(1<<id) != 0 && !many {
 		c.fail(protocol(name, "is there twice"))

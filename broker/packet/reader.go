@@ -15,6 +15,7 @@ type Reader struct {
 	r       io.Reader
 	version Version
 	limit   int
+	users   int     // user properties a packet may have, 0 for any number
 	size    int     // of own
 	own     []byte  // the small buffer, made when first needed
 	lent    *[]byte // what buf is borrowed from, nil if it is not
@@ -77,6 +78,10 @@ func (r *Reader) Reset(src io.Reader, v Version, unread []byte) {
 // yet.
 func (r *Reader) Unread() (b []byte, need int) { return r.buf[r.start:r.end], r.need }
 
+// SetMaxUserProperties refuses packets with more than n user properties, with
+// reason 0x97 and before memory is taken for them; 0 refuses none.
+func (r *Reader) SetMaxUserProperties(n int) { r.users = n }
+
 // Buffered returns the number of bytes read from the stream that belong to
 // packets to come.
 func (r *Reader) Buffered() int { return r.end - r.start }
@@ -105,7 +110,7 @@ func (r *Reader) Next() (Packet, error) {
 			return nil, err
 		}
 		if frame != nil {
-			p, err := decode(frame, r.version, targets{&r.publish, &r.puback, &r.pubrec, &r.pubrel, &r.pubcomp})
+			p, err := decode(frame, r.version, targets{&r.publish, &r.puback, &r.pubrec, &r.pubrel, &r.pubcomp, r.users})
 			if err != nil {
 				r.err = err
 				return nil, err
