@@ -26,7 +26,8 @@ type QueueInfo struct {
 // QueuedMessage is one message waiting in a queue.
 type QueuedMessage struct {
 	Seq      durable.Seq `json:"seq"`
-	QoS      byte        `json:"qos"` // of the delivery
+	QoS      byte        `json:"qos"`    // of the delivery
+	Retain   bool        `json:"retain"` // of the delivery
 	Received time.Time   `json:"received"`
 	// State of a QoS 2 delivery: "", "sent" or "released".
 	State   string           `json:"state,omitempty"`
@@ -97,7 +98,8 @@ func ShowQueue(ctx context.Context, path string, q durable.QueueID, after durabl
 		return d.query(ctx, func(row []driver.Value) error {
 			x := QueuedMessage{
 				Seq: durable.Seq(integer(row[0])), QoS: byte(integer(row[1])), Received: time.UnixMicro(integer(row[2])),
-				State: map[int64]string{stateSent: "sent", stateReleased: "released"}[integer(row[3])],
+				Retain: integer(row[11]) != 0,
+				State:  map[int64]string{stateSent: "sent", stateReleased: "released"}[integer(row[3])],
 				Message: &message.Message{
 					Topic: text(row[4]), Payload: blob(row[5]), Properties: blob(row[6]), QoS: byte(integer(row[7])),
 					Retain: integer(row[8]) != 0, Received: time.UnixMicro(integer(row[2])), From: text(row[10]),
@@ -105,7 +107,7 @@ func ShowQueue(ctx context.Context, path string, q durable.QueueID, after durabl
 			}
 			setExpiry(x.Message, row[9])
 			return fn(x)
-		}, queuesCTE+`SELECT m.seq, c.qos, m.received, d.state, m.topic, m.payload, m.properties, m.qos, m.retain, m.expiry, m.source `+
+		}, queuesCTE+`SELECT m.seq, c.qos, m.received, d.state, m.topic, m.payload, m.properties, m.qos, m.retain, m.expiry, m.source, c.retain `+
 			pending+`AND q.id = ? AND m.seq > ? ORDER BY m.seq LIMIT ?`, int64(q), int64(after), int64(limit))
 	})
 }

@@ -142,7 +142,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 		return err
 	}
 	background.Go(func() {
-		if err := console.Serve(life, control, console.Source{Status: gw.status, Healthy: gw.healthy}, log); err != nil {
+		if err := console.Serve(life, control, console.Source{Status: gw.status, Healthy: gw.healthy, Store: gw.g.store}, log); err != nil {
 			gw.log.Error("control socket failed", "err", err)
 		}
 	})

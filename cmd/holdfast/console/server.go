@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"holdfast/storeforward"
 )
 
 // Source is where the console gets its answers; the functions are called from
@@ -22,6 +24,8 @@ type Source struct {
 	Status func() any
 	// Healthy returns what is wrong, or nil.
 	Healthy func() error
+	// Store is where the queues are; nil when there are none to be asked for.
+	Store *storeforward.Store
 }
 
 // Listen opens the control socket at path, for the owner and the group only.
@@ -117,6 +121,9 @@ func handler(src Source) http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	if src.Store != nil {
+		queueAPI{src.Store}.register(mux)
+	}
 	// Profiles for `go tool pprof`, for whoever may open the socket anyway:
 	// curl --unix-socket SOCKET http://holdfast/debug/pprof/heap
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
