@@ -138,9 +138,13 @@ func (b *Broker) load(ctx context.Context) error {
 		return fmt.Errorf("load sessions: %w", err)
 	}
 	now := time.Now()
+	b.keptGroups(sessions)
 	for _, kept := range sessions {
-		b.loadSession(kept, now)
+		if _, shared := groupOf(kept.ClientID); !shared {
+			b.loadSession(kept, now)
+		}
 	}
+	b.endKeptGroups()
 	if err := b.store.Retained(ctx, func(m *message.Message) error {
 		if topic.ValidName(m.Topic) == nil {
 			b.retained.set(m)
@@ -320,6 +324,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	for _, c := range conns {
 		<-c.gone
 	}
+	b.detachGroups()
 	cancel()
 	b.wg.Wait()
 	b.mu.Lock()

@@ -234,6 +234,7 @@ func (s *session) pump(ctx context.Context) {
 	}
 	cu.running = false
 	cu.idle.Broadcast()
+	s.b.feedGroups() // all former packet ids may be known now
 }
 
 func (s *session) readFailedLocked(ctx context.Context, c *conn, qos byte, err error) {
@@ -259,17 +260,22 @@ func (s *session) reportDropsLocked() {
 	s.catchUp.drops = nil
 	s.mu.Unlock()
 	for _, d := range drops {
-		switch d.reason {
-		case dropExpired:
-			s.b.count.droppedExpired.Add(1)
-		case dropDenied:
-			s.b.count.droppedDenied.Add(1)
-		default:
-			s.b.count.droppedTooLarge.Add(1)
-		}
+		s.b.countDrop(d.reason)
 		s.b.store.Dropped(s.queue, d.seq, d.reason, s.freeWhenDone(d.id, d.seq))
 	}
 	s.mu.Lock()
+}
+
+// countDrop counts a delivery that can never be sent.
+func (b *Broker) countDrop(reason string) {
+	switch reason {
+	case dropExpired:
+		b.count.droppedExpired.Add(1)
+	case dropDenied:
+		b.count.droppedDenied.Add(1)
+	default:
+		b.count.droppedTooLarge.Add(1)
+	}
 }
 
 // takeLocked sends what was read, as far as there is room for it.
@@ -465,6 +471,7 @@ func (s *session) freeWhenDone(id uint16, seq durable.Seq) func(error) {
 			s.sendPendingLocked(nil)
 			s.sendStoredLocked(nil)
 			s.kickLocked()
+			s.b.feedGroups()
 		}
 	}
 }

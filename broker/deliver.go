@@ -274,4 +274,5 @@ func (s *session) proceed(c *conn, k *cork) {
 	s.sendPendingLocked(k)
 	s.sendStoredLocked(k)
 	s.kickLocked()
+	s.b.feedGroups()
 }

@@ -33,6 +33,8 @@
 //	                authenticates again
 //	pump            while a persistent   acknowledgement, until its streams are live
 //	                session catches up   Wake             or its window is full
+//	group pump      while a shared group room at a member until it is empty
+//	                has messages kept    Wake             or no member has room
 //	session clock   one                  Start            until Shutdown
 //
 // [Broker.Shutdown] waits for all of them.
@@ -40,8 +42,9 @@
 // # Lock order
 //
 // From outermost to innermost; nobody takes one that stands above what it
-// holds, and the store is never called with any but retained.mu held:
+// holds, and the store is never called with any but the first two held:
 //
+//	groups.mu         which shared groups there are
 //	retained.mu       one step of plan, append and index for retained messages
 //	the store's append lock (Offer, Reserve, Wake, and perhaps done, come with it)
 //	ackLine.mu        one connection's acknowledgement line
@@ -51,9 +54,9 @@
 //	output.mu         what waits for one socket
 //
 // Broker.mu (the maps of sessions and connections) is held for a few lines
-// that take no other of these but clock.mu. groups.mu comes before group.mu and
-// the trie. clock.mu, plans.mu and the locks inside the trie and the index guard
-// small maps; nothing is called with them held.
+// that take no other of these but clock.mu. clock.mu, plans.mu and the locks
+// inside the trie and the index guard small maps; nothing is called with them
+// held.
 //
 // # Errors
 //

@@ -20,7 +20,15 @@ func (c *conn) handlePuback(p *packet.Puback) error {
 		c.b.count.unknownAcks.Add(1)
 		return nil
 	}
-	seq := o.seq
+	seq, queue := o.seq, s.queue
+	if l := o.lent; l != nil {
+		if o.state != outSent { // it is not that client's any more
+			s.mu.Unlock()
+			c.b.count.unknownAcks.Add(1)
+			return nil
+		}
+		seq, queue = l.d.Seq, l.from.id
+	}
 	s.freeLocked(p.PacketID, o)
 	s.mu.Unlock()
 	if p.Reason.Failed() {
@@ -28,9 +36,9 @@ func (c *conn) handlePuback(p *packet.Puback) error {
 	}
 	if seq != 0 {
 		if p.Reason.Failed() {
-			c.b.store.Refused(s.queue, seq, byte(p.Reason), nil)
+			c.b.store.Refused(queue, seq, byte(p.Reason), nil)
 		} else {
-			c.b.store.Acked(s.queue, seq)
+			c.b.store.Acked(queue, seq)
 		}
 	}
 	s.proceed(c, c.cork)

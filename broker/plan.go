@@ -194,7 +194,8 @@ func (t *target) grantFor(m *message.Message) (g grant, ok bool) {
 type delivery struct {
 	s *session
 	grant
-	group *group // that chose the session
+	group *group          // that chose the session
+	queue durable.QueueID // the session's, or, without one, the group's
 }
 
 // sharing is the outcome of the plan's groups for one message.
@@ -204,11 +205,21 @@ func (b *Broker) sharing(p *plan, m *message.Message) []delivery {
 	}
 	ds := make([]delivery, 0, len(p.groups))
 	for _, g := range p.groups {
-		sub := g.pick(m.QoS, func(s *session) bool { return b.mayReceive(s, p.topic) })
-		if sub == nil {
+		allowed := func(s *session) bool { return b.mayReceive(s, p.topic) }
+		queue := g.durableQueue(m.QoS, allowed)
+		ofGroup := delivery{grant: grant{qos: 1, asWritten: true}, group: g, queue: queue}
+		if queue != 0 && m.QoS == 1 {
+			ds = append(ds, ofGroup)
 			continue
 		}
-		ds = append(ds, delivery{s: sub.session, grant: sub.alone(), group: g})
+		sub := g.pick(m.QoS, allowed)
+		switch {
+		case sub == nil:
+		case queue != 0 && sub.QoS == 1:
+			ds = append(ds, ofGroup)
+		default:
+			ds = append(ds, delivery{s: sub.session, grant: sub.alone(), group: g, queue: sub.session.queue})
+		}
 	}
 	return ds
 }
@@ -257,7 +268,7 @@ func (p *plan) claims(m *message.Message, shared []delivery, from durable.QueueI
 	}
 	for _, d := range shared {
 		merge = len(cs)
-		add(d.s.queue, d.grant)
+		add(d.queue, d.grant)
 	}
 	merge = 0 // uplinks have queues of their own
 	for _, r := range p.recipients {

@@ -67,6 +67,10 @@ func (b *Broker) redeliver(all []owed) {
 
 // redeliverOne returns false if the member it chose is gone meanwhile.
 func (b *Broker) redeliverOne(o owed) (done bool) {
+	if q := o.group.durableQueue(o.m.QoS, func(s *session) bool { return b.mayReceive(s, o.m.Topic) }); q != 0 {
+		b.redeliverTo(durable.Claim{Queue: q, QoS: 1, Retain: o.m.Retain}, o.m)
+		return true
+	}
 	sub := o.group.pick(o.m.QoS, func(s *session) bool { return b.mayReceive(s, o.m.Topic) })
 	f, alive := framesOf(o.m, time.Now())
 	switch {
@@ -81,12 +85,15 @@ func (b *Broker) redeliverOne(o owed) (done bool) {
 	if qos == 0 || s.queue == 0 {
 		return s.deliver(&f, form{qos: qos, retain: retain, subIDs: g.ids, group: o.group, left: true}, nil) || qos == 0
 	}
-	again := *o.m
+	b.redeliverTo(durable.Claim{Queue: s.queue, QoS: qos, Retain: retain, SubscriptionIDs: g.ids}, o.m)
+	return true
+}
+
+func (b *Broker) redeliverTo(claim durable.Claim, m *message.Message) {
+	again := *m
 	again.Retain = false // it is the retained message already
-	claim := durable.Claim{Queue: s.queue, QoS: qos, Retain: retain, SubscriptionIDs: g.ids}
 	if err := b.store.Append(&again, []durable.Claim{claim}, durable.Origin{}, nil); err != nil {
 		b.count.droppedQueueFull.Add(1)
-		b.log.Warn("message of a shared group not queued", "client_id", s.clientID, "topic", again.Topic, "err", err)
+		b.log.Warn("message of a shared group not queued", "topic", again.Topic, "err", err)
 	}
-	return true
 }

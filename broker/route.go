@@ -147,6 +147,9 @@ func (b *Broker) deliver(p *plan, m *message.Message, shared []delivery, from du
 		}
 	}
 	for _, d := range shared {
+		if d.s == nil {
+			continue // the group has it from the store
+		}
 		send(d.s, d.grant, d.group)
 	}
 }

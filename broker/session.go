@@ -46,6 +46,7 @@ type outbound struct {
 	conn  uint64      // connection on which it takes a place of the window; 0 for none
 	state outState
 	qos   byte
+	lent  *lent // QoS 1 of the queue of a shared group
 	owed  *owed // QoS 1 to a member of a shared group, outside of the store
 }
 
@@ -157,6 +158,7 @@ func (s *session) attach(c *conn, expiry uint32) {
 	s.catchUp.restart()
 	s.mu.Unlock()
 	if s.queue == 0 {
+		s.b.feedGroups()
 		return
 	}
 	if err := s.b.store.Attach(s.queue, s); err != nil {
@@ -184,7 +186,9 @@ func (s *session) detach(c *conn) {
 	}
 	s.catchUp.restart()
 	s.orphanPendingLocked()
+	back := s.takeLentLocked()
 	s.mu.Unlock()
+	s.giveBack(back)
 	if s.queue != 0 {
 		s.b.store.Detach(s.queue, s)
 	}

@@ -3,6 +3,7 @@ package broker
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
@@ -40,6 +41,7 @@ type group struct {
 	entry *subscription // in the trie
 
 	mu      sync.Mutex
+	queue   *groupQueue     // guarded by mu; nil while no member has been persistent
 	members []*subscription // guarded by mu
 	next    int             // guarded by mu
 }
@@ -51,6 +53,11 @@ type groupKey struct{ share, filter string }
 type groups struct {
 	mu sync.Mutex
 	m  map[groupKey]*group // guarded by mu
+	// kept are the queues from before the start that no group has yet taken;
+	// guarded by mu.
+	kept   map[groupKey]durable.QueueID
+	queues atomic.Pointer[[]*groupQueue] // changed with mu
+	hungry atomic.Int32                  // how many of them have something to hand out
 }
 
 // addSubscription puts a session's subscription into the trie, or into its
@@ -78,7 +85,12 @@ func (b *Broker) addSubscription(sub *subscription) {
 	}
 	g.mu.Lock()
 	g.members = append(g.members, sub)
+	kept := g.queue != nil
 	g.mu.Unlock()
+	if !kept && sub.persistent() {
+		b.keepGroupLocked(key, g)
+	}
+	b.feedGroups()
 }
 
 // dropSubscription takes it out again.
@@ -102,7 +114,11 @@ func (b *Broker) dropSubscription(sub *subscription) {
 		g.members = slices.Delete(g.members, i, i+1)
 	}
 	empty := len(g.members) == 0
+	over := !slices.ContainsFunc(g.members, func(sub *subscription) bool { return sub.QoS > 0 })
 	g.mu.Unlock()
+	if over {
+		b.endGroupLocked(g)
+	}
 	if empty {
 		delete(b.groups.m, key)
 		b.trie.Remove(sub.inner, g.entry)
