@@ -132,6 +132,23 @@ modules: ## after a change of go.mod: the recipe's module list and the licences
 bench: ## benchmarks of all packages, ten runs, for benchstat
 	$(GO) test $(BUILD) -run '^$$' -bench . -benchmem -count 10 -timeout 0 ./...
 
+# Peers of bench-store; {dir} is a fresh folder of each.
+define HOLDFAST_PEER
+holdfast=dist/holdfast run --listen tcp://127.0.0.1:{port} --data {dir}
+endef
+define MOSQUITTO_PEER
+mosquitto=sh -c 'printf "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {dir}/\nmax_queued_messages 0\nuser root\n" > {dir}/m.conf; exec mosquitto -c {dir}/m.conf'
+endef
+export HOLDFAST_PEER MOSQUITTO_PEER
+
+ROUNDS ?= 3
+.PHONY: bench-store
+bench-store: build ## the store beside bare SQLite and beside mosquitto, where it is installed
+	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench
+	@uptime
+	PATH=$$PATH:/usr/sbin; if command -v mosquitto >/dev/null; then set -- --peer "$$MOSQUITTO_PEER"; fi; \
+	  dist/holdfast-bench store --rounds $(ROUNDS) --peer "$$HOLDFAST_PEER" "$$@"
+
 FUZZTIME ?= 30s
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME=30s each
