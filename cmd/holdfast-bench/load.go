@@ -26,10 +26,13 @@ const window = 100
 //	                  ^                      |
 //	                  +-- acknowledgements --+   (one reader per publisher)
 type load struct {
-	sc      scenario
-	epoch   time.Time
-	pubs    []*publisher
-	subs    []*subscriber
+	sc    scenario
+	epoch time.Time
+	pubs  []*publisher
+	subs  []*subscriber
+	// flying is what is sent and not yet delivered, at QoS 1 and 2 and as fast as
+	// it goes: else the bound of the subscriber's queue is what is measured.
+	flying  *credit
 	wg      sync.WaitGroup
 	failure atomic.Pointer[error]
 }
@@ -40,12 +43,13 @@ type publisher struct {
 	idAt   int    // where its packet id and time stamp stand
 	timeAt int
 	nextID uint16
-	room   chan struct{} // tokens of the window
+	room   *credit // of the window
 	out    []byte
 }
 
 type subscriber struct {
 	conn      net.Conn
+	flying    *credit // nil if another one counts
 	delivered atomic.Int64
 	mu        sync.Mutex
 	latency   []time.Duration // guarded by mu
@@ -112,7 +116,7 @@ func request(c net.Conn, p packet.Packet, answer int) (packet.Packet, error) {
 }
 
 func newLoad(ctx context.Context, addr string, sc scenario) (*load, error) {
-	l := &load{sc: sc, epoch: time.Now()}
+	l := &load{sc: sc, epoch: time.Now(), flying: newCredit(flyingFor(sc))}
 	topicOf := func(i int) string {
 		if sc.pairs {
 			return "bench/pair/" + strconv.Itoa(i)
@@ -126,6 +130,9 @@ func newLoad(ctx context.Context, addr string, sc scenario) (*load, error) {
 			return nil, err
 		}
 		s := &subscriber{conn: c}
+		if i == 0 || sc.pairs {
+			s.flying = l.flying // the others have the same messages
+		}
 		l.subs = append(l.subs, s)
 		if _, err := request(c, &packet.Subscribe{PacketID: 1, Filters: []packet.Filter{{Filter: topicOf(i), QoS: sc.qos}}}, 5); err != nil {
 			l.close()
@@ -166,11 +173,8 @@ func newPublisher(c net.Conn, topic string, qos byte) (*publisher, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &publisher{conn: c, frame: frame, timeAt: len(frame) - payloadSize, room: make(chan struct{}, window)}
+	p := &publisher{conn: c, frame: frame, timeAt: len(frame) - payloadSize, room: newCredit(window)}
 	p.idAt = p.timeAt - 2
-	for range window {
-		p.room <- struct{}{}
-	}
 	return p, nil
 }
 
@@ -205,9 +209,11 @@ const lastWrite = 10 * time.Second
 
 // acknowledged reads what the broker answers to a publisher.
 func (p *publisher) acknowledged() error {
+	defer p.room.end()
 	r := packet.NewReader(p.conn, 16<<10)
 	r.SetVersion(packet.V311)
 	var rels []byte
+	done := 0
 	for {
 		in, err := r.Next()
 		if err != nil {
@@ -215,13 +221,18 @@ func (p *publisher) acknowledged() error {
 		}
 		switch a := in.(type) {
 		case *packet.Puback, *packet.Pubcomp:
-			p.room <- struct{}{}
+			done++
 		case *packet.Pubrec:
 			rels = append(rels, 0x62, 2, byte(a.PacketID>>8), byte(a.PacketID))
 		default:
 			return fmt.Errorf("publisher got %T", in)
 		}
-		if len(rels) > 0 && !r.More() {
+		if r.More() {
+			continue
+		}
+		p.room.give(done)
+		done = 0
+		if len(rels) > 0 {
 			if _, err := p.conn.Write(rels); err != nil {
 				return err
 			}
@@ -235,6 +246,10 @@ func (s *subscriber) receive(epoch time.Time) error {
 	r := packet.NewReader(s.conn, 64<<10)
 	r.SetVersion(packet.V311)
 	var acks []byte
+	arrived := 0
+	if s.flying != nil {
+		defer s.flying.end()
+	}
 	for {
 		in, err := r.Next()
 		if err != nil {
@@ -243,6 +258,7 @@ func (s *subscriber) receive(epoch time.Time) error {
 		switch p := in.(type) {
 		case *packet.Publish:
 			s.count(p, epoch)
+			arrived++
 			switch p.QoS {
 			case 1:
 				acks = append(acks, 0x40, 2, byte(p.PacketID>>8), byte(p.PacketID))
@@ -254,7 +270,14 @@ func (s *subscriber) receive(epoch time.Time) error {
 		default:
 			return fmt.Errorf("subscriber got %T", in)
 		}
-		if len(acks) > 0 && !r.More() {
+		if r.More() {
+			continue
+		}
+		if s.flying != nil {
+			s.flying.give(arrived)
+			arrived = 0
+		}
+		if len(acks) > 0 {
 			if _, err := s.conn.Write(acks); err != nil {
 				return err
 			}
@@ -313,12 +336,19 @@ func (l *load) percentiles() (p50, p99, p999 time.Duration) {
 func (l *load) run(ctx context.Context, length time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, length)
 	defer cancel()
+	over := context.AfterFunc(ctx, func() {
+		l.flying.wake()
+		for _, p := range l.pubs {
+			p.room.wake()
+		}
+	})
+	defer over()
 	if l.sc.rate > 0 {
 		l.fail(l.pace(ctx))
 	} else {
 		var wg sync.WaitGroup
 		for _, p := range l.pubs {
-			wg.Go(func() { l.fail(p.flood(ctx, l.sc.qos, l.epoch)) })
+			wg.Go(func() { l.fail(p.flood(ctx, l.sc.qos, l.epoch, l.flying)) })
 		}
 		wg.Wait()
 	}
@@ -342,12 +372,8 @@ func (l *load) pace(ctx context.Context) error {
 		}
 		for due := int(time.Since(began).Seconds() * float64(l.sc.rate)); sent < due; sent++ {
 			p := l.pubs[sent%len(l.pubs)]
-			if l.sc.qos > 0 {
-				select {
-				case <-p.room:
-				case <-ctx.Done():
-					return nil
-				}
+			if l.sc.qos > 0 && p.room.take(ctx, 1) == 0 {
+				return nil
 			}
 			p.queue(l.sc.qos, l.epoch)
 			if err := p.flush(); err != nil {
@@ -361,23 +387,22 @@ func (l *load) pace(ctx context.Context) error {
 const floodBatch = 64
 
 // flood sends as fast as the window and the socket allow.
-func (p *publisher) flood(ctx context.Context, qos byte, epoch time.Time) error {
-	if err := p.conn.SetWriteDeadline(deadline(ctx)); err != nil {
-		return err
+func (p *publisher) flood(ctx context.Context, qos byte, epoch time.Time, flying *credit) error {
+	if qos == 0 { // above it the window ends before the socket's buffer does
+		if err := p.conn.SetWriteDeadline(deadline(ctx)); err != nil {
+			return err
+		}
 	}
 	for ctx.Err() == nil {
-		if qos == 0 {
-			for range floodBatch {
-				p.queue(0, epoch)
-			}
-		} else {
-			select {
-			case <-p.room:
-			case <-ctx.Done():
-				return p.conn.SetWriteDeadline(time.Time{})
-			}
+		n := floodBatch
+		if qos > 0 {
+			n = p.room.take(ctx, floodBatch)
+			allowed := flying.take(ctx, n)
+			p.room.give(n - allowed)
+			n = allowed
+		}
+		for range n {
 			p.queue(qos, epoch)
-			p.queueMore(qos, epoch)
 		}
 		if err := p.flush(); err != nil {
 			return err
@@ -386,21 +411,21 @@ func (p *publisher) flood(ctx context.Context, qos byte, epoch time.Time) error 
 	return p.conn.SetWriteDeadline(time.Time{})
 }
 
+// perSubscriber is how many messages may be on their way to one subscriber. It
+// is less than brokers queue for one, and more than their windows.
+const perSubscriber = 2000
+
+// flyingFor is the bound of what is sent and not yet delivered.
+func flyingFor(sc scenario) int {
+	if sc.pairs {
+		return perSubscriber * sc.subscribers
+	}
+	return perSubscriber
+}
+
 func deadline(ctx context.Context) time.Time {
 	d, _ := ctx.Deadline() // run always sets one
 	return d
-}
-
-// queueMore takes what else the window allows at once.
-func (p *publisher) queueMore(qos byte, epoch time.Time) {
-	for {
-		select {
-		case <-p.room:
-			p.queue(qos, epoch)
-		default:
-			return
-		}
-	}
 }
 
 func (l *load) close() {
