@@ -54,13 +54,15 @@ func (l *ackLine) push(a *ack, limit int) bool {
 
 // finish says what became of a PUBLISH and lets everything leave whose turn
 // has come. k is the reader's cork if the reader calls, else nil.
-func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) {
+// left says that a itself has left the line.
+func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) (left bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a.done, a.reason = true, reason
 	n := 0
 	for ; n < len(l.waiting) && l.waiting[n].done; n++ {
 		head := l.waiting[n]
+		left = left || head == a
 		if head.onward != nil && !head.reason.Failed() {
 			head.onward(k)
 		}
@@ -73,19 +75,20 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) {
 		}
 	}
 	if n == 0 {
-		return
+		return left
 	}
 	rest := copy(l.waiting, l.waiting[n:])
 	clear(l.waiting[rest:])
 	l.waiting = l.waiting[:rest]
 	if l.wake != nil {
 		l.wake()
-		return
+		return left
 	}
 	select {
 	case l.moved <- struct{}{}:
 	default:
 	}
+	return left
 }
 
 // released gives back the place of a QoS 2 PUBLISH whose PUBCOMP is sent.

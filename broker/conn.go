@@ -294,6 +294,10 @@ func (c *conn) acknowledge(a *ack, k *cork) {
 		c.end(a.reason, "message not taken", true)
 		return
 	}
+	if a.reason == packet.ReasonSuccess && c.maxPacket == 0 {
+		c.brief(k, a)
+		return
+	}
 	var p packet.Packet
 	if a.qos == 1 {
 		p = &packet.Puback{PacketID: a.packetID, Reason: a.reason}
@@ -301,6 +305,22 @@ func (c *conn) acknowledge(a *ack, k *cork) {
 		p = &packet.Pubrec{PacketID: a.packetID, Reason: a.reason}
 	}
 	_ = c.send(k, p)
+}
+
+// brief queues an acknowledgement without anything to add, which is the same in
+// all versions: there is one for each message, and nothing else to allocate.
+func (c *conn) brief(k *cork, a *ack) {
+	first := byte(packet.TypePuback) << 4
+	if a.qos == 2 {
+		first = byte(packet.TypePubrec) << 4
+	}
+	if !c.out.queue(k, func(b []byte) []byte {
+		return append(b, first, 2, byte(a.packetID>>8), byte(a.packetID))
+	}) {
+		_ = c.overrun()
+		return
+	}
+	c.b.count.controlOut.Add(1)
 }
 
 // storeFailed ends a connection whose request could not be made durable; it is

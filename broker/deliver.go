@@ -12,6 +12,7 @@ import (
 type frames struct {
 	m      *message.Message
 	expiry uint32 // what is left of it, in seconds
+	single bool   // there is one recipient only: a frame to copy from gains nothing
 	shared [2][2]packet.Shared
 	made   [2][2]bool // by 5.0 or not, QoS above 0 or not
 }
@@ -19,6 +20,9 @@ type frames struct {
 // framesOf prepares m for sending at now. It returns false when the message
 // has expired. One with an interval of 0 goes to whom it can go at once.
 func framesOf(m *message.Message, now time.Time) (frames, bool) {
+	if !m.HasExpiry {
+		return frames{m: m}, true
+	}
 	left, alive := m.Remaining(now)
 	return frames{m: m, expiry: left}, alive || m.Expiry == 0
 }
@@ -71,7 +75,7 @@ const (
 
 // publish queues a PUBLISH.
 func (c *conn) publish(k *cork, f *frames, how form) outcome {
-	if c.version == packet.V5 && (len(how.subIDs) > 0 || c.given.limit > 0) {
+	if f.single || c.version == packet.V5 && (len(how.subIDs) > 0 || c.given.limit > 0) {
 		return c.publishAlone(k, f, how)
 	}
 	s := f.share(c.version, how.qos)

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"errors"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -125,12 +126,22 @@ func formatted(p *packet.Publish) bool {
 // message copies a PUBLISH out of the reader's buffer: payload and properties
 // in one piece.
 func (c *conn) message(p *packet.Publish, plan *plan) *message.Message {
-	piece := make([]byte, len(p.Payload)+len(p.Properties))
+	var m *message.Message
+	var piece []byte
+	if size := len(p.Payload) + len(p.Properties); size <= smallMessage {
+		small := new(struct {
+			message.Message
+			piece [smallMessage]byte
+		})
+		m, piece = &small.Message, small.piece[:size:size]
+	} else {
+		m, piece = new(message.Message), make([]byte, size)
+	}
 	n := copy(piece, p.Payload)
 	copy(piece[n:], p.Properties)
-	m := &message.Message{
+	*m = message.Message{
 		Topic: plan.topic, Payload: piece[:n:n], QoS: p.QoS, Retain: p.Retain,
-		HasExpiry: p.HasExpiry, Expiry: p.MessageExpiry, Received: time.Now(), From: c.session.clientID,
+		HasExpiry: p.HasExpiry, Expiry: p.MessageExpiry, Received: c.now(), From: c.session.clientID,
 	}
 	if len(p.Properties) > 0 {
 		m.Properties = piece[n:]
@@ -138,25 +149,83 @@ func (c *conn) message(p *packet.Publish, plan *plan) *message.Message {
 	return m
 }
 
+// smallMessage is up to how many bytes of payload and properties lie beside the
+// message itself: readings have 20 to 100.
+const smallMessage = 104
+
+// now is the time; on a loop that of its turn.
+func (c *conn) now() time.Time {
+	if s := c.sock.Load(); s != nil {
+		return s.loop.time
+	}
+	return time.Now()
+}
+
 func (c *conn) publishAtMostOnce(p *packet.Publish, plan *plan) error {
 	m := c.message(p, plan)
-	j := &job{m: m, plan: plan, from: durable.Origin{Queue: c.session.queue}, cork: c.cork}
-	if err := c.b.route(j); err != nil {
+	// Nothing of it is kept: without an acknowledgement it waits for nobody.
+	j := borrowPublication()
+	j.m, j.plan, j.from, j.cork = m, plan, durable.Origin{Queue: c.session.queue}, c.cork
+	durably := m.Retain
+	if err := c.b.route(&j.job); err != nil {
 		c.b.count.refused.Add(1)
+	}
+	if !durably {
+		j.giveBack()
 	}
 	return nil
 }
 
+// publication is a client's message on its way through route, and its
+// acknowledgement, used again once nobody refers to it.
+type publication struct {
+	job
+	place ack // in the acknowledgement line
+	c     *conn
+	left  bool // the line has been left before route returned
+	// finished is finish as a func value, made once.
+	finished func(error)
+}
+
+var publications = sync.Pool{New: func() any {
+	p := new(publication)
+	p.finished = p.finish
+	return p
+}}
+
+func borrowPublication() *publication {
+	p, _ := publications.Get().(*publication)
+	return p
+}
+
+// giveBack lets another message use it.
+func (p *publication) giveBack() {
+	*p = publication{finished: p.finished}
+	publications.Put(p)
+}
+
+// finish is the job's done.
+func (p *publication) finish(err error) {
+	left := p.c.line.finish(&p.place, p.c.b.answerTo(&p.job, err), p.c.corkOf(&p.job))
+	if p.inline {
+		p.left = left // else route may still be at work elsewhere
+	}
+}
+
 func (c *conn) publishAtLeastOnce(p *packet.Publish, plan *plan) error {
-	a := &ack{packetID: p.PacketID, qos: 1, counted: true}
-	if err := c.push(a); err != nil {
+	j := borrowPublication()
+	j.place = ack{packetID: p.PacketID, qos: 1, counted: true}
+	if err := c.push(&j.place); err != nil {
 		return err
 	}
-	j := &job{m: c.message(p, plan), plan: plan, from: durable.Origin{Queue: c.session.queue}, ack: a, cork: c.cork}
-	j.done = func(err error) { c.line.finish(a, c.b.answerTo(j, err), c.corkOf(j)) }
-	if err := c.b.route(j); err != nil {
+	j.c, j.m, j.plan, j.from, j.cork = c, c.message(p, plan), plan, durable.Origin{Queue: c.session.queue}, c.cork
+	j.ack, j.done = &j.place, j.finished
+	if err := c.b.route(&j.job); err != nil {
 		j.inline = true
-		j.done(err)
+		j.finish(err)
+	}
+	if j.inline && j.left {
+		j.giveBack()
 	}
 	return nil
 }

@@ -43,7 +43,8 @@ type loop struct {
 	reader *packet.Reader // for whoever's turn it is
 	socks  []*sock        // by descriptor
 	wheel  wheel
-	now    int64 // tick in which the turn began
+	time   time.Time // when the turn began
+	now    int64     // the same in ticks
 	spare  []*sock
 
 	load   atomic.Int32 // connections
@@ -143,7 +144,8 @@ func (l *loop) run(ctx context.Context) {
 			// Only for a descriptor that is none: our own mistake.
 			panic("broker: epoll_wait: " + err.Error())
 		}
-		l.now = l.wheel.tickAt(time.Now())
+		l.time = time.Now()
+		l.now = l.wheel.tickAt(l.time)
 		for i := range max(n, 0) {
 			l.ready(int(events[i].Fd), events[i].Events)
 		}

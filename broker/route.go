@@ -62,22 +62,14 @@ func (b *Broker) route(j *job) error {
 	// publisher sends it again (PROMISES, QoS 2 and packet ids). A client's
 	// goes when its turn in the acknowledgement line comes, so that none
 	// overtakes another.
-	onward := func(k *cork) { b.deliver(p, m, shared, j.from.Queue, k) }
 	done := j.done
 	durably := !j.ram && (len(claims) > 0 || m.Retain || j.from.PacketID != 0 && j.from.Queue != 0 || j.from.Will != "")
 	deferred := m.QoS == 2 && (durably || j.ack != nil)
 	switch {
 	case deferred && j.ack != nil:
-		j.ack.onward = onward
+		j.ack.onward = b.onward(p, m, shared, j.from.Queue)
 	case deferred:
-		done = func(err error) {
-			if err == nil {
-				onward(nil)
-			}
-			if j.done != nil {
-				j.done(err)
-			}
-		}
+		done = after(b.onward(p, m, shared, j.from.Queue), done)
 	}
 	var err error
 	switch {
@@ -98,13 +90,31 @@ func (b *Broker) route(j *job) error {
 		return err
 	}
 	if !deferred {
-		onward(j.cork)
+		b.deliver(p, m, shared, j.from.Queue, j.cork)
 	}
 	if !durably && done != nil {
 		j.inline = true
 		done(nil)
 	}
 	return nil
+}
+
+// onward is the delivery of a message for later. It is here, and not in route,
+// so that messages that need none of it leave nothing behind.
+func (b *Broker) onward(p *plan, m *message.Message, shared []delivery, from durable.QueueID) func(*cork) {
+	return func(k *cork) { b.deliver(p, m, shared, from, k) }
+}
+
+// after delivers onward once the message is safe, and then says so.
+func after(onward func(*cork), done func(error)) func(error) {
+	return func(err error) {
+		if err == nil {
+			onward(nil)
+		}
+		if done != nil {
+			done(err)
+		}
+	}
 }
 
 // deliver hands a message to those who do not get it from the store.
@@ -128,6 +138,7 @@ func (b *Broker) deliver(p *plan, m *message.Message, shared []delivery, from du
 		b.count.droppedExpired.Add(1)
 		return
 	}
+	f.single = len(p.sessions)+len(shared) == 1
 	send := func(s *session, g grant, of *group) {
 		qos := min(g.qos, m.QoS)
 		if qos > 0 && s.queue != 0 {
