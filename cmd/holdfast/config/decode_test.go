@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -168,5 +169,19 @@ func TestMergeLaysTablesOverAndReplacesArrays(t *testing.T) {
 	}
 	if s.Name != "a" || s.Count != 2 || len(s.List) != 1 || s.Named["one"] != (inner{Key: "1", Size: 5}) {
 		t.Errorf("merged = %+v", s)
+	}
+}
+
+// A plant's worth of points is read in a moment, also on a small board, and its
+// last line is still named.
+func TestLargeFile(t *testing.T) {
+	const rows = 20000
+	start := time.Now()
+	_, err := decodeSample(t, strings.Repeat("[[row]]\nkey = 'a'\nsize = 1\n", rows)+"extra = 1\n")
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("h.toml:%d: row[%d].extra: unknown key", 3*rows+1, rows-1)) {
+		t.Errorf("decode: %v", err)
+	}
+	if took := time.Since(start); took > 10*time.Second { // 1.4 s on a busy machine; minutes when every line was counted from the start
+		t.Errorf("took %v", took)
 	}
 }

@@ -98,39 +98,56 @@ func index(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }
 func lines(data []byte) map[string]int {
 	found := map[string]int{}
 	counts := map[string]int{} // elements so far of each array of tables
-	var p unstable.Parser
+	p := &liner{}
 	p.Reset(data)
+	for i, c := range data {
+		if c == '\n' {
+			p.ends = append(p.ends, i)
+		}
+	}
 	prefix := ""
 	for p.NextExpression() {
 		e := p.Expression()
 		switch e.Kind {
 		case unstable.Table:
 			prefix = ""
-			markKey(&p, e.Key(), &prefix, counts, found, false)
+			markKey(p, e.Key(), &prefix, counts, found, false)
 		case unstable.ArrayTable:
 			prefix = ""
-			markKey(&p, e.Key(), &prefix, counts, found, true)
+			markKey(p, e.Key(), &prefix, counts, found, true)
 		case unstable.KeyValue:
-			markValue(&p, e, prefix, counts, found)
+			markValue(p, e, prefix, counts, found)
 		default:
 		}
 	}
 	return found
 }
 
+// liner is a parser that knows its lines. The parser's own Shape counts them from
+// the start for every key, which takes minutes for a plant's worth of points.
+type liner struct {
+	unstable.Parser
+	ends []int // where the lines end
+}
+
+func (l *liner) line(r unstable.Range) int {
+	n, _ := slices.BinarySearch(l.ends, int(r.Offset))
+	return n + 1
+}
+
 // markKey walks a dotted key from *path on and leaves the whole path there.
-func markKey(p *unstable.Parser, key unstable.Iterator, path *string, counts, found map[string]int, array bool) {
+func markKey(p *liner, key unstable.Iterator, path *string, counts, found map[string]int, array bool) {
 	for key.Next() {
 		n := key.Node()
 		*path = join(*path, string(n.Data))
 		if n.Raw.Length > 0 {
-			mark(found, *path, p.Shape(n.Raw).Start.Line)
+			mark(found, *path, p.line(n.Raw))
 		}
 		if key.IsLast() && array {
 			counts[*path]++
 			line := found[*path]
 			if n.Raw.Length > 0 {
-				line = p.Shape(n.Raw).Start.Line
+				line = p.line(n.Raw)
 			}
 			*path = index(*path, counts[*path]-1)
 			mark(found, *path, line)
@@ -148,7 +165,7 @@ func mark(found map[string]int, path string, line int) {
 	}
 }
 
-func markValue(p *unstable.Parser, kv *unstable.Node, prefix string, counts, found map[string]int) {
+func markValue(p *liner, kv *unstable.Node, prefix string, counts, found map[string]int) {
 	path := prefix
 	markKey(p, kv.Key(), &path, counts, found, false)
 	switch v := kv.Value(); v.Kind {
@@ -162,7 +179,7 @@ func markValue(p *unstable.Parser, kv *unstable.Node, prefix string, counts, fou
 			el := it.Node()
 			at := index(path, i)
 			if el.Raw.Length > 0 {
-				mark(found, at, p.Shape(el.Raw).Start.Line)
+				mark(found, at, p.line(el.Raw))
 			}
 			if el.Kind == unstable.InlineTable {
 				for sub := el.Children(); sub.Next(); {
