@@ -44,10 +44,11 @@ const reportEvery = 5 * time.Second
 //
 //	            start                                 stop
 //	lock -> store -> broker -> control -> sockets -> uplinks -> listeners -> buses -> READY
-//	                                                  the other way round, each with
-//	                                                  what is left of stopTimeout
+//	                                                  the other way round, each with a
+//	                                                  share of stopTimeout: see stop
 type gateway struct {
-	log     *slog.Logger
+	log     *slog.Logger // the gateway's own
+	parts   *slog.Logger // what the parts make theirs of
 	sup     supervisor
 	clock   *reading.Clock
 	started time.Time
@@ -57,6 +58,9 @@ type gateway struct {
 	// connectTimeout is the broker's, which is fixed at the start.
 	connectTimeout time.Duration
 
+	// One goroutine changes what follows, that of runGateway, under mu; it
+	// reads without. It holds mu for lines, never while a part starts or
+	// stops: status and watchdog ask meanwhile.
 	mu        sync.Mutex
 	cfg       config.Config       // guarded by mu
 	uplinks   map[string]*running // guarded by mu
@@ -65,28 +69,48 @@ type gateway struct {
 	reloads   reloadStatus        // guarded by mu
 }
 
+// update makes a change that others may see.
+func (gw *gateway) update(change func()) {
+	gw.mu.Lock()
+	defer gw.mu.Unlock()
+	change()
+}
+
 // running is one part that can be stopped and replaced while the rest goes on.
 type running struct {
+	name     string
 	settings any // as configured; a change means a replacement
 	cancel   context.CancelCauseFunc
 	done     chan struct{}
+	ended    bool // stop has seen it end
 	status   func() any
 	cleanup  func()
 }
 
-// stop ends the part; why is what it tells others, such as the cloud.
-func (r *running) stop(why error) {
+// stop ends the part; why is what it tells others, such as the cloud. It is an
+// error when the part has not ended with ctx: then it is left behind.
+func (r *running) stop(ctx context.Context, why error) error {
 	r.cancel(why)
-	<-r.done
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		select {
+		case <-r.done: // it was only late to be asked
+		default:
+			return fmt.Errorf("%s did not stop in time", r.name)
+		}
+	}
+	r.ended = true
 	if r.cleanup != nil {
 		r.cleanup()
 	}
+	return nil
 }
 
-// start runs fn until the part is stopped.
-func startPart(ctx context.Context, settings any, fn func(context.Context)) *running {
+// startPart runs fn until the part is stopped.
+func startPart(ctx context.Context, name string, settings any, fn func(context.Context)) *running {
 	ctx, cancel := context.WithCancelCause(ctx)
-	r := &running{settings: settings, cancel: cancel, done: make(chan struct{})}
+	r := &running{name: name, settings: settings, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
 		fn(ctx)
@@ -111,7 +135,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	defer unlock()
 
 	gw := &gateway{
-		log: log.With("component", "gateway"), sup: supervisor{log}, clock: reading.NewClock(), started: time.Now(), cfg: cfg,
+		log: log.With("component", "gateway"), parts: log, sup: supervisor{log}, clock: reading.NewClock(), started: time.Now(), cfg: cfg,
 		inherited: listen.FromSystemd(), connectTimeout: cfg.Broker.ConnectTimeout,
 		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
 	}
@@ -126,6 +150,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	var background sync.WaitGroup
 	defer func() {
 		gw.sup.stopping()
+		gw.log.Info("gateway stopping")
 		grace, cancel := context.WithTimeout(life, stopTimeout)
 		defer cancel()
 		err = errors.Join(err, gw.stop(grace))
@@ -146,7 +171,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 			gw.log.Error("control socket failed", "err", err)
 		}
 	})
-	if err := gw.reconcile(life, cfg); err != nil {
+	if err := gw.reconcile(life, ctx, cfg); err != nil {
 		return err
 	}
 	background.Go(func() { gw.sup.feedWatchdog(life, gw.alive) })
@@ -163,22 +188,31 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 				told = s
 			}
 		case <-reload:
-			gw.reload(life, load)
+			gw.reload(life, ctx, load)
 		}
 	}
 }
 
-// stop ends everything in the reverse order of the start.
+// stop ends everything in the reverse order of the start. A part that does not
+// end in time is left behind and named: the others have their turn, and the
+// store is closed, all the same.
 func (gw *gateway) stop(ctx context.Context) error {
-	gw.mu.Lock()
-	buses, listeners, uplinks := gw.buses, gw.listeners, gw.uplinks
-	gw.mu.Unlock()
-	stopAll(buses, errStopped)
-	// What the buses left behind becomes durable before the broker stops.
-	err := gw.g.readings.Close(ctx)
-	stopAll(listeners, errStopped)
-	stopAll(uplinks, errStopped)
-	return errors.Join(err, gw.g.close(ctx))
+	return errors.Join(
+		within(ctx, stopTimeout/4, func(ctx context.Context) error { return stopAll(ctx, gw.buses, errStopped) }),
+		// What the buses left behind becomes durable before the broker stops.
+		within(ctx, stopTimeout/4, gw.g.readings.Close),
+		within(ctx, stopTimeout/8, func(ctx context.Context) error { return stopAll(ctx, gw.listeners, errStopped) }),
+		// The goodbye has its own limit, stop_timeout.
+		stopAll(ctx, gw.uplinks, errStopped),
+		gw.g.close(ctx),
+	)
+}
+
+// within calls fn with that long at most.
+func within(ctx context.Context, limit time.Duration, fn func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return fn(ctx)
 }
 
 // Why parts are stopped.
@@ -187,23 +221,28 @@ var (
 	errChanged = errors.New("configuration changed")
 )
 
-func stopAll(parts map[string]*running, why error) {
+// stopAll stops the parts at the same time.
+func stopAll(ctx context.Context, parts map[string]*running, why error) error {
 	var wg sync.WaitGroup
-	for _, p := range parts {
-		wg.Go(func() { p.stop(why) })
+	names := sorted(parts)
+	errs := make([]error, len(names))
+	for i, name := range names {
+		wg.Go(func() { errs[i] = parts[name].stop(ctx, why) })
 	}
 	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // reconcile makes the parts that come and go what cfg says: those that are gone
 // or changed are stopped, those that are new or changed are started, the rest
 // is not touched. A listener that cannot be opened is an error, found before
 // anything but listeners has been touched; everything else starts and tries on
-// its own.
-func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
-	gw.mu.Lock()
-	defer gw.mu.Unlock()
-	drop(gw.listeners, listenersByAddress(cfg.Listeners))
+// its own. The parts live as long as life; a part that will not stop is waited
+// for until patience ends, at most for stopTimeout, and the others go on.
+func (gw *gateway) reconcile(life, patience context.Context, cfg config.Config) error {
+	grace, cancel := context.WithTimeout(patience, stopTimeout)
+	defer cancel()
+	stuck := drop(grace, gw, gw.listeners, listenersByAddress(cfg.Listeners))
 	// Who connects from here on waits until the uplinks are there.
 	opened := map[string]*listen.Endpoint{}
 	defer func() {
@@ -213,15 +252,15 @@ func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
 	}()
 	for _, l := range cfg.Listeners {
 		if gw.listeners[l.Address] == nil {
-			e, err := gw.openListener(ctx, l)
+			e, err := gw.openListener(life, l)
 			if err != nil {
-				return err
+				return errors.Join(err, stuck)
 			}
 			opened[l.Address] = e
 		}
 	}
 	buses := cfg.Buses()
-	drop(gw.buses, buses)
+	stuck = errors.Join(stuck, drop(grace, gw, gw.buses, buses))
 	var gone []string
 	for name := range gw.uplinks {
 		if _, ok := cfg.Uplinks[name]; !ok {
@@ -231,49 +270,62 @@ func (gw *gateway) reconcile(ctx context.Context, cfg config.Config) error {
 	// One that only changed stays a recipient: what comes in meanwhile waits
 	// for its successor. So does one that is gone, until nothing can fail any
 	// more: a reload that does goes back to it.
-	drop(gw.uplinks, cfg.Uplinks)
+	stuck = errors.Join(stuck, drop(grace, gw, gw.uplinks, cfg.Uplinks))
 
 	for _, name := range sorted(cfg.Uplinks) {
 		if gw.uplinks[name] == nil {
-			u, err := gw.startUplink(ctx, name, cfg.Uplinks[name])
+			u, err := gw.startUplink(life, name, cfg.Uplinks[name])
 			if err != nil {
 				return err
 			}
-			gw.uplinks[name] = u
+			gw.update(func() { gw.uplinks[name] = u })
 		}
 	}
 	for _, l := range cfg.Listeners {
 		if e := opened[l.Address]; e != nil {
-			gw.listeners[l.Address] = gw.startListener(ctx, l, e)
+			gw.update(func() { gw.listeners[l.Address] = gw.startListener(life, l, e) })
 			delete(opened, l.Address)
 		}
 	}
 	for _, name := range sorted(buses) {
 		if gw.buses[name] == nil {
-			b, err := gw.startBus(ctx, name, cfg.Gateway.Readings, buses[name])
+			b, err := gw.startBus(life, name, cfg.Gateway.Readings, buses[name])
 			if err != nil {
 				return err
 			}
-			gw.buses[name] = b
+			gw.update(func() { gw.buses[name] = b })
 		}
+	}
+	if stuck != nil {
+		return stuck
 	}
 	for _, name := range gone {
 		gw.g.broker.RemoveRecipient(uplink.RecipientName(name))
 	}
-	gw.cfg = cfg
+	gw.update(func() { gw.cfg = cfg })
 	return nil
 }
 
-// drop stops the parts that want does not name, or has other settings for.
-func drop[S any](parts map[string]*running, want map[string]S) {
+// drop stops the parts that want does not name, or has other settings for. One
+// that does not stop stays among the parts, without settings, so that the next
+// reload waits for it again: nothing may take its place while it holds its port.
+func drop[S any](grace context.Context, gw *gateway, parts map[string]*running, want map[string]S) error {
 	gone := map[string]*running{}
 	for name, p := range parts {
 		if s, ok := want[name]; !ok || !reflect.DeepEqual(p.settings, any(s)) {
+			p.settings = nil
 			gone[name] = p
-			delete(parts, name)
 		}
 	}
-	stopAll(gone, errChanged)
+	err := stopAll(grace, gone, errChanged)
+	gw.update(func() {
+		for name, p := range gone {
+			if p.ended {
+				delete(parts, name)
+			}
+		}
+	})
+	return err
 }
 
 func listenersByAddress(ls []config.Listener) map[string]config.Listener {
@@ -289,7 +341,7 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	opts.Software = version
 	opts.Epoch = machineID() + "/" + gw.g.store.ID()
 	opts.Routes = append(slices.Clone(opts.Routes), config.StatusRoute(opts.Gateway))
-	u, err := uplink.New(name, opts, gw.g.store, gw.g.broker, gw.log)
+	u, err := uplink.New(name, opts, gw.g.store, gw.g.broker, gw.parts)
 	if err != nil {
 		return nil, err
 	}
@@ -300,7 +352,7 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	if err := gw.g.broker.AddRecipient(broker.Recipient{Name: u.Name(), Queue: u.Queue(), Routes: routes, Offer0: u.Offer0}); err != nil {
 		return nil, fmt.Errorf("uplink %s: %w", name, err)
 	}
-	r := startPart(ctx, settings, func(ctx context.Context) {
+	r := startPart(ctx, "uplink "+name, settings, func(ctx context.Context) {
 		if err := u.Run(ctx); err != nil && ctx.Err() == nil {
 			gw.log.Error("uplink ended", "uplink", name, "err", err)
 		}
@@ -314,7 +366,7 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 func (gw *gateway) openListener(ctx context.Context, l config.Listener) (*listen.Endpoint, error) {
 	opts := l.Options
 	opts.HandshakeTimeout = gw.connectTimeout
-	endpoint, err := listen.Open(ctx, l.Address, opts, gw.inherited, gw.log)
+	endpoint, err := listen.Open(ctx, l.Address, opts, gw.inherited, gw.parts)
 	if err != nil {
 		return nil, fmt.Errorf("listener %s: %w", l.Address, err)
 	}
@@ -325,7 +377,7 @@ func (gw *gateway) startListener(ctx context.Context, l config.Listener, endpoin
 	gw.log.Info("listening", "address", l.Address)
 	policy := l.Listener
 	policy.Name = l.Label()
-	r := startPart(ctx, l, func(ctx context.Context) {
+	r := startPart(ctx, "listener "+l.Address, l, func(ctx context.Context) {
 		var serving sync.WaitGroup
 		defer serving.Wait()
 		for _, nl := range endpoint.Listeners() {
@@ -341,12 +393,12 @@ func (gw *gateway) startListener(ctx context.Context, l config.Listener, endpoin
 }
 
 func (gw *gateway) startBus(ctx context.Context, name, readings string, bus config.Bus) (*running, error) {
-	adapter, status, err := gw.g.newBus(name, readings, bus, gw.clock, gw.log)
+	adapter, status, err := gw.g.newBus(name, readings, bus, gw.clock, gw.parts)
 	if err != nil {
 		return nil, err
 	}
-	s := adapters.NewSupervisor(adapter, adapters.DefaultSuperviseOptions(), gw.log)
-	r := startPart(ctx, bus, s.Run)
+	s := adapters.NewSupervisor(adapter, adapters.DefaultSuperviseOptions(), gw.parts)
+	r := startPart(ctx, "port "+name, bus, s.Run)
 	r.status = func() any { return busStatus{Name: name, Supervisor: s.Status(), Bus: status()} }
 	r.cleanup = func() {
 		for device := range bus.Devices {
@@ -362,22 +414,24 @@ type reloadStatus struct {
 	Failures  uint64    `json:"failures"`
 	LastAt    time.Time `json:"last_at,omitzero"`
 	LastError string    `json:"last_error,omitempty"`
+	// Waiting are the sections of the file whose changes wait for a restart.
+	Waiting []string `json:"waiting_for_restart,omitempty"`
 }
 
 // reload reads the configuration again and applies what can be changed while
 // running. A file with a mistake changes nothing.
-func (gw *gateway) reload(ctx context.Context, load func() (config.Config, error)) {
+func (gw *gateway) reload(life, patience context.Context, load func() (config.Config, error)) {
 	gw.sup.reloading()
-	err := gw.applyReload(ctx, load)
-	gw.mu.Lock()
-	gw.reloads.Count++
-	gw.reloads.LastAt = time.Now()
-	gw.reloads.LastError = ""
-	if err != nil {
-		gw.reloads.Failures++
-		gw.reloads.LastError = err.Error()
-	}
-	gw.mu.Unlock()
+	err := gw.applyReload(life, patience, load)
+	gw.update(func() {
+		gw.reloads.Count++
+		gw.reloads.LastAt = time.Now()
+		gw.reloads.LastError = ""
+		if err != nil {
+			gw.reloads.Failures++
+			gw.reloads.LastError = err.Error()
+		}
+	})
 	if err != nil {
 		gw.log.Error("configuration not reloaded", "err", err)
 	} else {
@@ -386,7 +440,7 @@ func (gw *gateway) reload(ctx context.Context, load func() (config.Config, error
 	gw.sup.ready(gw.summary())
 }
 
-func (gw *gateway) applyReload(ctx context.Context, load func() (config.Config, error)) error {
+func (gw *gateway) applyReload(life, patience context.Context, load func() (config.Config, error)) error {
 	cfg, err := load()
 	if err != nil {
 		return err
@@ -395,22 +449,22 @@ func (gw *gateway) applyReload(ctx context.Context, load func() (config.Config, 
 	if err != nil {
 		return err
 	}
-	gw.mu.Lock()
 	old := gw.cfg
-	gw.mu.Unlock()
-	if fixed := fixedKeys(&old, &cfg); len(fixed) > 0 {
+	fixed := fixedKeys(&old, &cfg)
+	if len(fixed) > 0 {
 		gw.log.Warn("changes wait for a restart", "keys", strings.Join(fixed, " "))
 		cfg.Gateway, cfg.Broker, cfg.Store, cfg.Control, cfg.Log = old.Gateway, old.Broker, old.Store, old.Control, old.Log
 		cfg.Resolve()
 	}
 	// Before the listeners: a new one may be meant for the new users.
 	before := gw.g.access.Replace(rules)
-	if err := gw.reconcile(ctx, cfg); err != nil {
+	if err := gw.reconcile(life, patience, cfg); err != nil {
 		gw.g.access.Replace(before)
 		gw.g.broker.Reauthorize()
-		back := gw.reconcile(ctx, old)
+		back := gw.reconcile(life, patience, old)
 		return errors.Join(fmt.Errorf("%w (went back to the previous configuration)", err), back)
 	}
+	gw.update(func() { gw.reloads.Waiting = fixed })
 	gw.enforce(rules, before, &old, &cfg)
 	return nil
 }

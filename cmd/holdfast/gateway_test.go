@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"holdfast/adapters/reading"
+	"holdfast/broker"
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/cmd/holdfast/config"
@@ -29,7 +31,7 @@ func reloadable(t *testing.T, file string) *gateway {
 		t.Fatal(err)
 	}
 	gw := &gateway{
-		log: log, clock: reading.NewClock(), cfg: cfg, connectTimeout: cfg.Broker.ConnectTimeout,
+		log: log, parts: log, clock: reading.NewClock(), cfg: cfg, connectTimeout: cfg.Broker.ConnectTimeout,
 		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
 	}
 	if gw.g, err = build(t.Context(), &cfg, rules, gw.clock, log); err != nil {
@@ -43,7 +45,7 @@ func reloadable(t *testing.T, file string) *gateway {
 	if err := gw.g.broker.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := gw.reconcile(t.Context(), cfg); err != nil {
+	if err := gw.reconcile(t.Context(), t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	return gw
@@ -66,7 +68,7 @@ func TestFailedReloadTouchesNoUplink(t *testing.T) {
 	if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := gw.applyReload(t.Context(), func() (config.Config, error) { return loadConfig(file, data, nil) })
+	err := gw.applyReload(t.Context(), t.Context(), func() (config.Config, error) { return loadConfig(file, data, nil) })
 	if err == nil || !strings.Contains(err.Error(), "went back") {
 		t.Fatalf("reload: %v", err)
 	}
@@ -117,7 +119,7 @@ func TestFailedReloadKeepsUplink(t *testing.T) {
 	// A file without the uplink, and with a listener that cannot be opened.
 	write(listener + "[[listener]]\naddress = \"tcp://192.0.2.1:1\"\n")
 	for range 5 {
-		if err := gw.applyReload(t.Context(), load); err == nil || !strings.Contains(err.Error(), "went back") {
+		if err := gw.applyReload(t.Context(), t.Context(), load); err == nil || !strings.Contains(err.Error(), "went back") {
 			t.Fatalf("reload: %v", err)
 		}
 		<-time.After(10 * time.Millisecond) // some messages between two of them
@@ -132,7 +134,7 @@ func TestFailedReloadKeepsUplink(t *testing.T) {
 
 	// One that succeeds does let go of it.
 	write(listener)
-	if err := gw.applyReload(t.Context(), load); err != nil {
+	if err := gw.applyReload(t.Context(), t.Context(), load); err != nil {
 		t.Fatal(err)
 	}
 	before := gw.g.store.Status().Messages
@@ -146,4 +148,49 @@ func TestFailedReloadKeepsUplink(t *testing.T) {
 	if after := gw.g.store.Status().Messages; after != before {
 		t.Errorf("a removed uplink got %d more messages", after-before)
 	}
+}
+
+// A part that hangs when it is asked to stop keeps neither the reload nor the
+// stop, and the others go on.
+func TestPartThatDoesNotStop(t *testing.T) {
+	const listener = "[[listener]]\naddress = \"tcp://127.0.0.1:0\"\n"
+	file := filepath.Join(t.TempDir(), "h.toml")
+	if err := os.WriteFile(file, []byte(listener), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gw := reloadable(t, file)
+	data := gw.cfg.Gateway.Data
+	load := func() (config.Config, error) { return loadConfig(file, data, nil) }
+	freed := make(chan struct{})
+	hanging := startPart(t.Context(), "port rs485", nil, func(context.Context) { <-freed })
+	gw.buses["rs485"] = hanging
+
+	asked, ask := context.WithCancel(t.Context())
+	ask() // SIGTERM has come: the reload is not waited for
+	if err := os.WriteFile(file, []byte(listener+"name = \"other\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := gw.applyReload(t.Context(), asked, load)
+	if err == nil || !strings.Contains(err.Error(), "port rs485 did not stop in time") {
+		t.Errorf("reload = %v", err)
+	}
+	if gw.buses["rs485"] != hanging {
+		t.Error("the place of the port that hangs is free")
+	}
+	done := make(chan error, 1)
+	err = gw.g.broker.Publish(&message.Message{Topic: "t", QoS: 1, Retain: true, Payload: []byte("x")}, durable.Origin{}, func(err error) { done <- err })
+	if err := errors.Join(err, <-done); err != nil {
+		t.Errorf("publish with a port that hangs: %v", err)
+	}
+
+	if err := gw.stop(asked); err == nil || !strings.Contains(err.Error(), "port rs485 did not stop in time") {
+		t.Errorf("stop = %v", err)
+	}
+	err = gw.g.broker.Publish(&message.Message{Topic: "t", QoS: 1}, durable.Origin{}, nil)
+	if !errors.Is(err, durable.ErrClosed) && !errors.Is(err, broker.ErrClosed) {
+		t.Errorf("publish after the stop = %v", err)
+	}
+	close(freed)
+	<-hanging.done
+	gw.buses = nil
 }
