@@ -112,13 +112,21 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		if !u.NextAttempt.IsZero() {
 			fmt.Fprintf(t, ", next attempt in %s", since(u.NextAttempt, s.Time))
 		}
-		fmt.Fprintf(t, "\n\t\tbacklog %d messages, %d bytes, oldest %s; sent %d, acknowledged %d, in flight %d of %d\n",
-			u.Backlog, u.BacklogBytes, seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window)
+		fmt.Fprintf(t, "\n\t\tbacklog %d messages, %d bytes, oldest %s; sent %d, acknowledged %d, in flight %d of %d; refused %d, dropped %d\n",
+			u.Backlog, u.BacklogBytes, seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window, u.Refused, sum(u.Dropped))
+	}
+	for _, b := range s.Buses {
+		fmt.Fprintf(t, "port\t%s\t%s", b.Name, b.Supervisor.State)
+		if b.Supervisor.Failures > 0 {
+			fmt.Fprintf(t, ", ended %d times, last: %s", b.Supervisor.Failures, b.Supervisor.LastError)
+		}
+		fmt.Fprintln(t)
+		printLine(t, s.Time, b.Bus)
 	}
 	for _, d := range s.Devices {
 		fmt.Fprintf(t, "device\t%s\t%s for %s%s\n", d.Name, d.State, since(s.Time, d.Since), because(d.Reason))
 		fmt.Fprintf(t, "\t\treadings %d, safe %d, dropped %d; polls good %d, bad %d\n",
-			d.Put, d.Acknowledged, d.Dropped, d.Good, d.Bad)
+			d.Put, d.Acknowledged, d.Dropped+d.Failed, d.Good, d.Bad)
 	}
 	fmt.Fprintf(t, "store\t%s\t%s\n", s.Store.Path, s.Store.State)
 	fmt.Fprintf(t, "\t\t%d messages, %d bytes in queues; %d retained; file %d bytes; %d commits, %d failed\n",
@@ -126,7 +134,7 @@ func (s *gatewayStatus) print(w io.Writer) error {
 	b := &s.Broker
 	fmt.Fprintf(t, "broker\t\t%d clients, %d sessions, %d subscriptions; in %d, out %d messages; refused %d, denied %d, dropped %d\n",
 		b.Clients, b.Sessions, b.Subscriptions, b.MessagesIn, b.MessagesOut, b.Refused, b.Denied,
-		b.DroppedSlow+b.DroppedQueueFull+b.DroppedTooLarge+b.DroppedExpired)
+		b.DroppedSlow+b.DroppedQueueFull+b.DroppedTooLarge+b.DroppedExpired+b.DroppedDenied)
 	a := &s.Access
 	fmt.Fprintf(t, "access\t%s\t%d users, %d rules; log-ins %d, anonymous %d, failed %d, slowed down %d\n",
 		openOrClosed(a.Closed), a.Users, a.Rules, a.Logins, a.Anonymous, a.Failures, a.Throttled)
@@ -137,6 +145,58 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		fmt.Fprintf(t, "problem\t%s\n", p)
 	}
 	return t.Flush()
+}
+
+// fieldLine is what people want to know of the status of either adapter.
+type fieldLine struct {
+	// Of modbus.Status.
+	Load  float64 `json:"load"`
+	Stray uint64  `json:"stray_bytes"`
+	Units []struct {
+		UnitID    int       `json:"unit_id"`
+		State     string    `json:"state"`
+		Since     time.Time `json:"since"`
+		LastError string    `json:"last_error"`
+		Requests  uint64    `json:"requests"`
+		Timeouts  uint64    `json:"timeouts"`
+		Garbled   uint64    `json:"garbled"`
+	} `json:"units"`
+	// Of serial.Status.
+	Frames     *uint64 `json:"frames"`
+	Rejected   uint64  `json:"rejected"`
+	Partial    uint64  `json:"partial"`
+	Garbage    uint64  `json:"garbage_bytes"`
+	LastReject string  `json:"last_reject"`
+}
+
+// printLine says how the line itself is: noise and silence are found here, not
+// at the device. status has been through JSON; what it does not have is left out.
+func printLine(w io.Writer, now time.Time, status any) {
+	var l fieldLine
+	b, err := json.Marshal(status)
+	if err != nil || json.Unmarshal(b, &l) != nil {
+		return
+	}
+	if l.Frames != nil {
+		fmt.Fprintf(w, "\t\tlines %d, rejected %d, cut short %d, garbage %d bytes%s\n", *l.Frames, l.Rejected, l.Partial, l.Garbage, because(l.LastReject))
+		return
+	}
+	fmt.Fprintf(w, "\t\tin use %.0f %% of the time, stray %d bytes\n", 100*l.Load, l.Stray)
+	for _, u := range l.Units {
+		why := u.LastError
+		if u.State == "up" {
+			why = ""
+		}
+		fmt.Fprintf(w, "\tunit %d\t%s for %s%s; asked %d, no answer %d, garbled %d\n",
+			u.UnitID, u.State, since(now, u.Since), because(why), u.Requests, u.Timeouts, u.Garbled)
+	}
+}
+
+func sum(counts map[string]uint64) (n uint64) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
 }
 
 func openOrClosed(closed bool) string {

@@ -22,7 +22,7 @@ import (
 type gatewayStatus struct {
 	Gateway  string                `json:"gateway"`
 	Version  string                `json:"version"`
-	Session  uint64                `json:"session"`
+	Session  uint64                `json:"session" metric:"gauge"`
 	Time     time.Time             `json:"time"`
 	Clock    string                `json:"clock"` // "synchronised" or "unsynchronised"
 	Uptime   float64               `json:"uptime_seconds"`
@@ -35,6 +35,7 @@ type gatewayStatus struct {
 	Listen   []listen.Status       `json:"listeners"`
 	Store    storeforward.Status   `json:"store"`
 	Readings adapters.OutboxStatus `json:"readings"`
+	Statuses adapters.OutboxStatus `json:"statuses"` // of the devices
 	Reloads  reloadStatus          `json:"reloads"`
 }
 
@@ -78,6 +79,7 @@ func (gw *gateway) snapshot() gatewayStatus {
 		Access:   gw.g.access.Status(),
 		Store:    gw.g.store.Status(),
 		Readings: gw.g.readings.Status(),
+		Statuses: gw.g.statuses.Status(),
 		Reloads:  reloads,
 		Problems: []string{}, Uplinks: []uplink.Status{}, Devices: []deviceStatus{}, Buses: []busStatus{},
 		Listen: []listen.Status{},
@@ -132,7 +134,11 @@ func (s *gatewayStatus) problems() []string {
 	}
 	for _, u := range s.Uplinks {
 		switch u.State {
-		case uplink.StateUp, uplink.StateIdle, uplink.StateConnecting, uplink.StateStopping:
+		case uplink.StateUp, uplink.StateIdle, uplink.StateStopping:
+		case uplink.StateConnecting:
+			if u.Reason != "" { // why the attempt before failed
+				add("uplink %s: %s again after: %s", u.Name, u.State, u.Reason)
+			}
 		default:
 			add("uplink %s: %s: %s", u.Name, u.State, u.Reason)
 		}
@@ -157,6 +163,9 @@ func (s *gatewayStatus) problems() []string {
 	}
 	if s.Reloads.LastError != "" {
 		add("the latest configuration was not taken: %s", s.Reloads.LastError)
+	}
+	if len(s.Reloads.Waiting) > 0 {
+		add("changes wait for a restart: %s", strings.Join(s.Reloads.Waiting, ", "))
 	}
 	return out
 }
