@@ -49,9 +49,9 @@ type Status struct {
 
 // QueueStatus is the snapshot of one queue.
 type QueueStatus struct {
-	ID   durable.QueueID `json:"id"`
-	Kind string          `json:"kind"` // "session" or "uplink"
-	Name string          `json:"name"` // client id or uplink name
+	ID   durable.QueueID `json:"id" metric:"-"`
+	Kind string          `json:"kind" metric:"label"` // "session" or "uplink"
+	Name string          `json:"name" metric:"label"` // client id or uplink name
 	// Online says that a recipient is attached.
 	Online   bool  `json:"online"`
 	Messages int64 `json:"messages"` // not yet finished

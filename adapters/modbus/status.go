@@ -26,7 +26,7 @@ type Status struct {
 
 // UnitStatus is a snapshot of one unit of a bus.
 type UnitStatus struct {
-	UnitID    byte      `json:"unit_id"`
+	UnitID    byte      `json:"unit_id" metric:"label"`
 	Devices   []string  `json:"devices"`
 	State     UnitState `json:"state"`
 	Since     time.Time `json:"since"`
@@ -52,8 +52,8 @@ type UnitStatus struct {
 
 // ReadStatus is one request that is made again and again.
 type ReadStatus struct {
-	Device   string        `json:"device"`
-	Register string        `json:"register"`
+	Device   string        `json:"device" metric:"label"`
+	Register string        `json:"register" metric:"label"`
 	Count    int           `json:"count"`
 	Points   []string      `json:"points"`
 	Every    time.Duration `json:"every_ns"`

@@ -34,7 +34,7 @@ type counters struct {
 
 // Status is a snapshot of an endpoint. Counters start at 0 when it is opened.
 type Status struct {
-	Address string `json:"address"`
+	Address string `json:"address" metric:"label"`
 
 	Handshakes        uint64 `json:"handshakes,omitempty"`         // TLS handshakes that succeeded
 	HandshakeFailures uint64 `json:"handshake_failures,omitempty"` // refused certificates, timeouts, no TLS at all

@@ -12,17 +12,23 @@ import (
 
 // appendMetrics renders the numbers of a status snapshot as OpenMetrics text.
 // A family is named by the path of json names that leads to it; members of a
-// list or map become labels (their "name" field, or the key). Durations are
-// seconds, times are Unix seconds, booleans 0 or 1. A state (a
-// field named "state" that is text) is a gauge of 1 with the state as a label.
+// list or map become labels. Durations are seconds, times are Unix seconds,
+// booleans 0 or 1, a list of texts is its length. A state (a field named
+// "state" that is text) is a gauge of 1 with the state as a label.
 //
-// The type of each family is "unknown", save those whose json name says
-// counter by its ending in _total.
+// What is a uint64 only grows while the process lives: it is a counter, and its
+// name ends in _total. Everything else is a gauge. The tag metric says what the
+// type cannot:
+//
+//	metric:"gauge"  a uint64 that is no count
+//	metric:"label"  the fields that together tell the members of a list apart;
+//	                without one it is the field whose json name is "name"
+//	metric:"-"      not for the metrics
 func appendMetrics(b []byte, prefix string, status any) []byte {
 	c := collector{families: map[string][]string{}}
 	c.walk(prefix, nil, reflect.ValueOf(status))
 	for _, name := range c.order {
-		typ, family := "unknown", name
+		typ, family := "gauge", name
 		if base, ok := strings.CutSuffix(name, "_total"); ok {
 			typ, family = "counter", base
 		}
@@ -79,7 +85,7 @@ func (c *collector) walk(name string, labels []label, v reflect.Value) {
 		}
 		return
 	case time.Duration:
-		c.sample(name+"_seconds", labels, strconv.FormatFloat(x.Seconds(), 'g', -1, 64))
+		c.sample(strings.TrimSuffix(name, "_ns")+"_seconds", labels, strconv.FormatFloat(x.Seconds(), 'g', -1, 64))
 		return
 	case encoding.TextMarshaler:
 		if text, err := x.MarshalText(); err == nil && lastWord(name) == "state" {
@@ -93,20 +99,31 @@ func (c *collector) walk(name string, labels []label, v reflect.Value) {
 	case reflect.Map:
 		keys := v.MapKeys()
 		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+		one, label := singular(name), lastWord(singular(name))
+		if v.Type().Elem().Kind() == reflect.Uint64 { // counts by reason, under one name
+			one, label = name, "reason"
+		}
 		for _, k := range keys {
-			c.walk(name, with(labels, lastWord(name), fmt.Sprint(k)), v.MapIndex(k))
+			c.walk(one, with(labels, label, fmt.Sprint(k)), v.MapIndex(k))
 		}
 	case reflect.Slice, reflect.Array:
-		if v.Type().Elem().Kind() == reflect.Uint8 {
+		switch v.Type().Elem().Kind() {
+		case reflect.Uint8:
 			return
+		case reflect.String:
+			c.sample(name, labels, strconv.Itoa(v.Len()))
+			return
+		default:
 		}
+		seen := map[string]bool{"": true}
 		for i := range v.Len() {
 			el := v.Index(i)
 			id := elementName(el)
-			if id == "" {
-				id = strconv.Itoa(i)
+			if seen[id] { // two series of one name would spoil the whole scrape
+				id = strings.TrimSpace(id + " " + strconv.Itoa(i))
 			}
-			one := strings.TrimSuffix(name, "s")
+			seen[id] = true
+			one := singular(name)
 			c.walk(one, with(labels, lastWord(one), id), el)
 		}
 	case reflect.Bool:
@@ -117,7 +134,9 @@ func (c *collector) walk(name string, labels []label, v reflect.Value) {
 		c.sample(name, labels, value)
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		c.sample(name, labels, strconv.FormatInt(v.Int(), 10))
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+	case reflect.Uint64:
+		c.sample(name+"_total", labels, strconv.FormatUint(v.Uint(), 10))
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32:
 		c.sample(name, labels, strconv.FormatUint(v.Uint(), 10))
 	case reflect.Float32, reflect.Float64:
 		c.sample(name, labels, strconv.FormatFloat(v.Float(), 'g', -1, 64))
@@ -131,7 +150,10 @@ func (c *collector) walkStruct(name string, labels []label, v reflect.Value) {
 			continue
 		}
 		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		switch {
+		switch metric := f.Tag.Get("metric"); {
+		case metric == "-", metric == "label":
+		case metric == "gauge":
+			c.sample(name+"_"+tag, labels, fmt.Sprint(fv))
 		case f.Anonymous && tag == "":
 			c.walk(name, labels, fv)
 		case tag == "" || tag == "-":
@@ -143,7 +165,7 @@ func (c *collector) walkStruct(name string, labels []label, v reflect.Value) {
 	}
 }
 
-// elementName is the json field "name" of a struct, else "".
+// elementName is what tells a struct from the others of its list, else "".
 func elementName(v reflect.Value) string {
 	for v.Kind() == reflect.Interface || v.Kind() == reflect.Pointer {
 		if v.IsNil() {
@@ -154,22 +176,36 @@ func elementName(v reflect.Value) string {
 	if v.Kind() != reflect.Struct {
 		return ""
 	}
+	var name string
+	var labels []string
 	for f, fv := range v.Fields() {
 		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if tag == "name" && fv.Kind() == reflect.String {
-			return fv.String()
-		}
-		if f.Anonymous && tag == "" {
-			if n := elementName(fv); n != "" {
-				return n
-			}
+		switch {
+		case f.Tag.Get("metric") == "label":
+			labels = append(labels, fmt.Sprint(fv))
+		case name != "":
+		case tag == "name" && fv.Kind() == reflect.String:
+			name = fv.String()
+		case f.Anonymous && tag == "":
+			name = elementName(fv)
 		}
 	}
-	return ""
+	if len(labels) > 0 {
+		return strings.Join(labels, " ")
+	}
+	return name
 }
 
 func with(labels []label, name, value string) []label {
 	return append(slices.Clone(labels), label{name, value})
+}
+
+// singular is the name of one member of a list: uplink of uplinks, bus of buses.
+func singular(name string) string {
+	if one, ok := strings.CutSuffix(name, "ses"); ok {
+		return one + "s"
+	}
+	return strings.TrimSuffix(name, "s")
 }
 
 func lastWord(name string) string { return name[strings.LastIndexByte(name, '_')+1:] }

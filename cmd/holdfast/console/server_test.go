@@ -21,15 +21,24 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fakePart struct {
 	Name     string        `json:"name"`
 	State    string        `json:"state"`
-	Dropped  uint64        `json:"dropped_total"`
-	Oldest   time.Duration `json:"oldest"`
+	Dropped  uint64        `json:"dropped"`
+	Oldest   time.Duration `json:"oldest_ns"`
 	Up       bool          `json:"up"`
 	Password string        `json:"reason"`
 	Since    time.Time     `json:"since"`
 }
 
+type fakeBus struct {
+	UnitID byte     `json:"unit_id" metric:"label"`
+	Load   float64  `json:"load"`
+	Secret uint64   `json:"secret" metric:"-"`
+	Points []string `json:"points"`
+}
+
 type fakeStatus struct {
 	Version string            `json:"version"`
+	Session uint64            `json:"session" metric:"gauge"`
+	Buses   []fakeBus         `json:"buses"`
 	Parts   []fakePart        `json:"uplinks"`
 	Reasons map[string]uint64 `json:"refused"`
 	Nothing *fakePart         `json:"nothing"`
@@ -113,30 +122,39 @@ func TestSocketOfADeadProcessIsReplacedALiveOneIsNot(t *testing.T) {
 
 func TestMetricsAreOpenMetrics(t *testing.T) {
 	got := string(appendMetrics(nil, "holdfast", fakeStatus{
-		Version: "1",
+		Version: "1", Session: 3,
+		Buses: []fakeBus{{UnitID: 17, Load: 0.5, Points: []string{"a", "b"}}, {UnitID: 17}},
 		Parts: []fakePart{
 			{Name: `clo"ud`, State: "up", Dropped: 7, Oldest: 1500 * time.Millisecond, Up: true, Since: time.Unix(100, 0)},
 			{Name: "b", State: "backing_off", Dropped: 1},
 		},
 		Reasons: map[string]uint64{"full": 3, "acl": 4},
 	}))
-	want := `# TYPE holdfast_uplink_state unknown
+	want := `# TYPE holdfast_session gauge
+holdfast_session 3
+# TYPE holdfast_bus_load gauge
+holdfast_bus_load{bus="17"} 0.5
+holdfast_bus_load{bus="17 1"} 0
+# TYPE holdfast_bus_points gauge
+holdfast_bus_points{bus="17"} 2
+holdfast_bus_points{bus="17 1"} 0
+# TYPE holdfast_uplink_state gauge
 holdfast_uplink_state{uplink="clo\"ud",state="up"} 1
 holdfast_uplink_state{uplink="b",state="backing_off"} 1
 # TYPE holdfast_uplink_dropped counter
 holdfast_uplink_dropped_total{uplink="clo\"ud"} 7
 holdfast_uplink_dropped_total{uplink="b"} 1
-# TYPE holdfast_uplink_oldest_seconds unknown
+# TYPE holdfast_uplink_oldest_seconds gauge
 holdfast_uplink_oldest_seconds{uplink="clo\"ud"} 1.5
 holdfast_uplink_oldest_seconds{uplink="b"} 0
-# TYPE holdfast_uplink_up unknown
+# TYPE holdfast_uplink_up gauge
 holdfast_uplink_up{uplink="clo\"ud"} 1
 holdfast_uplink_up{uplink="b"} 0
-# TYPE holdfast_uplink_since_timestamp_seconds unknown
+# TYPE holdfast_uplink_since_timestamp_seconds gauge
 holdfast_uplink_since_timestamp_seconds{uplink="clo\"ud"} 100.000
-# TYPE holdfast_refused unknown
-holdfast_refused{refused="acl"} 4
-holdfast_refused{refused="full"} 3
+# TYPE holdfast_refused counter
+holdfast_refused_total{reason="acl"} 4
+holdfast_refused_total{reason="full"} 3
 # EOF
 `
 	if got != want {
