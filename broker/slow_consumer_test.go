@@ -191,3 +191,77 @@ func TestTooLargeNow(t *testing.T) {
 		})
 	}
 }
+
+// TestSlowSubscribersHarmNobody: whatever becomes of those that do not read, the
+// others get each message without a moment passing.
+func TestSlowSubscribersHarmNobody(t *testing.T) { synctest.Test(t, testSlowSubscribersHarmNobody) }
+
+func testSlowSubscribersHarmNobody(t *testing.T) {
+	b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxOutput, o.MaxQueued, o.MaxInflight = 8192, 50, 10 })
+	for qos := range byte(3) {
+		for _, connect := range []*packet.Connect{brokertest.V5("slow"), brokertest.Keep(brokertest.V4("slow and kept"), 0)} {
+			connect.ClientID += fmt.Sprint(qos)
+			slow := connectAndStopReading(t, b, connect, qos)
+			defer slow.Close()
+		}
+	}
+	var fast []*brokertest.Client
+	for qos := range byte(3) {
+		for _, connect := range []*packet.Connect{brokertest.V5("fast"), brokertest.V4("fast 4"), brokertest.Keep(brokertest.V5("fast and kept"), 600)} {
+			connect.ClientID += fmt.Sprint(qos)
+			c := brokertest.Connect(t, b.Pipe(), connect)
+			c.Subscribe(qos, "a")
+			fast = append(fast, c)
+		}
+	}
+	pub := brokertest.Connect(t, b.Pipe(), brokertest.V5("pub"))
+	payload := strings.Repeat("x", 1000)
+	start := time.Now()
+	for i := range 300 {
+		if r := pub.Publish(byte(i%3), false, "a", payload); r != 0 {
+			t.Fatalf("message %d was answered with %v", i, r)
+		}
+		synctest.Wait()
+		for n, c := range fast {
+			if got := c.Received(); got != i+1 {
+				t.Fatalf("fast subscriber %d has %d messages of %d", n, got, i+1)
+			}
+		}
+	}
+	if d := time.Since(start); d != 0 {
+		t.Errorf("it took %v of waiting", d)
+	}
+	pass(2 * time.Second)
+	// Gone are those that were to get QoS 1 and 2 and whose sessions do not keep it.
+	if st := b.Status(); st.Clients != len(fast)+1+4 || st.DroppedSlow == 0 || st.DroppedQueueFull == 0 {
+		t.Errorf("%d clients, %d and %d dropped", st.Clients, st.DroppedSlow, st.DroppedQueueFull)
+	}
+}
+
+// TestSlowConsumerIsTold: the last thing a client reads that let too much wait
+// is why it was disconnected.
+func TestSlowConsumerIsTold(t *testing.T) {
+	for qos := byte(1); qos <= 2; qos++ {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t, nil, func(o *broker.Options) { o.MaxOutput, o.MaxQueued, o.MaxInflight = 8192, 50, 10 })
+			slow := connectAndStopReading(t, b, brokertest.V5("slow"), qos)
+			defer slow.Close()
+			pub := brokertest.Connect(t, b.Pipe(), brokertest.V5("pub"))
+			for range 70 {
+				pub.Publish(qos, false, "a", strings.Repeat("x", 1000))
+			}
+			r := packet.NewReader(slow, 0)
+			var last packet.Packet
+			for {
+				p, err := r.Next()
+				if err != nil {
+					break
+				}
+				last = p
+			}
+			if d, ok := last.(*packet.Disconnect); !ok || d.Reason != packet.ReasonQuotaExceeded {
+				t.Errorf("the last packet is %v %v, want DISCONNECT 0x97", last.Type(), last)
+			}
+		})
+	}
+}
