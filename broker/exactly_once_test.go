@@ -119,6 +119,7 @@ func TestInboundAcrossConnections(t *testing.T) {
 		c.Send(publish2(true, "once"))
 		c.Take(packet.TypePubrec)
 		c.Kill()
+		synctest.Wait() // the subscriber's PUBREC has come
 		b.Stop(t)
 		store.Restart()
 
