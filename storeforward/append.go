@@ -31,12 +31,15 @@ func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.
 		s.mu.Unlock()
 		return err
 	}
+	for _, q := range e.omitted {
+		q.drop(reasonNewest)
+	}
 	if e.unsafe == 0 { // nobody durable wants it
 		s.mu.Unlock()
 		call(done, nil)
 		return nil
 	}
-	e.done = done
+	e.done = s.withhold(e.waitsFor(), done)
 	s.seq++
 	e.seq = s.seq
 	if from.Will != "" {
@@ -62,6 +65,16 @@ func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.
 			hurry = true
 		}
 	}
+	for _, r := range e.relief {
+		switch r.how {
+		case admitRelieve:
+			s.relieveLocked(r.q)
+		case admitThin:
+			s.thinLocked(r.q)
+		case admit, admitWait, omit, refuse:
+		}
+	}
+	e.relief, e.omitted = nil, nil
 	switch {
 	case hurry, s.tail.bytes > s.opts.MaxUnsafeBytes, s.opts.CommitWindow == 0, s.seq+seqBlock/2 > s.mark:
 		s.hurryLocked()
@@ -72,6 +85,16 @@ func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.
 	return nil
 }
 
+// waitsFor are the queues whose lack of room withholds the acknowledgement.
+func (e *entry) waitsFor() (queues []*queue) {
+	for _, r := range e.relief {
+		if r.how == admitWait {
+			queues = append(queues, r.q)
+		}
+	}
+	return queues
+}
+
 // entryLocked checks that there is room for the message everywhere, or nowhere
 // (admission is all or nothing), and builds its entry.
 func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from durable.Origin, now time.Time) (*entry, error) {
@@ -80,6 +103,8 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 	if len(claims) > 1 {
 		e.claims = make([]claim, 0, len(claims))
 	}
+	wanted := int64(len(claims))
+	crowded := wanted > 0 && (s.counts.messages+wanted > s.opts.MaxMessages || s.counts.bytes+wanted*e.size > s.opts.MaxBytes)
 	for _, c := range claims {
 		q := s.queues[c.Queue]
 		if q == nil {
@@ -88,7 +113,15 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 			e.mustCommit = e.mustCommit || s.pendingEnds > 0
 			continue
 		}
-		if q.messages >= s.opts.MaxQueueMessages || q.bytes+e.size > s.opts.MaxQueueBytes {
+		how := s.admitLocked(q, m.Topic, e.size, from, crowded)
+		switch how {
+		case admit:
+		case admitWait, admitRelieve, admitThin:
+			e.relief = append(e.relief, reliefFor{q, how})
+		case omit:
+			e.omitted = append(e.omitted, q)
+			continue
+		case refuse:
 			q.refused++
 			s.counts.refused++
 			return nil, fmt.Errorf("queue of %s %q: %w", q.kind(), q.name, durable.ErrFull)
@@ -109,9 +142,7 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 	if e.unsafe == 0 {
 		return e, nil
 	}
-	n := int64(len(e.claims))
 	full := s.tail.bytes+e.weight() > s.opts.MaxMemoryBytes ||
-		n > 0 && (s.counts.messages+n > s.opts.MaxMessages || s.counts.bytes+n*e.size > s.opts.MaxBytes) ||
 		s.retainedFullLocked(m) ||
 		// The id of an inbound QoS 2 message must be committed: while the disk
 		// fails there is no hope to do so soon.
@@ -211,6 +242,9 @@ func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(err
 	}
 	s.counts.messages--
 	s.counts.bytes -= bytes - q.bytes
+	if len(q.parked) > 0 {
+		s.wakeCommitter()
+	}
 	if full && len(st.out) < s.opts.MaxUnfinished {
 		st.wakeReader()
 	}

@@ -43,8 +43,13 @@ func (c *storeClock) instant(clock int64) time.Time {
 // received turns the stored time of arrival of a message into a time from
 // which its age and expiry can be computed.
 func (c *storeClock) received(seq durable.Seq, wall int64) time.Time {
+	return c.instant(c.at(seq, wall))
+}
+
+// at turns the stored time of arrival of a message into the store's clock.
+func (c *storeClock) at(seq durable.Seq, wall int64) int64 {
 	r := c.runOf(seq)
-	return c.instant(r.clock + wall - r.opened)
+	return r.clock + wall - r.opened
 }
 
 // runOf returns the run that gave a sequence number; nil before the first run.

@@ -82,9 +82,17 @@ func (s *Store) commitLoop() {
 	for {
 		s.mu.Lock()
 		now := time.Now()
+		if calls := s.unparkLocked(); len(calls) > 0 {
+			s.mu.Unlock()
+			for _, done := range calls {
+				call(done, nil)
+			}
+			continue
+		}
+		agesWait := s.agesLocked(now)
 		clockWait, clock := s.clockDueLocked(now)
 		wait, due := s.dueLocked(now)
-		wait, due = min(wait, clockWait), due || clock
+		wait, due = min(wait, clockWait, agesWait), due || clock
 		var b *batch
 		switch {
 		case due:

@@ -200,6 +200,7 @@ func (c *conn) send1() {
 		if it.state == 0 {
 			it.state = 1
 			c.p.arrive(c, it.d)
+			c.p.unanswered[strings.TrimRight(string(it.d.Message.Payload), ".")] = true
 			return
 		}
 		if c.w.c.pick(4, "late") == 0 {
@@ -208,6 +209,7 @@ func (c *conn) send1() {
 		c.remove(it)
 		payload := strings.TrimRight(string(it.d.Message.Payload), ".")
 		delete(c.p.rejected, payload)
+		delete(c.p.unanswered, payload)
 		c.p.answered[payload] = true
 		switch c.w.c.pick(10, "answer") {
 		case 0:

@@ -18,6 +18,7 @@ func (w *world) cut() error {
 	}
 	old := w.s
 	next := w.disk.Cut(w.r)
+	w.countOmitted()
 	w.pump()
 	w.epoch++
 	w.cuts++
@@ -32,6 +33,7 @@ func (w *world) cut() error {
 // restart closes the store properly and opens it again.
 func (w *world) restart() error {
 	w.disk.Heal()
+	w.countOmitted()
 	if err := w.s.Close(); err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
@@ -42,9 +44,18 @@ func (w *world) restart() error {
 	return w.open()
 }
 
+// countOmitted: what a policy leaves out of a queue is counted durably with the
+// next commit only, since nothing of it is written.
+func (w *world) countOmitted() {
+	for _, p := range w.peers {
+		p.omitted += w.dropped(p)[reasonNewest] - p.before
+	}
+}
+
 func (w *world) disconnectAll() {
 	for _, p := range w.peers {
 		p.conn = nil
+		clear(p.unanswered)
 		clear(p.answered)
 	}
 }
@@ -107,12 +118,13 @@ func (w *world) drain() error {
 
 // verdict says what was promised and not kept.
 func (w *world) verdict() error {
+	missing := map[*peer][]string{}
 	for _, p := range w.pubs {
 		for _, m := range p.sent {
 			for _, to := range m.to {
 				n := to.got[m.payload]
 				if m.acked && n == 0 {
-					w.failf("lost: %s to %s was acknowledged and never came", m.payload, to.name)
+					missing[to] = append(missing[to], m.payload)
 				}
 				if m.qos == 2 && n > 1 {
 					w.failf("%s came to %s %d times with QoS 2", m.payload, to.name, n)
@@ -120,12 +132,28 @@ func (w *world) verdict() error {
 			}
 		}
 	}
-	w.checkDeadLetters()
+	w.countOmitted()
+	missing[w.peers[0]] = append(missing[w.peers[0]], w.checkDeadLetters()...)
+	for _, p := range w.peers {
+		d := w.dropped(p)
+		w.drops += p.omitted + d[reasonOldest] + d[reasonThin]
+		licence := p.omitted + d[reasonOldest] + d[reasonThin]
+		if p.policy.Policy == "" || p.policy.Policy == durable.PolicyRefuse || p.policy.Policy == durable.PolicyWait {
+			licence = 0
+		}
+		if list := missing[p]; uint64(len(list)) > licence {
+			w.failf("lost: %v to %s were acknowledged and never came; %d were dropped by policy %q", list, p.name, licence, p.policy.Policy)
+		}
+		for payload := range p.unanswered {
+			w.failf("%s was sent to %s, not answered, and did not come again", payload, p.name)
+		}
+	}
 	return errors.Join(w.errs...)
 }
 
-// checkDeadLetters: what the cloud has refused is kept.
-func (w *world) checkDeadLetters() {
+// checkDeadLetters: what the cloud has refused is kept. It returns what it has only
+// refused and is not: a power cut may have taken the refusal back.
+func (w *world) checkDeadLetters() (missing []string) {
 	kept, payloads := map[durable.Seq]bool{}, map[string]bool{}
 	cloud := w.peers[0]
 	err := w.s.DeadLetters(context.Background(), cloud.q, func(d DeadLetter) error {
@@ -147,10 +175,11 @@ func (w *world) checkDeadLetters() {
 	for _, p := range w.pubs {
 		for _, m := range p.sent {
 			if m.acked && cloud.rejected[m.payload] && !payloads[m.payload] {
-				w.failf("lost: %s was acknowledged and only refused", m.payload)
+				missing = append(missing, m.payload+" (only refused)")
 			}
 		}
 	}
+	return missing
 }
 
 // run is one life: steps, cuts, restarts, and at the end everything must have

@@ -44,7 +44,8 @@ type world struct {
 	wills    *willModel
 	guest    guest
 
-	cuts int
+	cuts  int
+	drops uint64 // by policies
 
 	mu    sync.Mutex
 	calls []func() // callbacks that have come; guarded by mu
@@ -92,6 +93,12 @@ type peer struct {
 	refused []durable.Seq
 	// rejected payloads were last answered with a failure.
 	rejected map[string]bool
+	policy   durable.QueuePolicy
+	// omitted counts what was left out of the queue in earlier epochs, and
+	// before is that count when this one began.
+	omitted, before uint64
+	// unanswered payloads of QoS 1 were sent and must come again.
+	unanswered map[string]bool
 	// answered payloads of QoS 1 must not come again while the power is on.
 	answered map[string]bool
 }
@@ -133,7 +140,12 @@ func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 		w.pubs = append(w.pubs, &publisher{name: fmt.Sprintf("pub%d", i), out: map[uint16]*exchange{}})
 	}
 	for i, name := range []string{"cloud", "alice", "bob"} {
-		w.peers = append(w.peers, &peer{name: name, uplink: i == 0, got: map[string]int{}, order: map[string]int{}, held: map[uint16]bool{}, rejected: map[string]bool{}, answered: map[string]bool{}})
+		w.peers = append(w.peers, &peer{name: name, uplink: i == 0, got: map[string]int{}, order: map[string]int{}, held: map[uint16]bool{}, rejected: map[string]bool{}, answered: map[string]bool{}, unanswered: map[string]bool{}})
+	}
+	for _, p := range w.peers {
+		if n := c.pick(2*len(durable.Policies), "policy"); n < len(durable.Policies) {
+			p.policy = durable.QueuePolicy{Policy: durable.Policies[n], MaxMessages: int64(5 + c.pick(10, "bound"))}
+		}
 	}
 	return w
 }
@@ -152,6 +164,11 @@ func (w *world) open() error {
 		return fmt.Errorf("open after %d cuts: %w", w.cuts, err)
 	}
 	w.s = s
+	if w.epoch > 0 {
+		if err := w.setPolicies(); err != nil {
+			return err
+		}
+	}
 	if st := s.Status(); st.SetAside != "" {
 		return fmt.Errorf("a power cut broke the database: %s", st.Salvaged)
 	}
@@ -159,6 +176,26 @@ func (w *world) open() error {
 		return nil
 	}
 	return w.check()
+}
+
+// setPolicies bounds the queues of the peers.
+func (w *world) setPolicies() error {
+	for _, p := range w.peers {
+		if err := w.s.SetPolicy(p.q, p.policy); err != nil {
+			return fmt.Errorf("queue of %s: %w", p.name, err)
+		}
+		p.before = w.dropped(p)[reasonNewest]
+	}
+	return nil
+}
+
+func (w *world) dropped(p *peer) map[string]uint64 {
+	for _, q := range w.s.Status().Queues {
+		if q.ID == p.q {
+			return q.Dropped
+		}
+	}
+	return nil
 }
 
 // check compares what is durable with what was promised, and takes up where the

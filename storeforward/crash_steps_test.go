@@ -86,7 +86,7 @@ func (w *world) populate() error {
 	for _, p := range w.pubs {
 		p.q = w.create(p.name)
 	}
-	return nil
+	return w.setPolicies()
 }
 
 func (w *world) create(name string) durable.QueueID {

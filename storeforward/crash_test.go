@@ -43,7 +43,7 @@ func wantedCuts(t *testing.T) int {
 // TestCrash proves P1, P2 and P3 of the promises against a disk that loses, tears
 // and reorders what was not synced.
 func TestCrash(t *testing.T) {
-	want, cuts, lives := wantedCuts(t), 0, 0
+	want, cuts, lives, drops := wantedCuts(t), 0, 0, uint64(0)
 	for cuts < want && !t.Failed() {
 		rapid.Check(t, func(rt *rapid.T) {
 			if cuts >= want {
@@ -53,12 +53,13 @@ func TestCrash(t *testing.T) {
 			err := w.live1(t)
 			cuts += w.cuts
 			lives++
+			drops += w.drops
 			if err != nil {
 				rt.Fatalf("after %d cuts: %v", w.cuts, err)
 			}
 		})
 	}
-	t.Logf("%d power cuts in %d lives", cuts, lives)
+	t.Logf("%d power cuts in %d lives, %d messages dropped by policies", cuts, lives, drops)
 }
 
 // live1 runs one life in a bubble with its own time. rapid ends a run by a panic,

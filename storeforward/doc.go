@@ -9,7 +9,8 @@
 // and opens no sockets.
 //
 // Goroutines: one committer, which owns the writing connection; one keeper,
-// which checkpoints beside it. Both are started by [Open] and end in
+// which checkpoints beside it; one thinner, which chooses what queues under the
+// policy thin can do without. They are started by [Open] and end in
 // [Store.Close] after everything appended is committed. Callbacks (done
 // functions) run on the committer's goroutine or on that of the caller.
 //

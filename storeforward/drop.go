@@ -268,6 +268,7 @@ func (x *dropping) applyLocked() {
 		x.q.dropped[x.reason] += n
 		x.s.deletes = true
 		x.s.vacuum = true // this is the committer's goroutine
+		x.s.wakeCommitter()
 	}
 }
 

@@ -197,9 +197,18 @@ func (s *Store) finish() error {
 	for _, o := range s.ops {
 		calls = append(calls, o.done)
 	}
-	s.tail, s.ops = tail{}, nil
+	withheld := s.unparked // what they stand for is safe
+	for _, q := range s.queues {
+		for _, p := range q.parked {
+			withheld = append(withheld, p.done)
+		}
+	}
+	s.tail, s.ops, s.unparked = tail{}, nil, nil
 	clear(s.queues)
 	s.mu.Unlock()
+	for _, done := range withheld {
+		call(done, nil)
+	}
 	for _, done := range calls {
 		call(done, durable.ErrClosed)
 	}

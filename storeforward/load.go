@@ -21,7 +21,7 @@ func (s *Store) load(ctx context.Context) error {
 
 func (s *Store) loadQueues(ctx context.Context, d *db) error {
 	err := d.query(ctx, func(row []driver.Value) error {
-		q := newQueue(durable.QueueID(integer(row[0])), false, text(row[1]))
+		q := s.newQueue(durable.QueueID(integer(row[0])), false, text(row[1]))
 		q.expiry, q.user = uint32(integer(row[2])), text(row[3])
 		s.queues[q.id], s.bySession[q.name] = q, q
 		return nil
@@ -30,7 +30,7 @@ func (s *Store) loadQueues(ctx context.Context, d *db) error {
 		return err
 	}
 	return d.query(ctx, func(row []driver.Value) error {
-		q := newQueue(durable.QueueID(integer(row[0])), true, text(row[1]))
+		q := s.newQueue(durable.QueueID(integer(row[0])), true, text(row[1]))
 		q.state = text(row[2])
 		q.deadLetters = int(integer(row[3]))
 		s.queues[q.id], s.byUplink[q.name] = q, q

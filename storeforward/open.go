@@ -33,7 +33,7 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	}
 	s := &Store{
 		opts: opts, log: log.With("component", "store"), disk: opts.Disk, path: opts.Path,
-		wake: make(chan struct{}, 1), tend: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), tend: make(chan struct{}, 1), thinner: make(chan struct{}, 1),
 		stop: make(chan struct{}), stopped: make(chan struct{}),
 		sets: make(map[string]*claimset), setsByID: make(map[int64]*claimset),
 		queues: make(map[durable.QueueID]*queue), bySession: make(map[string]*queue), byUplink: make(map[string]*queue),
@@ -58,6 +58,7 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	s.cancel = cancel
 	s.wg.Go(s.commitLoop)
 	s.wg.Go(func() { s.keep(run) })
+	s.wg.Go(func() { s.thin(run) })
 	return s, nil
 }
 

@@ -3,7 +3,10 @@ package storeforward
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"holdfast/broker/durable"
 )
 
 // ErrNewerVersion means that the database was written by a newer release; it
@@ -50,6 +53,13 @@ type Options struct {
 	// MaxQueueMessages and MaxQueueBytes bound each queue.
 	MaxQueueMessages int64 `toml:"max_queue_messages"`
 	MaxQueueBytes    int64 `toml:"max_queue_bytes"`
+	// MaxAge is the oldest message that a queue keeps; what is older is
+	// dropped and counted unless it has been sent. 0 keeps everything.
+	MaxAge time.Duration `toml:"max_age"`
+	// SessionPolicy is what happens when the queue of a session is full:
+	// refuse, wait, drop_oldest, drop_newest or thin. Routes of uplinks say
+	// so themselves.
+	SessionPolicy durable.Policy `toml:"session_policy"`
 	// MaxMessages and MaxBytes bound all queues together; a message counts
 	// once for each queue it is in.
 	MaxMessages int64 `toml:"max_messages"`
@@ -116,6 +126,7 @@ func DefaultOptions() Options {
 		MaxUnsavedAcks:   1000,
 		MaxQueueMessages: 10_000_000,
 		MaxQueueBytes:    1 << 30,
+		SessionPolicy:    durable.PolicyRefuse,
 		MaxMessages:      20_000_000,
 		MaxBytes:         2 << 30,
 		MaxRetained:      100_000,
@@ -134,6 +145,9 @@ func (o Options) Validate() error {
 	}
 	if o.Sync != SyncFull && o.Sync != SyncNormal {
 		return fmt.Errorf("store.sync: %q is not one of \"full\", \"normal\"", o.Sync)
+	}
+	if !slices.Contains(durable.Policies, o.SessionPolicy) {
+		return fmt.Errorf("store.session_policy: %q is not one of %q", o.SessionPolicy, durable.Policies)
 	}
 	between := func(key string, v, low, high int64) error {
 		if v < low || v > high {
@@ -157,6 +171,7 @@ func (o Options) Validate() error {
 		between("max_unsaved_acks", int64(o.MaxUnsavedAcks), 1, 1_000_000),
 		between("max_queue_messages", o.MaxQueueMessages, 1, most),
 		between("max_queue_bytes", o.MaxQueueBytes, 1, most),
+		durations("max_age", o.MaxAge, 0, 100*365*24*time.Hour),
 		between("max_messages", o.MaxMessages, 1, most),
 		between("max_bytes", o.MaxBytes, 1, most),
 		between("max_retained", int64(o.MaxRetained), 0, 100_000_000),

@@ -21,6 +21,11 @@ type queue struct {
 	streams [2]stream         // QoS 1, QoS 2
 	inbound map[uint16]struct{}
 
+	limits limits
+	relief relief
+	aging  bool     // a drop by age is under way
+	parked []parked // withheld, oldest first
+
 	messages, bytes int64 // not finished
 	unsafe          int   // claims in the tail that are not safe
 	ops             int   // changes of QoS 2 state that are not durable yet
@@ -46,8 +51,11 @@ func (q *queue) drop(reason string) {
 	q.droppedNew[reason]++
 }
 
-func newQueue(id durable.QueueID, uplink bool, name string) *queue {
-	q := &queue{id: id, uplink: uplink, name: name, inbound: make(map[uint16]struct{}), dropped: make(map[string]uint64)}
+func (s *Store) newQueue(id durable.QueueID, uplink bool, name string) *queue {
+	q := &queue{id: id, uplink: uplink, name: name, limits: s.opts.limits(""), inbound: make(map[uint16]struct{}), dropped: make(map[string]uint64)}
+	if !uplink {
+		q.limits.policy = s.opts.SessionPolicy
+	}
 	for i := range q.streams {
 		q.streams[i] = stream{q: q, qos: byte(i + 1), finished: make(map[durable.Seq]struct{})}
 	}

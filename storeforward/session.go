@@ -92,7 +92,7 @@ func (s *Store) CreateSession(clientID string, expiry uint32, done func(error)) 
 	if old := s.bySession[clientID]; old != nil {
 		s.endLocked(old, nil)
 	}
-	q := newQueue(s.nextQueue, false, clientID)
+	q := s.newQueue(s.nextQueue, false, clientID)
 	s.nextQueue++
 	q.expiry = expiry
 	s.queues[q.id] = q
@@ -224,6 +224,10 @@ func (s *Store) endLocked(q *queue, done func(error)) {
 		delete(s.bySession, q.name)
 	}
 	q.r = nil
+	for _, p := range q.parked {
+		s.unparked = append(s.unparked, p.done)
+	}
+	q.parked = nil
 	s.counts.messages -= q.messages
 	s.counts.bytes -= q.bytes
 	s.pendingEnds++

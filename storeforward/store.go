@@ -32,6 +32,7 @@ type Store struct {
 
 	wake     chan struct{} // to the committer; capacity 1: a wake-up is not a count
 	tend     chan struct{} // to the keeper; capacity 1, likewise
+	thinner  chan struct{} // to the thinner; capacity 1, likewise
 	stop     chan struct{} // closed by Close
 	stopped  chan struct{} // closed by Close when all is over
 	cancel   context.CancelFunc
@@ -71,6 +72,11 @@ type Store struct {
 	nextQueue   durable.QueueID
 	pendingEnds int
 	retained    map[string]struct{}
+
+	// unparked are acknowledgements withheld for queues that have ended.
+	unparked  []func(error)
+	toThin    []*queue
+	nextAging time.Time
 
 	ops []*op
 	// commitNow: something waits that no acknowledgement will make safe.

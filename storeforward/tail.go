@@ -53,6 +53,13 @@ type entry struct {
 	set        *claimset // of the row being written; nil when none is
 	size       int64
 	done       func(error)
+	relief     []reliefFor // what its admission asks for; nil after Append
+	omitted    []*queue    // that do not get it; nil after Append
+}
+
+type reliefFor struct {
+	q   *queue
+	how admission
 }
 
 func (e *entry) weight() int64 { return e.size + entryOverhead }

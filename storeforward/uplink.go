@@ -19,7 +19,7 @@ func (s *Store) OpenUplink(name string) (id durable.QueueID, received []uint16, 
 		s.mu.Unlock()
 		return 0, nil, err
 	}
-	q := newQueue(s.nextQueue, true, name)
+	q := s.newQueue(s.nextQueue, true, name)
 	s.nextQueue++
 	s.queues[q.id] = q
 	s.byUplink[name] = q

@@ -105,6 +105,13 @@ type Options struct {
 	// cloud's Topic Alias Maximum may lower it. 0 uses none.
 	TopicAliases int `toml:"topic_aliases"`
 
+	// MaxMessages, MaxBytes and MaxAge bound what waits for the cloud; 0 means
+	// the bounds of the store. Routes say what happens when it is full; what
+	// is older than MaxAge is dropped and counted unless it has been sent.
+	MaxMessages int64         `toml:"max_messages"`
+	MaxBytes    int64         `toml:"max_bytes"`
+	MaxAge      time.Duration `toml:"max_age"`
+
 	// Routes say which messages go where; without any nothing flows.
 	Routes []Route `toml:"route"`
 
@@ -235,6 +242,12 @@ func (o Options) Validate() error {
 	between("maximum_packet_size", o.MaximumPacketSize, 1024, packet.MaxSize)
 	between("batch", o.Batch, 1, 1000)
 	between("qos0_queue", o.QoS0Queue, 0, 65535)
+	for key, v := range map[string]int64{"max_messages": o.MaxMessages, "max_bytes": o.MaxBytes} {
+		if v < 0 || v > 1<<50 {
+			fail(key, "%d is outside 0..%d", v, int64(1)<<50)
+		}
+	}
+	span("max_age", o.MaxAge, 0, 100*365*24*time.Hour)
 	between("topic_aliases", o.TopicAliases, 0, 65535)
 	for i := range o.Routes {
 		if err := o.Routes[i].validate(); err != nil {

@@ -2,8 +2,10 @@ package uplink
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
+	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/broker/topic"
 )
@@ -37,6 +39,12 @@ type Route struct {
 	QoS *int `toml:"qos"`
 	// Retain is "keep" or "strip"; empty means keep.
 	Retain string `toml:"retain"`
+	// Policy is what happens to a message for the cloud when the queue is
+	// full: "refuse" (the publisher is told), "wait" (its acknowledgement is
+	// withheld), "drop_oldest", "drop_newest", or "thin" (of each topic ever
+	// fewer messages are kept the older they are, from before the queue is
+	// full). Empty means refuse. What has been sent is never dropped.
+	Policy durable.Policy `toml:"policy"`
 }
 
 // OutRoute is what the broker must know of a route to the cloud: which local
@@ -77,6 +85,9 @@ func (r *Route) validate() error {
 	if r.QoS != nil && (*r.QoS < 0 || *r.QoS > 2) {
 		return fmt.Errorf("qos: %d is outside 0..2", *r.QoS)
 	}
+	if r.Policy != "" && !slices.Contains(durable.Policies, r.Policy) {
+		return fmt.Errorf("policy: %q is not one of %q", r.Policy, durable.Policies)
+	}
 	switch r.Retain {
 	case "", RetainKeep, RetainStrip:
 	default:
@@ -115,6 +126,17 @@ func compile(routes []Route) (out, in ways) {
 		}
 	}
 	return out, in
+}
+
+// queuePolicy is what the store must know of the queue to the cloud.
+func (o Options) queuePolicy() durable.QueuePolicy {
+	p := durable.QueuePolicy{MaxMessages: o.MaxMessages, MaxBytes: o.MaxBytes, MaxAge: o.MaxAge}
+	for i := range o.Routes {
+		if r := &o.Routes[i]; r.Direction != DirectionIn {
+			p.Routes = append(p.Routes, durable.RoutePolicy{Filter: r.LocalPrefix + r.Filter, Policy: r.Policy})
+		}
+	}
+	return p
 }
 
 // find returns the way that carries name and what name becomes; nil when none

@@ -54,6 +54,9 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 	if err != nil {
 		return nil, fmt.Errorf("uplink %s: open queue: %w", name, err)
 	}
+	if err := store.SetPolicy(queue, opts.queuePolicy()); err != nil {
+		return nil, fmt.Errorf("uplink %s: %w", name, err)
+	}
 	u := &Uplink{
 		opts:  opts,
 		name:  name,

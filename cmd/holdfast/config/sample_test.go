@@ -14,6 +14,7 @@ import (
 	"holdfast/adapters/modbus"
 	"holdfast/adapters/serial"
 	"holdfast/broker/access"
+	"holdfast/broker/durable"
 	"holdfast/storeforward/uplink"
 )
 
@@ -159,7 +160,9 @@ func show(v reflect.Value) any {
 }
 
 // Where the zero value stands for a default, the sample says which.
-func defaultRoute() uplink.Route { return uplink.Route{QoS: new(2), Retain: uplink.RetainKeep} }
+func defaultRoute() uplink.Route {
+	return uplink.Route{QoS: new(2), Retain: uplink.RetainKeep, Policy: durable.PolicyRefuse}
+}
 
 func defaultPort() Port {
 	var p Port
