@@ -358,14 +358,7 @@ func resolve(s string) (text, source string, err error) {
 }
 
 func readSecret(path string) (string, error) {
-	info, err := os.Stat(path) //nolint:gosec // whoever writes the configuration names the files
-	if err != nil {
-		return "", err
-	}
-	if info.Size() > maxSecret {
-		return "", fmt.Errorf("larger than %d bytes", maxSecret)
-	}
-	data, err := os.ReadFile(path) //nolint:gosec // as above
+	data, err := readRegular(path, maxSecret)
 	if err != nil {
 		return "", err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 type sample struct {
@@ -183,5 +184,33 @@ func TestLargeFile(t *testing.T) {
 	}
 	if took := time.Since(start); took > 10*time.Second { // 1.4 s on a busy machine; minutes when every line was counted from the start
 		t.Errorf("took %v", took)
+	}
+}
+
+func TestOnlyFilesWithAnEndAreRead(t *testing.T) {
+	dir := t.TempDir()
+	fifo, big, bom := filepath.Join(dir, "fifo"), filepath.Join(dir, "big"), filepath.Join(dir, "bom")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(big, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(big, maxFile+1); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(bom, []byte("\xef\xbb\xbf[gateway]\r\nid = \"x\"\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{fifo: "is not a regular file", "/dev/zero": "is not a regular file", big: "is larger than", dir: "is not a regular file"} {
+		if _, err := Load(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Load(%s) = %v, want %q", path, err, want)
+		}
+		if _, _, err := resolve("file:" + path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("resolve(file:%s) = %v, want %q", path, err, want)
+		}
+	}
+	if cfg, err := Load(bom); err != nil || cfg.Gateway.ID != "x" {
+		t.Errorf("a file from Windows: %v, id %q", err, cfg.Gateway.ID)
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,11 +38,31 @@ type node struct {
 // parseFile reads one TOML file into a tree. Syntax errors name file, line and
 // column.
 func parseFile(path string) (*node, error) {
-	data, err := os.ReadFile(path)
+	data, err := readRegular(path, maxFile)
 	if err != nil {
 		return nil, err
 	}
-	return parse(path, data)
+	// Editors of Windows put a byte order mark in front.
+	return parse(path, bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")))
+}
+
+// maxFile bounds one file of the configuration: the map of a large plant, 60
+// devices of 40 points, has 400 kB.
+const maxFile = 16 << 20
+
+// readRegular reads a file that has an end: not a pipe, which may never
+// deliver, and not a device.
+func readRegular(path string, limit int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s: is not a regular file", path)
+	case info.Size() > limit:
+		return nil, fmt.Errorf("%s: is larger than %d bytes", path, limit)
+	}
+	return os.ReadFile(path) //nolint:gosec // whoever writes the configuration names the files
 }
 
 func parse(path string, data []byte) (*node, error) {
