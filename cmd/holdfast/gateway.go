@@ -176,6 +176,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	}
 	background.Go(func() { gw.sup.feedWatchdog(life, gw.alive) })
 	gw.sup.ready(gw.summary())
+	trimMemory()
 	report := time.NewTicker(reportEvery)
 	defer report.Stop()
 	for told := ""; ; {
