@@ -54,7 +54,7 @@
 //	output.mu         what waits for one socket
 //
 // Broker.mu (the maps of sessions and connections) is held for a few lines
-// that take no other of these but clock.mu. clock.mu, plans.mu and the locks
+// that take no other of these but clock.mu and rates.mu. These, plans.mu and the locks
 // inside the trie and the index guard small maps; nothing is called with them
 // held.
 //
