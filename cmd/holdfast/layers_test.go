@@ -58,6 +58,7 @@ var layers = map[string]struct {
 	"cmd/holdfast/config":    {own: []string{"adapters/...", "broker/...", "storeforward/..."}, third: []string{"github.com/pelletier/go-toml/v2"}},
 	"cmd/holdfast/mosquitto": {},
 	"cmd/holdfast/console":   {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "storeforward/..."}},
+	"cmd/holdfast/doctor":    {own: []string{"adapters/...", "cmd/holdfast/config"}, third: []string{"golang.org/x/sys"}},
 	"cmd/holdfast/demo":      {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "cmd/holdfast/console", "storeforward/..."}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 
 	// The load generator knows bytes, no broker.
