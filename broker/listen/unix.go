@@ -24,7 +24,7 @@ func listenUnix(ctx context.Context, path string, o Options) (net.Listener, erro
 	if err != nil {
 		return nil, err
 	}
-	if err := removeDeadSocket(ctx, path); err != nil {
+	if err := RemoveDeadSocket(ctx, path); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	var lc net.ListenConfig
@@ -44,10 +44,10 @@ func listenUnix(ctx context.Context, path string, o Options) (net.Listener, erro
 	return l, nil
 }
 
-// removeDeadSocket takes away the socket that a killed process left at path. It
-// is an error when a process answers there, or when what is there is not a
-// socket.
-func removeDeadSocket(ctx context.Context, path string) error {
+// RemoveDeadSocket takes away the Unix socket that a killed process left at path.
+// It is an error when a process answers there or may answer later, or when what
+// is there is not a socket.
+func RemoveDeadSocket(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -58,8 +58,14 @@ func removeDeadSocket(ctx context.Context, path string) error {
 		return errors.New("something that is not a socket is there")
 	}
 	var d net.Dialer
-	if c, err := d.DialContext(ctx, "unix", path); err == nil {
+	c, err := d.DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
 		return errors.Join(errors.New("another process answers there"), c.Close())
+	case !errors.Is(err, syscall.ECONNREFUSED):
+		// Nobody has it open when it refuses. A living process with much to
+		// do, or one that we may not talk to, looks different (unix(7)).
+		return fmt.Errorf("whether a process answers there is not known: %w", err)
 	}
 	return os.Remove(path)
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"holdfast/broker/brokertest"
@@ -55,6 +56,32 @@ func TestUserName(t *testing.T) {
 		if got := userName(uid); got != want {
 			t.Errorf("userName(%d) = %q, want %q", uid, got, want)
 		}
+	}
+}
+
+// A living process whose queue of connections is full does not answer either.
+func TestUnixSocketOfABusyProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "busy")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			break // full
+		}
+		defer c.Close()
+	}
+	if err := RemoveDeadSocket(t.Context(), path); err == nil {
+		t.Error("RemoveDeadSocket = nil")
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the socket is gone: %v", err)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"holdfast/broker/listen"
 	"holdfast/storeforward"
 )
 
@@ -35,7 +36,7 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if len(path) > 107 { // sun_path, unix(7)
 		return nil, fmt.Errorf("control socket %s: the path is longer than 107 bytes", path)
 	}
-	if err := RemoveDeadSocket(ctx, path); err != nil {
+	if err := listen.RemoveDeadSocket(ctx, path); err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", path, err)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
@@ -50,26 +51,6 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
 	}
 	return l, nil
-}
-
-// RemoveDeadSocket takes away the Unix socket that a killed process left at
-// path. It is an error when a process answers there, or when what is there is
-// not a socket.
-func RemoveDeadSocket(ctx context.Context, path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode().Type() != os.ModeSocket:
-		return errors.New("something that is not a socket is there")
-	}
-	var d net.Dialer
-	if c, err := d.DialContext(ctx, "unix", path); err == nil {
-		return errors.Join(errors.New("another process answers there"), c.Close())
-	}
-	return os.Remove(path)
 }
 
 // Serve answers on l until ctx ends.
