@@ -56,7 +56,7 @@ func (l *link) announceLocked(state, reason string) *flight {
 		remote: u.opts.statusTopic(), qos: 1, retain: true, state: flightReady,
 		msg: &message.Message{Topic: u.opts.statusTopic(), Payload: u.statusPayload(state, reason), QoS: 1, Retain: true},
 	}
-	if f.id = l.sess.ids.take(); f.id == 0 {
+	if f.id, _ = l.sess.ids.Take(); f.id == 0 {
 		return nil
 	}
 	l.sess.add(f)

@@ -247,7 +247,7 @@ func (l *link) adoptLocked(d *durable.Delivery) error {
 	s := l.sess
 	if s.reserved[d.PacketID] {
 		delete(s.reserved, d.PacketID)
-	} else if !s.ids.claim(d.PacketID) {
+	} else if !s.ids.Reserve(d.PacketID) {
 		return fmt.Errorf("%w: %d of message %d", errTwice, d.PacketID, d.Seq)
 	}
 	f := &flight{seq: d.Seq, msg: d.Message, qos: 2, retain: d.Retain, id: d.PacketID, state: flightReady}
@@ -316,7 +316,7 @@ func (l *link) end() {
 		u.dropLocked(dropQoS0Down)
 	}
 	for id := range l.subs {
-		l.sess.ids.free(id) // SUBSCRIBE is not sent again, but anew
+		l.sess.ids.Free(id) // SUBSCRIBE is not sent again, but anew
 	}
 	l.qos0 = nil
 	u.mu.Unlock()
@@ -409,7 +409,7 @@ func (l *link) takeLocked(d *durable.Delivery) bool {
 	case !s.room(&l.u.opts, d.Message.Size()):
 		return false
 	default:
-		if f.id = s.ids.take(); f.id == 0 {
+		if f.id, _ = s.ids.Take(); f.id == 0 {
 			return false
 		}
 	}
@@ -430,9 +430,11 @@ func (l *link) Reserve() (packetID uint16, ok bool) {
 		return 0, false
 	}
 	// The window has at most 65535 places, and an id for each.
-	id := l.sess.ids.take()
-	l.sess.reserved[id] = true
-	return id, id != 0
+	id, ok := l.sess.ids.Take()
+	if ok {
+		l.sess.reserved[id] = true
+	}
+	return id, ok
 }
 
 // Unreserve takes an id back. It may come after the link has ended; then it
@@ -442,7 +444,7 @@ func (l *link) Unreserve(packetID uint16) {
 	defer l.u.mu.Unlock()
 	if l.sess.reserved[packetID] {
 		delete(l.sess.reserved, packetID)
-		l.sess.ids.free(packetID)
+		l.sess.ids.Free(packetID)
 	}
 }
 

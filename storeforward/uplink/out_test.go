@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -293,6 +294,23 @@ func TestQoS0(t *testing.T) {
 		if st.Dropped[dropQoS0Down] != 1 || st.Dropped[dropLoop] != 1 {
 			t.Errorf("dropped %v", st.Dropped)
 		}
+
+		// A cloud that does not read: what is beyond the connection and the
+		// queue is dropped and counted, the rest arrives.
+		const many = 20
+		large := strings.Repeat("x", outputLimit/2)
+		for range many {
+			r.up.Offer0(&message.Message{Topic: "s/a", Payload: []byte(large)})
+		}
+		synctest.Wait()
+		dropped := int(r.up.Status().Dropped[dropQoS0Full])
+		if dropped < many-8 || dropped >= many {
+			t.Errorf("%d of %d dropped, want all but those in the connection and two", dropped, many)
+		}
+		for range many - dropped {
+			p.expectPublish(large, 0, false)
+		}
+		p.quiet()
 	})
 }
 

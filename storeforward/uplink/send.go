@@ -222,7 +222,7 @@ func (l *link) admitLocked(now time.Time) {
 			continue
 		default:
 			f := &flight{seq: d.Seq, msg: d.Message, qos: d.QoS, retain: d.Retain, state: flightReady}
-			f.id = l.sess.ids.take()
+			f.id, _ = l.sess.ids.Take() // room has said that there is one
 			if f.qos == 2 {
 				f.state = flightSaving
 				ids = append(ids, durable.Sent{Seq: f.seq, PacketID: f.id})

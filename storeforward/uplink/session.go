@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"holdfast/broker/client"
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 )
@@ -15,7 +16,7 @@ import (
 //
 // All of it is guarded by Uplink.mu.
 type session struct {
-	ids     ids
+	ids     client.PacketIDs // for PUBLISH, SUBSCRIBE and UNSUBSCRIBE
 	flights map[uint16]*flight
 	bySeq   map[durable.Seq]*flight
 	// order numbers flights in the order of their first send.
@@ -93,7 +94,7 @@ type flight struct {
 // fits an empty window.
 func (s *session) room(opts *Options, size int) bool {
 	n := len(s.flights) + len(s.reserved)
-	return n < opts.Window && s.ids.n < 65535 && (n == 0 || s.bytes+size <= opts.WindowBytes)
+	return n < opts.Window && s.ids.InUse() < 65535 && (n == 0 || s.bytes+size <= opts.WindowBytes)
 }
 
 // add puts f in flight under f.id, which must be taken.
@@ -116,7 +117,7 @@ func (s *session) remove(f *flight) {
 	delete(s.flights, f.id)
 	delete(s.bySeq, f.seq)
 	s.bytes -= f.size
-	s.ids.free(f.id)
+	s.ids.Free(f.id)
 }
 
 // busy says that the store is still at work on a change of QoS 2.
@@ -164,44 +165,5 @@ func compare[T ~uint64](a, b T) int {
 		return 1
 	default:
 		return 0
-	}
-}
-
-// ids is the one allocator of packet ids for PUBLISH, SUBSCRIBE and
-// UNSUBSCRIBE (MQTT 5.0 §2.2.1). It goes round, so that an id rests as long as
-// possible before it comes back.
-type ids struct {
-	used [1 << 16 / 64]uint64
-	n    int
-	last uint16
-}
-
-// take returns an id that is not in use; 0 when there is none.
-func (a *ids) take() uint16 {
-	if a.n >= 65535 {
-		return 0
-	}
-	for {
-		a.last++
-		if a.last != 0 && a.claim(a.last) {
-			return a.last
-		}
-	}
-}
-
-// claim takes that id; false when it is in use.
-func (a *ids) claim(id uint16) bool {
-	if a.used[id/64]&(1<<(id%64)) != 0 {
-		return false
-	}
-	a.used[id/64] |= 1 << (id % 64)
-	a.n++
-	return true
-}
-
-func (a *ids) free(id uint16) {
-	if a.used[id/64]&(1<<(id%64)) != 0 {
-		a.used[id/64] &^= 1 << (id % 64)
-		a.n--
 	}
 }

@@ -15,7 +15,7 @@ const filtersAtOnce = 8
 // configuration asked for. A session that has them keeps them.
 func (l *link) subscribeLocked(now time.Time) {
 	for stale := range slices.Chunk(l.stale, filtersAtOnce) {
-		id := l.sess.ids.take()
+		id, _ := l.sess.ids.Take()
 		l.subs[id] = subCall{filters: stale, sentAt: now, gone: true}
 		l.unsent = append(l.unsent, &packet.Unsubscribe{PacketID: id, Filters: stale})
 	}
@@ -23,7 +23,8 @@ func (l *link) subscribeLocked(now time.Time) {
 		return
 	}
 	for ws := range slices.Chunk(l.u.in, filtersAtOnce) {
-		p := &packet.Subscribe{PacketID: l.sess.ids.take()}
+		id, _ := l.sess.ids.Take()
+		p := &packet.Subscribe{PacketID: id}
 		call := subCall{sentAt: now}
 		for _, w := range ws {
 			p.Filters = append(p.Filters, packet.Filter{
@@ -53,7 +54,7 @@ func (l *link) subackLocked(p *packet.Suback) error {
 		return &packet.Error{Reason: packet.ReasonProtocolError, Type: packet.TypeSuback, Field: "reason codes", Detail: "not one for each filter"}
 	}
 	delete(l.subs, p.PacketID)
-	l.sess.ids.free(p.PacketID)
+	l.sess.ids.Free(p.PacketID)
 	l.progress = time.Now()
 	for i, reason := range p.Reasons {
 		if reason.Failed() {
@@ -78,7 +79,7 @@ func (l *link) unsubackLocked(p *packet.Unsuback) {
 		return
 	}
 	delete(l.subs, p.PacketID)
-	l.sess.ids.free(p.PacketID)
+	l.sess.ids.Free(p.PacketID)
 	l.progress = time.Now()
 	l.memory.Filters = slices.DeleteFunc(l.memory.Filters, func(f string) bool { return slices.Contains(call.filters, f) })
 	u, m := l.u, l.memory.encode()
