@@ -203,8 +203,8 @@ func (gw *gateway) stop(ctx context.Context) error {
 		// What the buses left behind becomes durable before the broker stops.
 		within(ctx, stopTimeout/4, gw.g.readings.Close),
 		within(ctx, stopTimeout/8, func(ctx context.Context) error { return stopAll(ctx, gw.listeners, errStopped) }),
-		// The goodbye has its own limit, stop_timeout.
-		stopAll(ctx, gw.uplinks, errStopped),
+		// The goodbye has a limit of its own, stop_timeout, which may be longer.
+		within(ctx, stopTimeout/2, func(ctx context.Context) error { return stopAll(ctx, gw.uplinks, errStopped) }),
 		gw.g.close(ctx),
 	)
 }

@@ -148,7 +148,9 @@ func (g *graph) close(ctx context.Context) error {
 		}
 	}
 	if g.broker != nil {
-		errs = append(errs, g.broker.Shutdown(ctx))
+		if err := g.broker.Shutdown(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stop broker: %w", err))
+		}
 	}
 	return errors.Join(append(errs, g.store.Close())...)
 }
