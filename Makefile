@@ -129,7 +129,20 @@ modules: ## after a change of go.mod: the recipe's module list and the licences
 	$(GO) run ./packaging/modules
 
 .PHONY: bench
-bench: ## benchmarks of all packages, ten runs, for benchstat
+bench: build ## the broker beside mosquitto, where it is installed, and beside a null broker; BENCHFLAGS='--mqtt 5.0 --svg chart.svg'
+	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench
+	@uptime
+	PATH=$$PATH:/usr/sbin; if command -v mosquitto >/dev/null; then set -- --peer mosquitto; fi; \
+	  dist/holdfast-bench "$$@" --peer floor-epoll --peer floor-goroutine --peer "$$HOLDFAST_PEER" $(BENCHFLAGS)
+
+# As it ships, but for room for 10,000 idle connections.
+define HOLDFAST_PEER
+holdfast=sh -c "printf '[broker]\nmax_connections = 11000\nmax_sessions = 110000\n' > {dir}/bench.toml; exec dist/holdfast run --config {dir}/bench.toml --listen tcp://127.0.0.1:{port} --data {dir}"
+endef
+export HOLDFAST_PEER
+
+.PHONY: microbench
+microbench: ## benchmarks of all packages, ten runs, for benchstat
 	$(GO) test $(BUILD) -run '^$$' -bench . -benchmem -count 10 -timeout 0 ./...
 
 # Peers of bench-store; {dir} is a fresh folder of each.

@@ -55,7 +55,7 @@ type subscriber struct {
 	latency   []time.Duration // guarded by mu
 }
 
-func connectMany(ctx context.Context, addr, name string, n int) (conns []net.Conn, err error) {
+func connectMany(ctx context.Context, addr, name string, n int, v packet.Version) (conns []net.Conn, err error) {
 	defer func() {
 		if err != nil {
 			for _, c := range conns {
@@ -64,7 +64,7 @@ func connectMany(ctx context.Context, addr, name string, n int) (conns []net.Con
 		}
 	}()
 	for i := range n {
-		c, err := connect(ctx, addr, name+strconv.Itoa(i))
+		c, err := connect(ctx, addr, name+strconv.Itoa(i), v)
 		if err != nil {
 			return conns, err
 		}
@@ -73,13 +73,13 @@ func connectMany(ctx context.Context, addr, name string, n int) (conns []net.Con
 	return conns, nil
 }
 
-func connect(ctx context.Context, addr, id string) (net.Conn, error) {
+func connect(ctx context.Context, addr, id string, v packet.Version) (net.Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	p, err := request(c, &packet.Connect{Version: packet.V311, CleanStart: true, ClientID: id, KeepAlive: 600}, 4)
+	p, err := request(c, &packet.Connect{Version: v, CleanStart: true, ClientID: id, KeepAlive: 600}, v)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("connect %s: %w", id, err), c.Close())
 	}
@@ -89,9 +89,10 @@ func connect(ctx context.Context, addr, id string) (net.Conn, error) {
 	return c, nil
 }
 
-// request sends one packet and reads the answer of that many bytes.
-func request(c net.Conn, p packet.Packet, answer int) (packet.Packet, error) {
-	b, err := p.AppendTo(nil, packet.V311)
+// request sends one packet and reads the answer, behind which nothing comes by
+// itself.
+func request(c net.Conn, p packet.Packet, v packet.Version) (packet.Packet, error) {
+	b, err := p.AppendTo(nil, v)
 	if err != nil {
 		return nil, err
 	}
@@ -101,58 +102,46 @@ func request(c net.Conn, p packet.Packet, answer int) (packet.Packet, error) {
 	if _, err := c.Write(b); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, answer)
-	for n := 0; n < answer; {
-		m, err := c.Read(buf[n:])
-		if err != nil {
-			return nil, err
-		}
-		n += m
-	}
-	if err := c.SetDeadline(time.Time{}); err != nil {
-		return nil, err
-	}
-	return packet.Decode(buf, packet.V311, nil)
+	r := packet.NewReader(c, 0)
+	r.SetVersion(v)
+	answer, err := r.Next()
+	return answer, errors.Join(err, c.SetDeadline(time.Time{}))
 }
 
 func newLoad(ctx context.Context, addr string, sc scenario) (*load, error) {
 	l := &load{sc: sc, epoch: time.Now(), flying: newCredit(flyingFor(sc))}
-	topicOf := func(i int) string {
-		if sc.pairs {
-			return "bench/pair/" + strconv.Itoa(i)
-		}
-		return "bench/all"
-	}
 	for i := range sc.subscribers {
-		c, err := connect(ctx, addr, "sub"+strconv.Itoa(i))
+		c, err := connect(ctx, addr, "sub"+strconv.Itoa(i), sc.version)
 		if err != nil {
 			l.close()
 			return nil, err
 		}
 		s := &subscriber{conn: c}
-		if i == 0 || sc.pairs {
+		if i == 0 || sc.pairs || sc.wild > 0 {
 			s.flying = l.flying // the others have the same messages
 		}
 		l.subs = append(l.subs, s)
-		if _, err := request(c, &packet.Subscribe{PacketID: 1, Filters: []packet.Filter{{Filter: topicOf(i), QoS: sc.qos}}}, 5); err != nil {
-			l.close()
-			return nil, fmt.Errorf("subscribe: %w", err)
+		for filters := range slices.Chunk(sc.filters(i), 100) {
+			if _, err := request(c, &packet.Subscribe{PacketID: 1, Filters: filters}, sc.version); err != nil {
+				l.close()
+				return nil, fmt.Errorf("subscribe: %w", err)
+			}
 		}
-		l.wg.Go(func() { l.fail(s.receive(l.epoch)) })
+		l.wg.Go(func() { l.fail(s.receive(l.epoch, sc.version)) })
 	}
 	for i := range sc.publishers {
-		c, err := connect(ctx, addr, "pub"+strconv.Itoa(i))
+		c, err := connect(ctx, addr, "pub"+strconv.Itoa(i), sc.version)
 		if err != nil {
 			l.close()
 			return nil, err
 		}
-		p, err := newPublisher(c, topicOf(i), sc.qos)
+		p, err := newPublisher(c, sc.topic(i), sc.qos, sc.version)
 		if err != nil {
 			l.close()
 			return nil, err
 		}
 		l.pubs = append(l.pubs, p)
-		l.wg.Go(func() { l.fail(p.acknowledged()) })
+		l.wg.Go(func() { l.fail(p.acknowledged(sc.version)) })
 	}
 	return l, nil
 }
@@ -164,17 +153,20 @@ func (l *load) fail(err error) {
 	}
 }
 
-func newPublisher(c net.Conn, topic string, qos byte) (*publisher, error) {
+func newPublisher(c net.Conn, topic string, qos byte, v packet.Version) (*publisher, error) {
 	pub := &packet.Publish{Topic: []byte(topic), QoS: qos, Payload: make([]byte, payloadSize)}
 	if qos > 0 {
 		pub.PacketID = 1
 	}
-	frame, err := pub.AppendTo(nil, packet.V311)
+	frame, err := pub.AppendTo(nil, v)
 	if err != nil {
 		return nil, err
 	}
 	p := &publisher{conn: c, frame: frame, timeAt: len(frame) - payloadSize, room: newCredit(window)}
 	p.idAt = p.timeAt - 2
+	if v == packet.V5 {
+		p.idAt-- // behind it stands how long the properties are
+	}
 	return p, nil
 }
 
@@ -208,10 +200,10 @@ func (p *publisher) flush() error {
 const lastWrite = 10 * time.Second
 
 // acknowledged reads what the broker answers to a publisher.
-func (p *publisher) acknowledged() error {
+func (p *publisher) acknowledged(v packet.Version) error {
 	defer p.room.end()
 	r := packet.NewReader(p.conn, 16<<10)
-	r.SetVersion(packet.V311)
+	r.SetVersion(v)
 	var rels []byte
 	done := 0
 	for {
@@ -242,9 +234,9 @@ func (p *publisher) acknowledged() error {
 }
 
 // receive counts what arrives and acknowledges it, in batches as it comes.
-func (s *subscriber) receive(epoch time.Time) error {
+func (s *subscriber) receive(epoch time.Time, v packet.Version) error {
 	r := packet.NewReader(s.conn, 64<<10)
-	r.SetVersion(packet.V311)
+	r.SetVersion(v)
 	var acks []byte
 	arrived := 0
 	if s.flying != nil {
@@ -328,8 +320,12 @@ func (l *load) percentiles() (p50, p99, p999 time.Duration) {
 		return 0, 0, 0
 	}
 	slices.Sort(all)
-	at := func(share float64) time.Duration { return all[int(share*float64(len(all)-1))] }
-	return at(0.5), at(0.99), at(0.999)
+	return quantile(all, 0.5), quantile(all, 0.99), quantile(all, 0.999)
+}
+
+// quantile is the value below which that share of the sorted values lies.
+func quantile(sorted []time.Duration, share float64) time.Duration {
+	return sorted[int(share*float64(len(sorted)-1))]
 }
 
 // run publishes for that long.
@@ -417,7 +413,7 @@ const perSubscriber = 2000
 
 // flyingFor is the bound of what is sent and not yet delivered.
 func flyingFor(sc scenario) int {
-	if sc.pairs {
+	if sc.pairs || sc.wild > 0 {
 		return perSubscriber * sc.subscribers
 	}
 	return perSubscriber

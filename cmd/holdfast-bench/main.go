@@ -10,11 +10,15 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"holdfast/broker/packet"
 )
 
 func main() {
@@ -34,6 +38,9 @@ func (f *peerFlag) String() string { return "" }
 
 func (f *peerFlag) Set(s string) error {
 	name, command, ok := strings.Cut(s, "=")
+	if known := knownPeers()[name]; !ok && known != "" {
+		command, ok = known, true
+	}
 	if !ok || name == "" || command == "" {
 		return errors.New("expected NAME=COMMAND, with {port} and {dir} in the command")
 	}
@@ -51,7 +58,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("holdfast-bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	var peers peerFlag
-	fs.Var(&peers, "peer", "NAME=COMMAND that starts a broker on {port} with its data in {dir}; may be repeated")
+	fs.Var(&peers, "peer", "NAME=COMMAND that starts a broker on {port} with its data in {dir}, or one of "+
+		strings.Join(slices.Sorted(maps.Keys(knownPeers())), ", ")+"; may be repeated")
+	mqtt := fs.String("mqtt", "3.1.1", "protocol version, 3.1.1 or 5.0")
+	svg := fs.String("svg", "", "write a chart of the CPU per message to this file")
 	only := fs.String("only", "", "run the scenarios whose name contains this")
 	rounds := fs.Int("rounds", 3, "rounds; the median counts")
 	length := fs.Duration("time", 5*time.Second, "length of one measurement")
@@ -67,8 +77,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if *rounds < 1 || *length < 100*time.Millisecond {
 		return errors.New("rounds is at least 1 and time at least 100ms")
 	}
+	v := packet.V311
+	switch *mqtt {
+	case "3.1.1":
+	case "5.0", "5":
+		v = packet.V5
+	default:
+		return fmt.Errorf("mqtt: %q is not 3.1.1 or 5.0", *mqtt)
+	}
 	var results []result
-	for _, sc := range scenarios(*length) {
+	for _, sc := range scenarios(*length, v) {
 		if !strings.Contains(sc.name, *only) {
 			continue
 		}
@@ -83,5 +101,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			}
 		}
 	}
-	return report(stdout, peers, results)
+	if err := report(stdout, peers, results); err != nil || *svg == "" {
+		return err
+	}
+	return os.WriteFile(*svg, chart(peers, results), 0o644) //nolint:gosec // for the README
 }

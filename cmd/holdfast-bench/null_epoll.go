@@ -53,6 +53,8 @@ func (n *nullBroker) loop(l net.Listener) error {
 			}
 			if !n.readOne(fd, conns[fd], buf, &k) {
 				n.forget(conns[fd])
+				// It may be corked still, and its descriptor another's soon.
+				conns[fd].write = func([]byte) error { return nil }
 				delete(conns, fd)
 				_ = unix.Close(fd)
 			}

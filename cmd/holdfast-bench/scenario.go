@@ -4,7 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"holdfast/broker/packet"
 )
 
 // scenario is one load.
@@ -19,12 +25,43 @@ type scenario struct {
 	rate  int // messages per second in all; 0 is as fast as it goes
 	time  time.Duration
 	idle  int // connections that do nothing; nothing is published then
+	storm int // connections that come and go, as many at once as there are publishers
+	wild  int // filters with a wildcard of each subscriber
+
+	version packet.Version
+}
+
+// topic is where the publisher of that number publishes.
+func (sc scenario) topic(i int) string {
+	switch {
+	case sc.wild > 0:
+		return "bench/wild/" + strconv.Itoa(i%sc.subscribers) + "/x/" + strconv.Itoa(i)
+	case sc.pairs:
+		return "bench/pair/" + strconv.Itoa(i)
+	}
+	return "bench/all"
+}
+
+// filters are what the subscriber of that number subscribes to: one topic, or
+// many filters of which one matches a publisher's.
+func (sc scenario) filters(i int) (fs []packet.Filter) {
+	if sc.wild == 0 {
+		return []packet.Filter{{Filter: sc.topic(i), QoS: sc.qos}}
+	}
+	for n := range sc.wild {
+		fs = append(fs, packet.Filter{Filter: "bench/wild/" + strconv.Itoa(i) + "/+/" + strconv.Itoa(n), QoS: sc.qos})
+	}
+	return fs
 }
 
 const payloadSize = 100
 
-func scenarios(length time.Duration) []scenario {
-	var out []scenario
+func scenarios(length time.Duration, v packet.Version) (out []scenario) {
+	defer func() {
+		for i := range out {
+			out[i].version = v
+		}
+	}()
 	for qos := range byte(3) {
 		out = append(out, scenario{name: fmt.Sprintf("fan-in 20:1 20k/s qos%d", qos), qos: qos, publishers: 20, subscribers: 1, rate: 20_000, time: length})
 	}
@@ -35,6 +72,8 @@ func scenarios(length time.Duration) []scenario {
 		scenario{name: "fan-out 1:100 200/s qos1", qos: 1, publishers: 1, subscribers: 100, rate: 200, time: length},
 		scenario{name: "latency 20:1 5k/s qos1", qos: 1, publishers: 20, subscribers: 1, rate: 5000, time: length},
 		scenario{name: "pairs 50:50 10k/s qos0", publishers: 50, subscribers: 50, pairs: true, rate: 10_000, time: length},
+		scenario{name: "100,000 wildcards 20k/s qos0", publishers: 20, subscribers: 100, wild: 1000, rate: 20_000, time: length},
+		scenario{name: "connect storm 5000", storm: 5000, publishers: 50},
 		scenario{name: "idle 1000", idle: 1000},
 		scenario{name: "idle 10000", idle: 10_000},
 	)
@@ -69,8 +108,14 @@ func measure(ctx context.Context, p peer, sc scenario) (r result, err error) {
 	}
 	defer proc.stop()
 	r = result{scenario: sc.name, peer: p.name}
+	if err := rest(ctx, time.Second); err != nil { // it answers before its start is over
+		return r, err
+	}
 	if r.rssStart, err = proc.rss(); err != nil {
 		return r, err
+	}
+	if sc.storm > 0 {
+		return measureStorm(ctx, proc, sc, r)
 	}
 	if sc.idle > 0 {
 		return measureIdle(ctx, proc, sc, r)
@@ -110,7 +155,7 @@ func measure(ctx context.Context, p peer, sc scenario) (r result, err error) {
 }
 
 func measureIdle(ctx context.Context, proc *process, sc scenario, r result) (result, error) {
-	conns, err := connectMany(ctx, proc.addr, "idle", sc.idle)
+	conns, err := connectMany(ctx, proc.addr, "idle", sc.idle, sc.version)
 	if err != nil {
 		return r, err
 	}
@@ -119,16 +164,67 @@ func measureIdle(ctx context.Context, proc *process, sc scenario, r result) (res
 			_ = c.Close()
 		}
 	}()
-	settle := time.NewTimer(2 * time.Second) // collectors give back what the handshakes took
-	defer settle.Stop()
-	select {
-	case <-ctx.Done():
-		return r, ctx.Err()
-	case <-settle.C:
+	if err := rest(ctx, 12*time.Second); err != nil { // collectors give back what the handshakes took
+		return r, err
 	}
 	if r.rss, err = proc.rss(); err != nil {
 		return r, err
 	}
 	r.perIdle = max(float64(r.rss-r.rssStart)/float64(sc.idle), 1)
 	return r, nil
+}
+
+// rest lets time pass.
+func rest(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// measureStorm has clients connect and leave as fast as it goes; "messages" are
+// connections then.
+func measureStorm(ctx context.Context, proc *process, sc scenario, r result) (result, error) {
+	before, err := proc.cpu()
+	if err != nil {
+		return r, err
+	}
+	began := time.Now()
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	failures := make(chan error, sc.publishers)
+	for range sc.publishers {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(sc.storm); i = next.Add(1) {
+				var c net.Conn
+				c, err := connect(ctx, proc.addr, "storm"+strconv.FormatInt(i, 10), sc.version)
+				if err == nil {
+					err = c.Close()
+				}
+				if err != nil {
+					failures <- err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	select {
+	case err := <-failures:
+		return r, err
+	default:
+	}
+	elapsed := time.Since(began)
+	after, err := proc.cpu()
+	if err != nil {
+		return r, err
+	}
+	r.cpuPerMillion = (after - before).Seconds() * 1e6 / float64(sc.storm)
+	r.perSecond = float64(sc.storm) / elapsed.Seconds()
+	r.rss, err = proc.rss()
+	return r, err
 }

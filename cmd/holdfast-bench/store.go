@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"holdfast/broker/packet"
 )
 
 // The store benchmark: what a broker does for an offline persistent session,
@@ -226,7 +228,7 @@ func answers(ctx context.Context, addr string) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := connect(ctx, addr, "ready")
+		c, err := connect(ctx, addr, "ready", packet.V311)
 		if err == nil {
 			return c.Close()
 		}

@@ -21,7 +21,7 @@ func open(ctx context.Context, addr, id string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := request(c, &packet.Connect{Version: packet.V311, ClientID: id, KeepAlive: 600}, 4)
+	p, err := request(c, &packet.Connect{Version: packet.V311, ClientID: id, KeepAlive: 600}, packet.V311)
 	if err == nil {
 		if ack, ok := p.(*packet.Connack); !ok || ack.Reason.Failed() {
 			err = fmt.Errorf("answered with %v", p)
@@ -39,7 +39,7 @@ func newSession(ctx context.Context, addr, topic string) error {
 	if err != nil {
 		return err
 	}
-	_, err = request(c, &packet.Subscribe{PacketID: 1, Filters: []packet.Filter{{Filter: topic, QoS: 2}}}, 5)
+	_, err = request(c, &packet.Subscribe{PacketID: 1, Filters: []packet.Filter{{Filter: topic, QoS: 2}}}, packet.V311)
 	if err == nil {
 		_, err = c.Write([]byte{0xE0, 0}) // DISCONNECT
 	}
@@ -49,7 +49,7 @@ func newSession(ctx context.Context, addr, topic string) error {
 // publishOver sends n messages with so many in flight, and returns how many were
 // acknowledged: all, or those until ctx ended.
 func publishOver(ctx context.Context, addr, topic, id string, qos byte, inFlight, n int) (acked int, err error) {
-	c, err := connect(context.WithoutCancel(ctx), addr, id)
+	c, err := connect(context.WithoutCancel(ctx), addr, id, packet.V311)
 	if err != nil {
 		return 0, err
 	}
