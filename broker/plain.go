@@ -19,7 +19,7 @@ import (
 //	accept, handshake           loop                 goodbye
 //	net.Conn ----- leave() ---> descriptor -- back() --> net.Conn
 type plainConn struct {
-	local, remote net.Addr
+	remote net.Addr
 
 	mu sync.Mutex
 	nc net.Conn // guarded by mu; nil while away
@@ -42,7 +42,7 @@ func plain(nc net.Conn) *plainConn {
 	default:
 		return nil
 	}
-	return &plainConn{nc: nc, local: nc.LocalAddr(), remote: nc.RemoteAddr()}
+	return &plainConn{nc: nc, remote: nc.RemoteAddr()}
 }
 
 // errAway is what the methods of a net.Conn answer while a loop has it.
@@ -162,8 +162,14 @@ func (p *plainConn) CloseWrite() error {
 	return half.CloseWrite()
 }
 
-// LocalAddr is part of net.Conn.
-func (p *plainConn) LocalAddr() net.Addr { return p.local }
+// LocalAddr is part of net.Conn; nil while a loop has it.
+func (p *plainConn) LocalAddr() net.Addr {
+	nc, err := p.conn()
+	if err != nil {
+		return nil
+	}
+	return nc.LocalAddr()
+}
 
 // RemoteAddr is part of net.Conn.
 func (p *plainConn) RemoteAddr() net.Addr { return p.remote }

@@ -179,6 +179,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	trimMemory()
 	report := time.NewTicker(reportEvery)
 	defer report.Stop()
+	var handshakes handshakeGarbage
 	for told := ""; ; {
 		select {
 		case <-ctx.Done():
@@ -188,6 +189,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 				gw.sup.status(s)
 				told = s
 			}
+			handshakes.look(gw.g.broker.Status().Connects)
 		case <-reload:
 			gw.reload(life, ctx, load)
 		}

@@ -43,3 +43,24 @@ func trimMemory() {
 		}
 	}
 }
+
+// handshakeGarbage has the memory given back that many clients have left behind
+// who connected at about the same time, after a restart or a power cut: a
+// handshake needs several times of what an idle client keeps, and a gateway
+// whose clients are quiet collects garbage every other minute at most.
+type handshakeGarbage struct{ seen, cleaned uint64 }
+
+// manyHandshakes is when it is worth it: about a megabyte.
+const manyHandshakes = 256
+
+// look is called now and then with the number of clients that ever connected.
+func (h *handshakeGarbage) look(connects uint64) (gaveBack bool) {
+	quiet := connects == h.seen
+	h.seen = connects
+	if !quiet || connects-h.cleaned < manyHandshakes {
+		return false
+	}
+	h.cleaned = connects
+	debug.FreeOSMemory()
+	return true
+}

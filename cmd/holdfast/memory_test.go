@@ -29,3 +29,15 @@ func TestTrimMemory(t *testing.T) {
 		t.Errorf("%d kB of files before, %d after", before, after)
 	}
 }
+
+func TestHandshakeGarbage(t *testing.T) {
+	var h handshakeGarbage
+	for i, step := range []struct {
+		connects uint64
+		want     bool
+	}{{0, false}, {10, false}, {10, false}, {300, false}, {400, false}, {400, true}, {400, false}, {500, false}, {500, false}, {700, false}, {700, true}} {
+		if got := h.look(step.connects); got != step.want {
+			t.Errorf("step %d, %d connected: %t, want %t", i, step.connects, got, step.want)
+		}
+	}
+}
