@@ -162,17 +162,22 @@ func (c *conn) now() time.Time {
 }
 
 func (c *conn) publishAtMostOnce(p *packet.Publish, plan *plan) error {
-	m := c.message(p, plan)
-	// Nothing of it is kept: without an acknowledgement it waits for nobody.
 	j := borrowPublication()
-	j.m, j.plan, j.from, j.cork = m, plan, durable.Origin{Queue: c.session.queue}, c.cork
-	durably := m.Retain
+	j.plan, j.from, j.cork = plan, durable.Origin{Queue: c.session.queue}, c.cork
+	if p.Retain {
+		j.m = c.message(p, plan)
+	} else {
+		j.lent = true
+		j.message = message.Message{
+			Topic: plan.topic, Payload: p.Payload, Properties: p.Properties,
+			HasExpiry: p.HasExpiry, Expiry: p.MessageExpiry, Received: c.now(), From: c.session.clientID,
+		}
+		j.m = &j.message
+	}
 	if err := c.b.route(&j.job); err != nil {
 		c.b.count.refused.Add(1)
 	}
-	if !durably {
-		j.giveBack()
-	}
+	j.giveBack() // nothing of it is kept: there is no acknowledgement to wait for
 	return nil
 }
 
@@ -180,9 +185,10 @@ func (c *conn) publishAtMostOnce(p *packet.Publish, plan *plan) error {
 // acknowledgement, used again once nobody refers to it.
 type publication struct {
 	job
-	place ack // in the acknowledgement line
-	c     *conn
-	left  bool // the line has been left before route returned
+	message message.Message // of QoS 0, lent
+	place   ack             // in the acknowledgement line
+	c       *conn
+	left    bool // the line has been left before route returned
 	// finished is finish as a func value, made once.
 	finished func(error)
 }

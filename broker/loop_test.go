@@ -15,6 +15,7 @@ import (
 
 	"holdfast/broker"
 	"holdfast/broker/brokertest"
+	"holdfast/broker/message"
 	"holdfast/broker/packet"
 )
 
@@ -235,5 +236,30 @@ func TestUnixSocket(t *testing.T) {
 	again.SendBytes([]byte{0xc1, 0}) // reserved bits
 	if got, told := again.Ended(); !told || got != packet.ReasonMalformedPacket {
 		t.Errorf("DISCONNECT %v, %t", got, told)
+	}
+}
+
+// TestWatchedMessageIsACopy has an onlooker keep what the publisher's buffer is
+// used for again right away.
+func TestWatchedMessageIsACopy(t *testing.T) {
+	b := brokertest.Start(t, nil, several)
+	var seen []*message.Message
+	all := make(chan struct{})
+	const count = 200
+	stop := b.Watch([]string{"a"}, func(m *message.Message) {
+		if seen = append(seen, m); len(seen) == count {
+			close(all)
+		}
+	})
+	defer stop()
+	pub := brokertest.Connect(t, b.Dial(t), brokertest.V5("pub"))
+	for i := range count {
+		pub.Publish(0, false, "a", fmt.Sprintf("%050d", i))
+	}
+	<-all
+	for i, m := range seen {
+		if got, want := string(m.Payload), fmt.Sprintf("%050d", i); got != want {
+			t.Fatalf("message %d is %s", i, got)
+		}
 	}
 }

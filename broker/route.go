@@ -33,6 +33,10 @@ type job struct {
 	// done is called exactly once if route returns nil: the message is safe,
 	// or has failed.
 	done func(error)
+	// lent says that the message, and the bytes it points to, are the caller's
+	// again when route returns. It is of QoS 0 and not retained, and so goes
+	// straight into its recipients' buffers: whoever may keep it gets a copy.
+	lent bool
 	// ram says that nothing of it goes to the store ($SYS).
 	ram bool
 
@@ -54,6 +58,10 @@ func (b *Broker) route(j *job) error {
 		j.plan = b.planFor(m.Topic)
 	}
 	p := j.plan
+	if j.lent && len(p.watches)+len(p.recipients) > 0 {
+		m = kept(m)
+		j.m, j.lent = m, false
+	}
 	shared := b.sharing(p, m)
 	claims := p.claims(m, shared, j.from.Queue)
 	j.matched = len(p.sessions)+len(shared)+len(p.recipients) > 0
@@ -97,6 +105,19 @@ func (b *Broker) route(j *job) error {
 		done(nil)
 	}
 	return nil
+}
+
+// kept is a copy of a lent message.
+func kept(m *message.Message) *message.Message {
+	piece := make([]byte, 0, len(m.Payload)+len(m.Properties))
+	piece = append(append(piece, m.Payload...), m.Properties...)
+	again := *m
+	n := len(m.Payload)
+	again.Payload = piece[:n:n]
+	if len(m.Properties) > 0 {
+		again.Properties = piece[n:]
+	}
+	return &again
 }
 
 // onward is the delivery of a message for later. It is here, and not in route,
