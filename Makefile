@@ -190,6 +190,11 @@ CUTS ?= 20000
 crash: ## CUTS=20000 simulated power cuts of the store
 	HOLDFAST_CUTS=$(CUTS) $(GO) test $(BUILD) -vet=off -run '^TestCrash$$' -count 1 -timeout 0 -v ./storeforward
 
+DEVICES ?= 50
+.PHONY: month
+month: ## 30 days of DEVICES=50 devices each second, with the link down for days: minutes
+	HOLDFAST_MONTH=$(DEVICES) $(GO) test $(BUILD) -vet=off -run '^TestMonth$$' -count 1 -timeout 0 -v ./storeforward
+
 POWERCUTS ?= 100
 .PHONY: powercut
 powercut: ## POWERCUTS=100 power cuts under the running daemon on a real file system; needs root

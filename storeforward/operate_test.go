@@ -297,6 +297,26 @@ func TestBackupWhileWriting(t *testing.T) {
 	}
 }
 
+// A backup that was killed leaves a part behind, which the next one replaces.
+func TestBackupAfterAKilledOne(t *testing.T) {
+	o := onFile(t)
+	s := open(t, o)
+	fill(t, s, 10, claimFor(uplink(t, s), 1))
+	defer closeStore(t, s)
+	dst := filepath.Join(t.TempDir(), "copy.db")
+	for _, suffix := range []string{".part", ".part-journal"} {
+		if err := os.WriteFile(dst+suffix, []byte("half a backup"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Backup(t.Context(), o.Path, dst, nil); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(dst + "?*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestBackupThatFailsLeavesTheOldOne(t *testing.T) {
 	o := onFile(t)
 	s := open(t, o)
