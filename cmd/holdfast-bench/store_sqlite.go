@@ -33,7 +33,41 @@ func (b *storeBench) sqlite(ctx context.Context) error {
 	return nil
 }
 
-func (b *storeBench) sqliteBatch(ctx context.Context, batch int) (err error) {
+func (b *storeBench) sqliteBatch(ctx context.Context, batch int) error {
+	return withDatabase(ctx, func(c *sqlite3.SQLiteConn) error {
+		before, err := writtenBytes(os.Getpid())
+		if err != nil {
+			return err
+		}
+		rows, took, err := insertFor(ctx, c, batch, b.length)
+		if err != nil {
+			return err
+		}
+		after, err := writtenBytes(os.Getpid())
+		if err != nil {
+			return err
+		}
+		b.note(sqliteRows(batch), bare, float64(rows)/took.Seconds())
+		b.note(sqliteBytes(batch), bare, float64(after-before)/float64(rows))
+		if batch == sqliteBatches[len(sqliteBatches)-1] {
+			return b.selectAll(ctx, c, rows)
+		}
+		return nil
+	})
+}
+
+// commitsAlone is how many transactions of one row there are in a second.
+func commitsAlone(ctx context.Context, length time.Duration) (perSecond float64, err error) {
+	err = withDatabase(ctx, func(c *sqlite3.SQLiteConn) error {
+		rows, took, err := insertFor(ctx, c, 1, length)
+		perSecond = float64(rows) / took.Seconds()
+		return err
+	})
+	return perSecond, err
+}
+
+// withDatabase lends a fresh database with the table of the store.
+func withDatabase(ctx context.Context, fn func(*sqlite3.SQLiteConn) error) (err error) {
 	dir, err := os.MkdirTemp("", "holdfast-bench")
 	if err != nil {
 		return err
@@ -54,24 +88,7 @@ func (b *storeBench) sqliteBatch(ctx context.Context, batch int) (err error) {
 	if _, err := c.ExecContext(ctx, setup, nil); err != nil {
 		return err
 	}
-	before, err := writtenBytes(os.Getpid())
-	if err != nil {
-		return err
-	}
-	rows, took, err := insertFor(ctx, c, batch, b.length)
-	if err != nil {
-		return err
-	}
-	after, err := writtenBytes(os.Getpid())
-	if err != nil {
-		return err
-	}
-	b.note(sqliteRows(batch), bare, float64(rows)/took.Seconds())
-	b.note(sqliteBytes(batch), bare, float64(after-before)/float64(rows))
-	if batch == sqliteBatches[len(sqliteBatches)-1] {
-		return b.selectAll(ctx, c, rows)
-	}
-	return nil
+	return fn(c)
 }
 
 func insertFor(ctx context.Context, c *sqlite3.SQLiteConn, batch int, length time.Duration) (rows int, took time.Duration, err error) {
