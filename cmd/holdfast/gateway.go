@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -83,8 +84,10 @@ type running struct {
 	cancel   context.CancelCauseFunc
 	done     chan struct{}
 	ended    bool // stop has seen it end
-	status   func() any
-	cleanup  func()
+	// failure is why the part ended without being asked to; nil while it runs.
+	failure atomic.Pointer[error]
+	status  func() any
+	cleanup func()
 }
 
 // stop ends the part; why is what it tells others, such as the cloud. It is an
@@ -107,13 +110,17 @@ func (r *running) stop(ctx context.Context, why error) error {
 	return nil
 }
 
-// startPart runs fn until the part is stopped.
-func startPart(ctx context.Context, name string, settings any, fn func(context.Context)) *running {
+// startPart runs fn until the part is stopped. An error before that is logged,
+// is a problem in the status, and has the part started anew by the next reload.
+func (gw *gateway) startPart(ctx context.Context, name string, settings any, fn func(context.Context) error) *running {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &running{name: name, settings: settings, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
-		fn(ctx)
+		if err := fn(ctx); err != nil && ctx.Err() == nil {
+			r.failure.Store(&err)
+			gw.log.Error("part ended", "part", name, "err", err)
+		}
 	}()
 	return r
 }
@@ -315,7 +322,7 @@ func (gw *gateway) reconcile(life, patience context.Context, cfg config.Config) 
 func drop[S any](grace context.Context, gw *gateway, parts map[string]*running, want map[string]S) error {
 	gone := map[string]*running{}
 	for name, p := range parts {
-		if s, ok := want[name]; !ok || !reflect.DeepEqual(p.settings, any(s)) {
+		if s, ok := want[name]; !ok || !reflect.DeepEqual(p.settings, any(s)) || p.failure.Load() != nil {
 			p.settings = nil
 			gone[name] = p
 		}
@@ -355,11 +362,7 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	if err := gw.g.broker.AddRecipient(broker.Recipient{Name: u.Name(), Queue: u.Queue(), Routes: routes, Offer0: u.Offer0}); err != nil {
 		return nil, fmt.Errorf("uplink %s: %w", name, err)
 	}
-	r := startPart(ctx, "uplink "+name, settings, func(ctx context.Context) {
-		if err := u.Run(ctx); err != nil && ctx.Err() == nil {
-			gw.log.Error("uplink ended", "uplink", name, "err", err)
-		}
-	})
+	r := gw.startPart(ctx, "uplink "+name, settings, u.Run)
 	r.status = func() any { return u.Status() }
 	return r, nil
 }
@@ -380,16 +383,20 @@ func (gw *gateway) startListener(ctx context.Context, l config.Listener, endpoin
 	gw.log.Info("listening", "address", l.Address)
 	policy := l.Listener
 	policy.Name = l.Label()
-	r := startPart(ctx, "listener "+l.Address, l, func(ctx context.Context) {
+	r := gw.startPart(ctx, "listener "+l.Address, l, func(ctx context.Context) error {
+		// One of its sockets without the others would only look alive.
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
 		var serving sync.WaitGroup
-		defer serving.Wait()
-		for _, nl := range endpoint.Listeners() {
+		errs := make([]error, len(endpoint.Listeners()))
+		for i, nl := range endpoint.Listeners() {
 			serving.Go(func() {
-				if err := gw.g.broker.Serve(ctx, nl, policy); err != nil {
-					gw.log.Error("listener ended", "address", l.Address, "err", err)
-				}
+				defer cancel()
+				errs[i] = gw.g.broker.Serve(ctx, nl, policy)
 			})
 		}
+		serving.Wait()
+		return errors.Join(errs...)
 	})
 	r.status = func() any { return endpoint.Status() }
 	return r
@@ -401,7 +408,10 @@ func (gw *gateway) startBus(ctx context.Context, name, readings string, bus conf
 		return nil, err
 	}
 	s := adapters.NewSupervisor(adapter, adapters.DefaultSuperviseOptions(), gw.parts)
-	r := startPart(ctx, "port "+name, bus, s.Run)
+	r := gw.startPart(ctx, "port "+name, bus, func(ctx context.Context) error {
+		s.Run(ctx)
+		return nil
+	})
 	r.status = func() any { return busStatus{Name: name, Supervisor: s.Status(), Bus: status()} }
 	r.cleanup = func() {
 		for device := range bus.Devices {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -162,7 +163,10 @@ func TestPartThatDoesNotStop(t *testing.T) {
 	data := gw.cfg.Gateway.Data
 	load := func() (config.Config, error) { return loadConfig(file, data, nil) }
 	freed := make(chan struct{})
-	hanging := startPart(t.Context(), "port rs485", nil, func(context.Context) { <-freed })
+	hanging := gw.startPart(t.Context(), "port rs485", nil, func(context.Context) error {
+		<-freed
+		return nil
+	})
 	gw.buses["rs485"] = hanging
 
 	asked, ask := context.WithCancel(t.Context())
@@ -193,4 +197,37 @@ func TestPartThatDoesNotStop(t *testing.T) {
 	close(freed)
 	<-hanging.done
 	gw.buses = nil
+}
+
+// A listener that ends by itself is a problem, not only a line in the log, and
+// the next reload opens it again.
+func TestListenerThatEnds(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "h.toml")
+	if err := os.WriteFile(file, []byte("[[listener]]\naddress = \"tcp://127.0.0.1:0\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gw := reloadable(t, file)
+	data, address := gw.cfg.Gateway.Data, "tcp://127.0.0.1:0"
+	before := gw.listeners[address]
+	if err := before.stop(t.Context(), errChanged); err != nil {
+		t.Fatal(err)
+	}
+	broken := gw.startPart(t.Context(), "listener "+address, before.settings, func(context.Context) error { return errors.New("accept: no luck") })
+	broken.status = before.status
+	gw.listeners[address] = broken
+	<-broken.done
+
+	const want = "listener " + "tcp://127.0.0.1:0 has ended: accept: no luck"
+	if s := gw.snapshot(); !slices.Contains(s.Problems, want) {
+		t.Errorf("problems = %q, want %q", s.Problems, want)
+	}
+	if err := gw.healthy(); err == nil || err.Error() != want {
+		t.Errorf("healthy = %v, want %q", err, want)
+	}
+	if err := gw.applyReload(t.Context(), t.Context(), func() (config.Config, error) { return loadConfig(file, data, nil) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := gw.healthy(); err != nil || gw.listeners[address] == broken {
+		t.Errorf("after a reload healthy = %v", err)
+	}
 }

@@ -37,6 +37,7 @@ type gatewayStatus struct {
 	Readings adapters.OutboxStatus `json:"readings"`
 	Statuses adapters.OutboxStatus `json:"statuses"` // of the devices
 	Reloads  reloadStatus          `json:"reloads"`
+	Ended    []string              `json:"ended,omitempty"` // parts that ended by themselves, and why
 }
 
 // deviceStatus is a device's health with what became of its readings.
@@ -71,7 +72,14 @@ func (gw *gateway) snapshot() gatewayStatus {
 	listeners := values(gw.listeners)
 	gw.mu.Unlock()
 	now := gw.clock.Now()
+	var ended []string
+	for _, p := range slices.Concat(ups, buses, listeners) {
+		if err := p.failure.Load(); err != nil {
+			ended = append(ended, fmt.Sprintf("%s has ended: %v", p.name, *err))
+		}
+	}
 	s := gatewayStatus{
+		Ended:   ended,
 		Gateway: id, Version: version, Session: gw.g.store.StartNumber(),
 		Time: now.Wall, Clock: clockText(now.Synchronised),
 		Uptime:   time.Since(gw.started).Seconds(),
@@ -124,7 +132,7 @@ const certificateNotice = 14 * 24 * time.Hour
 
 // problems says in sentences what an operator should look at.
 func (s *gatewayStatus) problems() []string {
-	out := []string{}
+	out := append([]string{}, s.Ended...) // never null in JSON
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	if s.Store.State != "ok" {
 		add("store: %s: %s", s.Store.State, s.Store.LastError)
@@ -172,11 +180,18 @@ func (s *gatewayStatus) problems() []string {
 
 // healthy is what the health check asks: can the gateway do its job? A device
 // or link that is down is what the gateway is made for; a store that cannot
-// write is not.
+// write and a listener that has ended are not.
 func (gw *gateway) healthy() error {
 	st := gw.g.store.Status()
 	if st.State != "ok" {
 		return fmt.Errorf("store: %s: %s", st.State, st.LastError)
+	}
+	gw.mu.Lock()
+	defer gw.mu.Unlock()
+	for _, l := range gw.listeners {
+		if err := l.failure.Load(); err != nil {
+			return fmt.Errorf("%s has ended: %w", l.name, *err)
+		}
 	}
 	return nil
 }
