@@ -15,6 +15,7 @@ type storeClock struct {
 	base   int64     // the store's clock at start
 	number uint64    // of this run
 	runs   []run     // oldest first, this one last
+	ended  int64     // the store's clock when the run before was last known to be open
 }
 
 // run is one earlier start.

@@ -19,6 +19,18 @@ func (s *Store) load(ctx context.Context) error {
 	return nil
 }
 
+// forget empties the memory of what was loaded from a file that is not used.
+func (s *Store) forget() {
+	clear(s.sets)
+	clear(s.setsByID)
+	clear(s.queues)
+	clear(s.bySession)
+	clear(s.byUplink)
+	clear(s.retained)
+	s.clock, s.counts, s.ops = storeClock{}, counters{}, nil
+	s.seq, s.mark, s.committed, s.lastSet, s.nextQueue, s.id = 0, 0, 0, 0, 0, 0
+}
+
 func (s *Store) loadQueues(ctx context.Context, d *db) error {
 	err := d.query(ctx, func(row []driver.Value) error {
 		q := s.newQueue(durable.QueueID(integer(row[0])), false, text(row[1]))

@@ -44,6 +44,9 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	if s.disk == nil {
 		s.disk = fileSystem{}
 	}
+	if !s.single {
+		s.path = resolveLink(s.path)
+	}
 	if err := s.takeLock(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -62,6 +65,25 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
+// resolveLink returns the file that a symbolic link stands for, there or not: what
+// lies beside the database lies beside that file.
+func resolveLink(path string) string {
+	for range 40 { // as many as Linux follows
+		to, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(path), to)
+		}
+		path = to
+	}
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(dir, filepath.Base(path))
+	}
+	return path
+}
+
 // takeLock keeps a second daemon away from the database; SQLite's own locks would
 // let it in between two commits.
 func (s *Store) takeLock() error {
@@ -69,6 +91,12 @@ func (s *Store) takeLock() error {
 		return nil
 	}
 	f, err := os.OpenFile(s.path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if readOnlyDisk(err) || diskFull(err) {
+		if f, err = os.Open(s.path + ".lock"); errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("lock file not made", "path", s.path+".lock")
+			return nil
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -86,8 +114,56 @@ func (s *Store) giveLock() error {
 	return s.lock.Close()
 }
 
-// openDatabase opens the file, and a fresh one when it is beyond use.
+// openDatabase opens the file, and a fresh one when it is beyond use. On a disk
+// that is full the reserve is given up for it; on one that takes nothing at all a
+// database that can be read is served as it is, see [Store.deferRun].
 func (s *Store) openDatabase(ctx context.Context) error {
+	err := s.openOrReplace(ctx)
+	if err == nil || !diskRefuses(err) {
+		return err
+	}
+	first := err
+	if s.releaseReserve(err) {
+		s.forget()
+		if err = s.openOrReplace(ctx); err == nil || !diskRefuses(err) {
+			return err
+		}
+	}
+	if s.isNew() {
+		return errors.Join(err, first) // nothing to serve
+	}
+	s.crippled = true
+	s.forget()
+	if err = s.openAndLoad(ctx); err != nil && diskRefuses(err) && !s.single {
+		s.heapIndex = true
+		s.forget()
+		err = s.openAndLoad(ctx)
+	}
+	if err != nil {
+		return errors.Join(first, err)
+	}
+	return nil
+}
+
+// diskRefuses says whether an error is one of the disk, not of the database.
+func diskRefuses(err error) bool {
+	code, ok := sqliteCode(err)
+	return ok && (code == sqlite3.ErrFull || code == sqlite3.ErrIoErr || code == sqlite3.ErrReadonly || code == sqlite3.ErrCantOpen) ||
+		diskFull(err) || readOnlyDisk(err)
+}
+
+// readOnlyDisk says whether an error means that nothing can be written at all.
+func readOnlyDisk(err error) bool {
+	return errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EIO)
+}
+
+// isNew says whether there is no database yet.
+func (s *Store) isNew() bool {
+	size, err := s.disk.Size(s.path)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && size == 0
+}
+
+func (s *Store) openOrReplace(ctx context.Context) error {
 	err := s.openAndLoad(ctx)
 	if err == nil || !unusable(err) {
 		return err
@@ -191,9 +267,12 @@ func (s *Store) inspectHeader(d *db) error {
 func (s *Store) params() url.Values {
 	// One goroutine uses a connection at a time, so it needs no mutex.
 	params := url.Values{"_mutex": {"no"}, "_busy_timeout": {"5000"}}
-	if s.single {
+	switch {
+	case s.single:
 		params.Set("vfs", s.disk.VFS())
 		params.Set("_locking_mode", "EXCLUSIVE")
+	case s.heapIndex:
+		params.Set("vfs", "unix-excl")
 	}
 	return params
 }
@@ -203,11 +282,15 @@ func (s *Store) openWriterAndMigrate() error {
 	if err != nil {
 		return err
 	}
+	if s.crippled {
+		// What is in the log may find room in the database.
+		s.noteCheckpoint(checkpoint(d, "TRUNCATE"))
+	}
 	list, err := loadMigrations(migrations)
 	if err == nil {
 		err = migrate(d, list)
 	}
-	if err == nil {
+	if err == nil && !s.crippled {
 		// The file and its log exist now; their folder must know it.
 		err = s.disk.SyncDir(filepath.Dir(s.path))
 	}
@@ -221,6 +304,11 @@ func (s *Store) openWriterAndMigrate() error {
 // openWriter opens the connection that writes and asserts that its commits are
 // synced.
 func (s *Store) openWriter() (*db, error) {
+	// This pragma writes the first page each time it is given.
+	setup := ""
+	if s.isNew() {
+		setup = "PRAGMA auto_vacuum = INCREMENTAL; "
+	}
 	d, err := openDB(s.path, s.params())
 	if err != nil {
 		return nil, err
@@ -229,7 +317,7 @@ func (s *Store) openWriter() (*db, error) {
 	if s.opts.faults.syncOff {
 		sync = "OFF"
 	}
-	setup := "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = " + sync + `;
+	setup += "PRAGMA journal_mode = WAL; PRAGMA synchronous = " + sync + `;
 		PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;
 		PRAGMA journal_size_limit = ` + strconv.FormatInt(s.opts.WALBytes, 10)
 	if err = d.script(setup); err == nil {

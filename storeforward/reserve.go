@@ -2,6 +2,7 @@ package storeforward
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,17 +15,24 @@ import (
 // The reserve is an empty file beside the database that holds space. When the disk
 // is full it is removed, so that cursors, deletions and what was taken before can
 // still be written; from then on nothing is taken that would have to be kept.
-// When there is room for it again, twice over so that it does not come and go,
+// When there is room for it again, and a margin so that it does not come and go,
 // it is put back and all goes on.
 
-// reserveEvery is how often it is tried to put the reserve back.
-const reserveEvery = 5 * time.Second
+// reserveEvery is how often it is tried to put the reserve back, reserveMargin how
+// much more than the reserve must be free for it.
+const (
+	reserveEvery  = 5 * time.Second
+	reserveMargin = 1 << 20
+)
 
 func (s *Store) reservePath() string { return s.path + ".reserve" }
 
 // takeReserve sets the reserve aside when the store opens. A disk too full for it
 // is one that is full.
 func (s *Store) takeReserve() {
+	if s.low || s.crippled {
+		return // it has just been given up, or is of no use
+	}
 	var err error
 	if s.opts.ReserveBytes == 0 {
 		err = s.disk.Remove(s.reservePath()) // an earlier configuration's
@@ -32,8 +40,10 @@ func (s *Store) takeReserve() {
 			err = nil
 		}
 	} else if err = s.disk.Allocate(s.reservePath(), s.opts.ReserveBytes); diskFull(err) {
+		err = fmt.Errorf("no room for the reserve of %d bytes: %w", s.opts.ReserveBytes, err)
 		s.mu.Lock()
 		s.low = true
+		s.counts.lastErr, s.counts.lastErrAt = err.Error(), time.Now()
 		s.mu.Unlock()
 	}
 	if err != nil {
@@ -50,6 +60,7 @@ func (s *Store) releaseReserve(err error) bool {
 	released := s.disk.Remove(s.reservePath()) == nil
 	s.mu.Lock()
 	s.low = true
+	s.counts.lastErr, s.counts.lastErrAt = err.Error(), time.Now()
 	s.mu.Unlock()
 	s.reserveTried = time.Now()
 	if released {
@@ -68,13 +79,21 @@ func (s *Store) restoreReserve() {
 		return
 	}
 	s.reserveTried = now
-	err := s.disk.Allocate(s.reservePath(), 2*s.opts.ReserveBytes)
+	err := s.disk.Allocate(s.reservePath(), s.opts.ReserveBytes+reserveMargin)
 	if err == nil {
 		err = s.disk.Allocate(s.reservePath(), s.opts.ReserveBytes)
 	}
 	if err != nil {
 		if rerr := s.disk.Remove(s.reservePath()); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 			err = errors.Join(err, rerr)
+		}
+		if readOnlyDisk(err) {
+			// Not for lack of room. Nothing might be written now that says
+			// so: a failing store tries the disk.
+			s.failed(err)
+			s.mu.Lock()
+			s.hurryLocked()
+			s.mu.Unlock()
 		}
 		s.log.Debug("reserve not set aside", "err", err)
 		return

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"database/sql/driver"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -59,29 +60,62 @@ func (s *Store) startRun(ctx context.Context, d *db) error {
 	}
 	s.clock.runs = append(s.clock.runs, run{first: s.seq + 1, opened: s.clock.opened, clock: s.clock.base})
 	s.touched = s.clock.start
+	s.clock.ended = max(last, newest)
+	err = d.exec("BEGIN IMMEDIATE")
+	if err == nil {
+		err = s.insertRun(d, s.mark)
+	}
+	if err == nil {
+		err = d.exec("COMMIT")
+	}
+	if err == nil {
+		s.keepKnown(s.clock.base)
+		return nil
+	}
+	if d.inTransaction() {
+		err = errors.Join(err, d.exec("ROLLBACK"))
+	}
+	if !s.crippled || !diskRefuses(err) {
+		return err
+	}
+	s.deferRun(err)
+	return nil
+}
+
+// insertRun notes this start. It may be done twice.
+func (s *Store) insertRun(d *db, mark durable.Seq) error {
+	first := int64(s.clock.runs[len(s.clock.runs)-1].first)
 	for _, change := range []struct {
 		sql  string
 		args []driver.Value
 	}{
-		{"BEGIN IMMEDIATE", nil},
-		{"UPDATE meta SET value = ? WHERE key = 'seq_mark'", []driver.Value{int64(s.mark)}},
+		{"UPDATE meta SET value = ? WHERE key = 'seq_mark'", []driver.Value{int64(mark)}},
 		{"INSERT OR REPLACE INTO meta (key, value) VALUES ('store_id', ?)", []driver.Value{s.id}},
-		{"INSERT INTO run (number, first_seq, opened, clock, last, last_wall, synced) VALUES (?, ?, ?, ?, ?, ?, ?)", []driver.Value{
-			int64(s.clock.number), int64(s.seq) + 1, s.clock.opened, s.clock.base, s.clock.base, s.clock.opened, flag(s.synchronised()),
+		{"INSERT OR REPLACE INTO run (number, first_seq, opened, clock, last, last_wall, synced) VALUES (?, ?, ?, ?, ?, ?, ?)", []driver.Value{
+			int64(s.clock.number), first, s.clock.opened, s.clock.base, s.clock.base, s.clock.opened, flag(s.synchronised()),
 		}},
 		// Older runs only if no message can be from them.
 		{`DELETE FROM run WHERE number < (SELECT max(number) FROM run WHERE first_seq <=
-			min(coalesce((SELECT min(seq) FROM message), ?1), coalesce((SELECT min(seq) FROM retained), ?1)))`, []driver.Value{int64(s.seq) + 1}},
+			min(coalesce((SELECT min(seq) FROM message), ?1), coalesce((SELECT min(seq) FROM retained), ?1)))`, []driver.Value{first}},
 		// Who was connected when the power went has been offline since.
-		{"UPDATE session SET offline = ? WHERE offline IS NULL", []driver.Value{max(last, newest)}},
-		{"COMMIT", nil},
+		{"UPDATE session SET offline = ? WHERE offline IS NULL", []driver.Value{s.clock.ended}},
 	} {
 		if err := d.exec(change.sql, change.args...); err != nil {
 			return err
 		}
 	}
-	s.keepKnown(s.clock.base)
 	return nil
+}
+
+// deferRun lets a store start on a disk that takes nothing: it is failing until
+// the first commit, which notes the start before all else. Until then nothing
+// that carries a number of this run is durable, so that the mark may wait too.
+func (s *Store) deferRun(err error) {
+	s.failed(err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	mark := s.mark
+	s.opLocked(func(d *db) error { return s.insertRun(d, mark) }, nil, nil)
 }
 
 // newestTime returns the store's clock at the newest thing that is durable.

@@ -25,6 +25,10 @@ type Store struct {
 	single bool
 	connMu sync.Mutex
 
+	// crippled: the disk took nothing when the store opened. heapIndex: nor
+	// was there room for the index of the log, which is kept in memory then.
+	crippled, heapIndex bool
+
 	id       int64 // identity of the database
 	clock    storeClock
 	setAside string
