@@ -99,8 +99,8 @@ const (
 	// loopEvents is how many connections are looked after between two flushes.
 	loopEvents = 128
 	// flushAt is how much waits for one connection before it is written without
-	// waiting for the end of the turn.
-	flushAt = 64 << 10
+	// waiting for the end of the turn; its buffer fits the pool then.
+	flushAt = 32 << 10
 	// tick is how exactly keep alives are kept.
 	tick = 500 * time.Millisecond
 )

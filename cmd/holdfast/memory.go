@@ -61,6 +61,6 @@ func (h *handshakeGarbage) look(connects uint64) (gaveBack bool) {
 		return false
 	}
 	h.cleaned = connects
-	debug.FreeOSMemory()
+	trimMemory()
 	return true
 }
