@@ -3,7 +3,6 @@ package storeforward
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 	"math"
 	"os"
 	"strconv"
@@ -224,6 +223,6 @@ func (l *life) checkEnd(largest, bound int64) {
 	if small := int64(2 << 20); st.FileBytes > small {
 		l.t.Errorf("%d bytes on disk after the drain, wanted at most %d", st.FileBytes, small)
 	}
-	l.t.Log(fmt.Sprintf("%d days: %d appended, %d delivered, %d thinned, %d written; %d bytes on disk at most, %d at the end",
-		l.days, l.appended, l.delivered, thinned, q.Committed, largest, st.FileBytes))
+	l.t.Logf("%d days: %d appended, %d delivered, %d thinned, %d written; %d bytes on disk at most, %d at the end",
+		l.days, l.appended, l.delivered, thinned, q.Committed, largest, st.FileBytes)
 }

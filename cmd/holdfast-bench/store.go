@@ -347,7 +347,7 @@ func (b *storeBench) report(w io.Writer, peers []peer) error {
 		}
 		limit := mid(limits[measure], bare)
 		if measure == pairedOne {
-			fmt.Fprintln(t)
+			fmt.Fprintf(t, "\t-\t%s\n", figure(first))
 			continue
 		}
 		if measure == acked2 { // its limit is the other QoS

@@ -15,7 +15,7 @@ import (
 	"holdfast/storeforward"
 )
 
-func startStore(t *testing.T) (socket string, store *storeforward.Store) {
+func startStore(t *testing.T) (socket string) {
 	t.Helper()
 	o := storeforward.DefaultOptions()
 	o.Path = filepath.Join(t.TempDir(), "holdfast.db")
@@ -31,7 +31,7 @@ func startStore(t *testing.T) (socket string, store *storeforward.Store) {
 	if _, _, err := store.OpenUplink("cloud"); err != nil {
 		t.Fatal(err)
 	}
-	return start(t, Source{Store: store}), store
+	return start(t, Source{Store: store})
 }
 
 func lines(t *testing.T, socket, path string) (text []string) {
@@ -53,7 +53,7 @@ func order(t *testing.T, socket, path, body string) (int64, error) {
 
 // What is exported and imported again is the same, whatever is in it.
 func TestExportIsTheSameAfterImport(t *testing.T) {
-	socket, _ := startStore(t)
+	socket := startStore(t)
 	const first = `{"received":"2026-01-02T03:04:05.000006Z","qos":1,"topic":"a/b","payload":"text \"<\n","from":"me"}` + "\n" +
 		`{"received":"2026-01-02T03:04:06Z","qos":2,"topic":"a/c","payload_base64":"/wD+","properties_base64":"AQE=","retain":true,"expiry_seconds":0}` + "\n\n" +
 		`{"received":"2026-01-03T00:00:00Z","qos":1,"topic":"a/d"}` // no payload, no end of line
@@ -101,7 +101,7 @@ func values(r Record) []any {
 
 // More than a page, and where to go on.
 func TestManyMessagesComeInPages(t *testing.T) {
-	socket, _ := startStore(t)
+	socket := startStore(t)
 	var body strings.Builder
 	for i := range 2*pageRows + 1 {
 		fmt.Fprintf(&body, `{"qos":1,"topic":"a","payload":"%d"}`+"\n", i)
@@ -123,7 +123,7 @@ func TestManyMessagesComeInPages(t *testing.T) {
 }
 
 func TestQueueRequestsThatAreWrong(t *testing.T) {
-	socket, _ := startStore(t)
+	socket := startStore(t)
 	for path, want := range map[string]string{
 		"messages?queue=moon":             `queue "moon"`,
 		"messages?queue=cloud&after=soon": "not a number",
