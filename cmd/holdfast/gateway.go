@@ -87,6 +87,8 @@ type running struct {
 	// failure is why the part ended without being asked to; nil while it runs.
 	failure atomic.Pointer[error]
 	status  func() any
+	// state is how an uplink is, without a look at the disk; nil for others.
+	state   func() uplink.State
 	cleanup func()
 }
 
@@ -364,6 +366,7 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	}
 	r := gw.startPart(ctx, "uplink "+name, settings, u.Run)
 	r.status = func() any { return u.Status() }
+	r.state = u.State
 	return r, nil
 }
 

@@ -98,11 +98,32 @@ type Status struct {
 	BacklogAge   float64 `json:"backlog_age_seconds"`
 }
 
-// Status returns a snapshot.
+// State is what Status says of it, without asking the store.
+func (u *Uplink) State() State {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	state, _ := u.stateLocked(time.Now())
+	return state
+}
+
+// stateLocked is the state with its reason. A quarter of the time allowed
+// without any answer is long enough to stop calling a link healthy.
+func (u *Uplink) stateLocked(now time.Time) (State, string) {
+	if l, limit := u.link, u.opts.AckTimeout/4; l != nil && u.status.State == StateUp && limit > 0 {
+		if oldest, ok := l.oldestLocked(); ok && now.Sub(oldest) > limit && now.Sub(l.progress) > limit {
+			return StateStuck, "the cloud acknowledges nothing"
+		}
+	}
+	return u.status.State, u.status.Reason
+}
+
+// Status returns a snapshot. It asks the store how old the backlog is, which
+// may take the time of a look at the disk.
 func (u *Uplink) Status() Status {
 	now := time.Now()
 	u.mu.Lock()
 	st := u.status
+	st.State, st.Reason = u.stateLocked(now)
 	st.Dropped = make(map[string]uint64, len(u.status.Dropped))
 	maps.Copy(st.Dropped, u.status.Dropped)
 	st.Window = u.opts.Window
@@ -117,11 +138,6 @@ func (u *Uplink) Status() Status {
 		st.BytesOut += l.conn.BytesOut()
 		if oldest, ok := l.oldestLocked(); ok {
 			st.OldestUnacked = now.Sub(oldest).Seconds()
-			// A quarter of the time allowed without any answer is long
-			// enough to stop calling it healthy.
-			if st.State == StateUp && u.opts.AckTimeout > 0 && now.Sub(oldest) > u.opts.AckTimeout/4 && now.Sub(l.progress) > u.opts.AckTimeout/4 {
-				st.State, st.Reason = StateStuck, "the cloud acknowledges nothing"
-			}
 		}
 	}
 	u.mu.Unlock()
