@@ -89,6 +89,14 @@ func (s *Store) commitLoop() {
 			}
 			continue
 		}
+		if damage := s.damage; damage != nil && !s.closing {
+			s.mu.Unlock()
+			if !s.repairOrBackOff(damage) {
+				s.closeErr = s.finish()
+				return
+			}
+			continue
+		}
 		agesWait := s.agesLocked(now)
 		clockWait, clock := s.clockDueLocked(now)
 		wait, due := s.dueLocked(now)

@@ -31,6 +31,10 @@ func (s *Store) commitOrHeal(b *batch) bool {
 		return true
 	}
 	for {
+		if unusable(err) {
+			s.giveBack(b)
+			return s.repairOrBackOff(err)
+		}
 		s.failed(err)
 		if !s.releaseReserve(err) && !s.backOff() {
 			s.giveBack(b)
@@ -47,6 +51,18 @@ func (s *Store) commitOrHeal(b *batch) bool {
 		}
 		return true
 	}
+}
+
+// repairOrBackOff replaces a damaged database, and waits when that fails. It returns
+// false when the store is closing and the disk still fails.
+func (s *Store) repairOrBackOff(cause error) bool {
+	err := s.repair(cause)
+	if err == nil {
+		s.healed()
+		return true
+	}
+	s.failed(err)
+	return s.releaseReserve(err) || s.backOff()
 }
 
 // failed notes an error of a commit; it is logged when the state changes.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"io/fs"
 	"time"
 
@@ -69,15 +70,29 @@ func (s *Store) noteCheckpoint(err error) {
 	s.log.Debug("checkpoint failed", "err", err)
 }
 
-// keep is the keeper goroutine: passive checkpoints beside the committer, and
-// once after the start a check of the database.
+// keep is the keeper goroutine: passive checkpoints beside the committer, and a
+// check of each database it meets.
 func (s *Store) keep(ctx context.Context) {
 	if s.single {
 		return
 	}
+	for ctx.Err() == nil {
+		s.keepFile(ctx)
+	}
+}
+
+// keepFile keeps one database, until it is replaced.
+func (s *Store) keepFile(ctx context.Context) {
+	s.mu.Lock()
+	files := s.files
+	s.mu.Unlock()
 	d, err := s.openReader()
 	if err != nil {
 		s.noteCheckpoint(err)
+		select {
+		case <-s.tend: // until there is something to do
+		case <-ctx.Done():
+		}
 		return
 	}
 	defer func() { s.noteCheckpoint(d.close()) }()
@@ -88,6 +103,12 @@ func (s *Store) keep(ctx context.Context) {
 	for {
 		select {
 		case <-s.tend:
+			s.mu.Lock()
+			replaced := s.files != files
+			s.mu.Unlock()
+			if replaced {
+				return
+			}
 			s.noteCheckpoint(checkpoint(d, "PASSIVE"))
 		case <-ctx.Done():
 			return
@@ -115,6 +136,10 @@ func (s *Store) check(ctx context.Context, d *db) {
 	s.mu.Unlock()
 	if result != "ok" {
 		s.log.Error("database is damaged", "err", result)
+		s.mu.Lock()
+		s.damage = fmt.Errorf("check: %s", result)
+		s.hurryLocked()
+		s.mu.Unlock()
 	}
 }
 
@@ -179,7 +204,9 @@ func (s *Store) Close() error {
 func (s *Store) closeReaders() error {
 	var err error
 	for range cap(s.readers) {
-		err = errors.Join(err, (<-s.readers).close())
+		if d := <-s.readers; d != nil {
+			err = errors.Join(err, d.close())
+		}
 	}
 	return err
 }

@@ -177,10 +177,12 @@ func (s *Store) openOrReplace(ctx context.Context) error {
 	if err := s.openWriterAndMigrate(); err != nil {
 		return err
 	}
+	s.forget() // what of it had been loaded
 	s.salvaged = s.salvage(ctx, aside)
 	s.log.Warn("database salvaged", "path", aside, "result", s.salvaged)
-	err = s.load(ctx)
-	if err == nil {
+	reason := err
+	if err = s.load(ctx); err == nil {
+		s.openedRepair(reason)
 		return s.openReaders()
 	}
 	return errors.Join(err, s.closeConnections())
@@ -349,7 +351,9 @@ func (s *Store) openReaders() error {
 	if s.single {
 		return nil
 	}
-	s.readers = make(chan *db, readerConns)
+	if s.readers == nil {
+		s.readers = make(chan *db, readerConns)
+	}
 	for range readerConns {
 		d, err := s.openReader()
 		if err != nil {
@@ -378,7 +382,9 @@ func (s *Store) openReader() (*db, error) {
 func (s *Store) closeConnections() error {
 	var err error
 	for len(s.readers) > 0 {
-		err = errors.Join(err, (<-s.readers).close())
+		if d := <-s.readers; d != nil {
+			err = errors.Join(err, d.close())
+		}
 	}
 	if s.w != nil {
 		err = errors.Join(err, s.w.close())

@@ -79,6 +79,10 @@ type Options struct {
 	RetryMin time.Duration `toml:"retry_min"`
 	RetryMax time.Duration `toml:"retry_max"`
 
+	// OnRepair is called with the report when a database was set aside, by
+	// Open or from the committer's goroutine. It must not call the store, nor
+	// block.
+	OnRepair func(Repair) `toml:"-"`
 	// ClockSynchronised says whether the wall clock can be trusted; nil is
 	// never.
 	ClockSynchronised func() bool `toml:"-"`

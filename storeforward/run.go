@@ -2,9 +2,7 @@ package storeforward
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql/driver"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -26,7 +24,11 @@ const (
 // ID names this database: it is made at random with it, and made new when the
 // database was salvaged, or is older than the one used last (a backup came
 // back). Who keeps something at a peer that belongs to this database asks for it.
-func (s *Store) ID() string { return fmt.Sprintf("%016x", s.id) }
+func (s *Store) ID() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Sprintf("%016x", s.id)
+}
 
 // startRun continues the store's clock and numbers this start. The mark goes
 // with it: it must be durable before the first number is given.
@@ -148,10 +150,8 @@ func (s *Store) loadID(d *db, last int64) error {
 		s.log.Warn("database is older than the one used last", "path", s.path, "missing", time.Duration(known-last)*time.Microsecond)
 		s.id = 0
 	}
-	for s.id == 0 {
-		var b [8]byte
-		_, _ = rand.Read(b[:]) // it never fails
-		s.id = int64(binary.LittleEndian.Uint64(b[:]) >> 1)
+	if s.id == 0 {
+		s.id = newID()
 	}
 	return nil
 }

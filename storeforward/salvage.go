@@ -71,6 +71,9 @@ func (s *Store) salvageFrom(ctx context.Context, old *db) (string, error) {
 		err = s.w.exec("UPDATE uplink SET state = ''")
 	}
 	if err == nil {
+		err = missingStreams(s.w)
+	}
+	if err == nil {
 		err = s.w.exec("COMMIT")
 	}
 	if err != nil {

@@ -45,6 +45,7 @@ type Store struct {
 
 	// The committer's own.
 	lastCommit   time.Time // when the last commit began
+	repaired     time.Time // when the database was last set aside
 	reserveTried time.Time // when the reserve was given up or last tried for
 	touched      time.Time // when the run row was last written
 	looked       time.Time // when it was last found unnecessary
@@ -58,6 +59,10 @@ type Store struct {
 	closing, finished bool
 	// failing: the last commit failed and the disk has not healed yet.
 	failing bool
+	// damage is what a reader found wrong with the database. files counts the
+	// databases of this run.
+	damage error
+	files  int
 	// low: the disk is full and the reserve given up.
 	low bool
 

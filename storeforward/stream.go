@@ -237,20 +237,29 @@ func storedFromRow(clock *storeClock, row []driver.Value) storedMessage {
 	return r
 }
 
+var errNotOpen = errors.New("the database is not open")
+
 // read lends a connection for reading.
 func (s *Store) read(ctx context.Context, fn func(*db) error) error {
 	if s.single {
 		s.connMu.Lock()
 		defer s.connMu.Unlock()
 		if s.w == nil {
-			return errors.New("the database is not open")
+			return errNotOpen
 		}
-		return fn(s.w)
+		err := fn(s.w)
+		s.suspect(err)
+		return err
 	}
 	select {
 	case d := <-s.readers:
 		defer func() { s.readers <- d }()
-		return fn(d)
+		if d == nil {
+			return errNotOpen
+		}
+		err := fn(d)
+		s.suspect(err)
+		return err
 	case <-s.stopped:
 		return durable.ErrClosed
 	case <-ctx.Done():
