@@ -2,6 +2,7 @@ package storeforward
 
 import (
 	"slices"
+	"time"
 
 	"holdfast/broker/durable"
 )
@@ -30,6 +31,11 @@ type queue struct {
 	unsafe          int   // claims in the tail that are not safe
 	ops             int   // changes of QoS 2 state that are not durable yet
 	lazy            *op   // the last change that nobody waits for
+
+	// oldest is when the oldest row behind the cursors oldestAfter arrived,
+	// as Status found it: while the cursors stay it is not looked for again.
+	oldest      time.Time
+	oldestAfter [2]durable.Seq
 
 	deadLetters        int
 	appended           uint64

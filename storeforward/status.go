@@ -95,12 +95,24 @@ func (s *Store) Status() Status {
 			st.Queues = append(st.Queues, q.status(now.Sub(s.clock.received(s.seq, received))))
 			continue
 		}
-		lookUp = append(lookUp, oldest{i: len(st.Queues), cursors: [2]durable.Seq{q.streams[0].cursor, q.streams[1].cursor}})
+		cursors := [2]durable.Seq{q.streams[0].cursor, q.streams[1].cursor}
+		if !q.oldest.IsZero() && q.oldestAfter == cursors {
+			st.Queues = append(st.Queues, q.status(now.Sub(q.oldest)))
+			continue
+		}
+		lookUp = append(lookUp, oldest{i: len(st.Queues), q: q, cursors: cursors})
 		st.Queues = append(st.Queues, q.status(0))
 	}
 	s.mu.Unlock()
 	for _, o := range lookUp {
-		st.Queues[o.i].OldestSeconds = s.oldestStored(st.Queues[o.i].ID, o.cursors, now).Seconds()
+		received := s.oldestStored(o.q.id, o.cursors)
+		if received.IsZero() {
+			continue
+		}
+		st.Queues[o.i].OldestSeconds = max(now.Sub(received), 0).Seconds()
+		s.mu.Lock()
+		o.q.oldest, o.q.oldestAfter = received, o.cursors
+		s.mu.Unlock()
 	}
 	slices.SortFunc(st.Queues, func(a, b QueueStatus) int { return cmp.Compare(a.ID, b.ID) })
 	return st
@@ -108,6 +120,7 @@ func (s *Store) Status() Status {
 
 type oldest struct {
 	i       int // in the list of queues
+	q       *queue
 	cursors [2]durable.Seq
 }
 
@@ -146,13 +159,17 @@ func (s *Store) oldestLocked(q *queue) (received int64, ok bool) {
 	return received, ok
 }
 
-// oldestStored looks up the age of the oldest unfinished row.
-func (s *Store) oldestStored(q durable.QueueID, cursors [2]durable.Seq, now time.Time) (age time.Duration) {
+// oldestStored looks up when the oldest row behind the cursors arrived; zero
+// when there is none. Behind a long backlog of others that is a long search.
+func (s *Store) oldestStored(q durable.QueueID, cursors [2]durable.Seq) (received time.Time) {
 	ctx := context.Background()
 	err := s.read(ctx, func(d *db) error {
 		for i, cursor := range cursors {
 			err := d.query(ctx, func(row []driver.Value) error {
-				age = max(age, now.Sub(s.clock.received(durable.Seq(integer(row[0])), integer(row[1]))))
+				at := s.clock.received(durable.Seq(integer(row[0])), integer(row[1]))
+				if received.IsZero() || at.Before(received) {
+					received = at
+				}
 				return nil
 			}, `SELECT seq, received FROM message WHERE seq > ? AND claimset IN (SELECT claimset FROM claim WHERE queue = ? AND qos = ?)
 				ORDER BY seq LIMIT 1`, int64(cursor), int64(q), int64(i+1))
@@ -167,5 +184,5 @@ func (s *Store) oldestStored(q durable.QueueID, cursors [2]durable.Seq, now time
 		s.counts.readErrors++
 		s.mu.Unlock()
 	}
-	return age
+	return received
 }
