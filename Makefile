@@ -152,7 +152,13 @@ endef
 define MOSQUITTO_PEER
 mosquitto=sh -c 'printf "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {dir}/\nmax_queued_messages 0\nuser root\n" > {dir}/m.conf; exec mosquitto -c {dir}/m.conf'
 endef
-export HOLDFAST_PEER MOSQUITTO_PEER
+define WEAR_CLOUD
+dist/holdfast run --listen tcp://127.0.0.1:{port} --data {dir}
+endef
+define WEAR_GATEWAY
+sh -c 'printf "[gateway]\ndata = \"{dir}\"\n[store]\ncommit_window = \"{window}\"\nmin_commit_interval = \"{window}\"\n[[listener]]\naddress = \"tcp://127.0.0.1:{port}\"\n[uplink.cloud]\nurl = \"mqtt://{cloud}\"\n[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"wear/#\"\n" > {dir}/h.toml; exec dist/holdfast run --config {dir}/h.toml'
+endef
+export HOLDFAST_PEER MOSQUITTO_PEER WEAR_CLOUD WEAR_GATEWAY
 
 ROUNDS ?= 3
 .PHONY: bench-store
@@ -161,6 +167,11 @@ bench-store: build ## the store beside bare SQLite and beside mosquitto, where i
 	@uptime
 	PATH=$$PATH:/usr/sbin; if command -v mosquitto >/dev/null; then set -- --peer "$$MOSQUITTO_PEER"; fi; \
 	  dist/holdfast-bench store --rounds $(ROUNDS) --peer "$$HOLDFAST_PEER" "$$@"
+
+.PHONY: bench-wear
+bench-wear: build ## bytes written to flash per message, by link, rate and window
+	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench
+	dist/holdfast-bench wear --cloud "$$WEAR_CLOUD" --gateway "$$WEAR_GATEWAY"
 
 FUZZTIME ?= 30s
 .PHONY: fuzz

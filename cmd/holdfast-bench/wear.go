@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"text/tabwriter"
+	"time"
+
+	"holdfast/broker/packet"
+)
+
+// What a gateway writes to its flash: with the link up and down, by rate and by
+// the time that commits wait for each other.
+const (
+	wearPublishers = 10
+	cardBytes      = 8e9
+	cardCycles     = 3000
+	outage         = 0.1 // of the time
+)
+
+func runWear(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	fs := flag.NewFlagSet("holdfast-bench wear", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	gateway := fs.String("gateway", "", "command that starts a gateway on {port} with its data in {dir}, commits {window} apart, and {cloud} as its cloud")
+	cloud := fs.String("cloud", "", "command that starts the cloud on {port} with its data in {dir}")
+	length := fs.Duration("time", 10*time.Second, "least length of a measurement")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	if *gateway == "" || *cloud == "" {
+		return errors.New("name a --gateway and a --cloud")
+	}
+	far, err := peer{"cloud", *cloud}.start(ctx)
+	if err != nil {
+		return err
+	}
+	defer far.stop()
+	t := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(t, "link\twindow\tmsg/s wanted\tmsg/s\tbytes written per message\tyears of an 8 GB card, %d cycles, down %.0f %% of the time\n", cardCycles, outage*100)
+	for _, up := range []bool{true, false} {
+		for _, window := range []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second} {
+			for _, rate := range []int{1, 10, 100, 10_000} {
+				to, link := "127.0.0.1:1", "down" // tcpmux: nobody is there
+				if up {
+					to, link = far.addr, "up"
+				}
+				command := strings.NewReplacer("{window}", window.String(), "{cloud}", to).Replace(*gateway)
+				took, perMessage, err := wear(ctx, peer{"gateway", command}, rate, max(*length, 3*window))
+				if err != nil {
+					return fmt.Errorf("link %s, window %v, %d msg/s: %w", link, window, rate, err)
+				}
+				years := "-"
+				if !up && perMessage > 0 {
+					years = figure(cardBytes * cardCycles / (perMessage * took * outage * 365 * 24 * 3600))
+				}
+				fmt.Fprintf(t, "%s\t%v\t%d\t%s\t%s\t%s\n", link, window, rate, figure(took), figure(perMessage), years)
+				fmt.Fprintf(stderr, "link %s, window %v, %d msg/s: %.1f bytes per message\n", link, window, rate, perMessage)
+			}
+		}
+	}
+	return t.Flush()
+}
+
+// wear publishes at a rate and reads the gateway's accounts.
+func wear(ctx context.Context, p peer, rate int, length time.Duration) (perSecond, perMessage float64, err error) {
+	proc, err := p.start(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer proc.stop()
+	var acked atomic.Int64
+	conns := make([]*wearing, 0, wearPublishers)
+	defer func() {
+		for _, w := range conns {
+			_ = w.conn.Close()
+			<-w.ended
+		}
+	}()
+	for i := range wearPublishers {
+		c, err := connect(ctx, proc.addr, fmt.Sprintf("wear%d", i), packet.V311)
+		if err != nil {
+			return 0, 0, err
+		}
+		w, err := newWearing(c, &acked)
+		if err != nil {
+			return 0, 0, errors.Join(err, c.Close())
+		}
+		conns = append(conns, w)
+	}
+	settle := time.NewTimer(2 * time.Second) // the link comes up, statuses go out
+	defer settle.Stop()
+	<-settle.C
+	before, err := writtenBytes(proc.cmd.Process.Pid)
+	if err != nil {
+		return 0, 0, err
+	}
+	began := time.Now()
+	sent, err := publishAt(ctx, conns, rate, length)
+	if err != nil {
+		return 0, 0, err
+	}
+	perSecond = float64(sent) / time.Since(began).Seconds()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.Now().Add(stuck); acked.Load() < int64(sent); <-tick.C {
+		if time.Now().After(late) {
+			return 0, 0, fmt.Errorf("%d of %d acknowledged", acked.Load(), sent)
+		}
+	}
+	after, err := writtenBytes(proc.cmd.Process.Pid)
+	return perSecond, float64(after-before) / float64(sent), err
+}
+
+// wearing is a publisher that does not wait for its acknowledgements.
+type wearing struct {
+	conn  net.Conn
+	frame []byte
+	next  uint16
+	ended chan struct{}
+}
+
+func newWearing(c net.Conn, acked *atomic.Int64) (*wearing, error) {
+	frame, err := (&packet.Publish{Topic: []byte("wear/1"), QoS: 1, PacketID: 1, Payload: make([]byte, storePayload)}).AppendTo(nil, packet.V311)
+	if err != nil {
+		return nil, err
+	}
+	w := &wearing{conn: c, frame: frame, ended: make(chan struct{})}
+	go func() {
+		defer close(w.ended)
+		r := packet.NewReader(c, 16<<10)
+		r.SetVersion(packet.V311)
+		for {
+			p, err := r.Next()
+			if err != nil {
+				return
+			}
+			if _, ok := p.(*packet.Puback); ok {
+				acked.Add(1)
+			}
+		}
+	}()
+	return w, nil
+}
+
+func publishAt(ctx context.Context, conns []*wearing, rate int, length time.Duration) (sent int, err error) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	began := time.Now()
+	for time.Since(began) < length {
+		select {
+		case <-ctx.Done():
+			return sent, ctx.Err()
+		case <-tick.C:
+		}
+		for due := int(time.Since(began).Seconds() * float64(rate)); sent < due; sent++ {
+			w := conns[sent%len(conns)]
+			w.next = w.next%60_000 + 1
+			binary.BigEndian.PutUint16(w.frame[len(w.frame)-storePayload-2:], w.next)
+			if err := w.conn.SetWriteDeadline(time.Now().Add(stuck)); err != nil {
+				return sent, err
+			}
+			if _, err := w.conn.Write(w.frame); err != nil {
+				return sent, err
+			}
+		}
+	}
+	return sent, nil
+}
