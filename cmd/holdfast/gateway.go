@@ -171,6 +171,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	if err := gw.g.broker.Start(life); err != nil {
 		return fmt.Errorf("start broker: %w", err)
 	}
+	background.Go(func() { gw.publishRepairs(life, cfg.Gateway.ID) })
 	control, err := console.Listen(life, cfg.Control.Socket)
 	if err != nil {
 		return err

@@ -48,6 +48,7 @@ type graph struct {
 	monitor  *health.Monitor
 	readings *adapters.Outbox // between the buses and the broker
 	statuses *adapters.Outbox // between the monitor and the broker
+	repairs  chan storeforward.Repair
 }
 
 // build opens the store and connects the parts that live as long as the
@@ -56,11 +57,18 @@ type graph struct {
 func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *reading.Clock, log *slog.Logger) (g *graph, err error) {
 	opts := cfg.Store
 	opts.ClockSynchronised = func() bool { return clock.Now().Synchronised }
+	repairs := make(chan storeforward.Repair, maxRepairs)
+	opts.OnRepair = func(r storeforward.Repair) {
+		select {
+		case repairs <- r:
+		default: // see maxRepairs
+		}
+	}
 	store, err := storeforward.Open(ctx, opts, log)
 	if err != nil {
 		return nil, err
 	}
-	g = &graph{store: store, access: access.New(rules, log)}
+	g = &graph{store: store, repairs: repairs, access: access.New(rules, log)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(ctx))
