@@ -55,7 +55,7 @@ func runWear(ctx context.Context, args []string, stdout, stderr io.Writer) error
 					to, link = far.addr, "up"
 				}
 				command := strings.NewReplacer("{window}", window.String(), "{cloud}", to).Replace(*gateway)
-				took, perMessage, err := wear(ctx, peer{"gateway", command}, rate, max(*length, 3*window))
+				took, perMessage, err := wear(ctx, peer{"gateway", command}, rate, window, *length)
 				if err != nil {
 					return fmt.Errorf("link %s, window %v, %d msg/s: %w", link, window, rate, err)
 				}
@@ -72,7 +72,7 @@ func runWear(ctx context.Context, args []string, stdout, stderr io.Writer) error
 }
 
 // wear publishes at a rate and reads the gateway's accounts.
-func wear(ctx context.Context, p peer, rate int, length time.Duration) (perSecond, perMessage float64, err error) {
+func wear(ctx context.Context, p peer, rate int, window, length time.Duration) (perSecond, perMessage float64, err error) {
 	proc, err := p.start(ctx)
 	if err != nil {
 		return 0, 0, err
@@ -97,7 +97,7 @@ func wear(ctx context.Context, p peer, rate int, length time.Duration) (perSecon
 		}
 		conns = append(conns, w)
 	}
-	settle := time.NewTimer(2 * time.Second) // the link comes up, statuses go out
+	settle := time.NewTimer(2*time.Second + 2*window) // the link comes up, statuses go out and are written
 	defer settle.Stop()
 	<-settle.C
 	before, err := writtenBytes(proc.cmd.Process.Pid)
@@ -105,7 +105,7 @@ func wear(ctx context.Context, p peer, rate int, length time.Duration) (perSecon
 		return 0, 0, err
 	}
 	began := time.Now()
-	sent, err := publishAt(ctx, conns, rate, length)
+	sent, err := publishAt(ctx, conns, rate, max(length, 3*window))
 	if err != nil {
 		return 0, 0, err
 	}
