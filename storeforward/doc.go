@@ -48,6 +48,17 @@
 // Numbers are reserved ahead also when nothing is written: a healthy link alone
 // would outrun the mark (TestMarkStaysAhead).
 //
+// A commit into a file that has been removed or replaced under its name is not
+// one: the names are looked up after each commit, and what is open is copied back
+// to where it belongs before anything is acknowledged (TestDatabaseRemovedWhileOpen).
+//
+// A log whose database is missing or empty, or whose header cannot be read, is set
+// aside before SQLite deletes it or writes over it (TestLogWithoutItsDatabase).
+//
+// On a disk that takes nothing the store opens all the same and is failing; the
+// start is noted by the first commit that works
+// (TestOpensOnAFullDiskWithoutAReserve).
+//
 // # Lifetimes
 //
 // The store keeps a clock of its own that continues across restarts: within a

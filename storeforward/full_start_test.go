@@ -113,7 +113,11 @@ func TestOpenWritesLittle(t *testing.T) {
 	if total-bytes > 40<<10 {
 		t.Errorf("%d bytes written", total-bytes)
 	}
-	if mode, err := s.w.queryInt("PRAGMA auto_vacuum"); err != nil || mode != 2 {
+	var mode int64
+	if err := s.read(t.Context(), func(d *db) (err error) {
+		mode, err = d.queryInt("PRAGMA auto_vacuum")
+		return err
+	}); err != nil || mode != 2 {
 		t.Errorf("auto_vacuum %d, %v", mode, err)
 	}
 	closeStore(t, s)

@@ -122,6 +122,11 @@ func (s *Store) reopen(b *batch) (landed bool, err error) {
 		s.connMu.Lock()
 		defer s.connMu.Unlock()
 	}
+	if s.w != nil && errors.Is(s.moved(), errMoved) {
+		if err := s.bringBack(); err != nil {
+			return false, fmt.Errorf("reopen: %w", err)
+		}
+	}
 	if s.w != nil {
 		// Its state is what is in doubt: an error here says nothing new.
 		if err := s.w.close(); err != nil {

@@ -82,10 +82,19 @@ func (s *Store) keep(ctx context.Context) {
 }
 
 // keepFile keeps one database, until it is replaced.
-func (s *Store) keepFile(ctx context.Context) {
+func (s *Store) keepFile(run context.Context) {
+	s.keeperMu.Lock()
+	defer s.keeperMu.Unlock()
+	ctx, cancel := context.WithCancel(run)
+	defer cancel()
 	s.mu.Lock()
 	files := s.files
+	paused := s.keeperPaused
+	s.keeperCancel = cancel
 	s.mu.Unlock()
+	if paused {
+		return
+	}
 	d, err := s.openReader()
 	if err != nil {
 		s.noteCheckpoint(err)
@@ -100,8 +109,12 @@ func (s *Store) keepFile(ctx context.Context) {
 		s.noteCheckpoint(err)
 	}
 	s.check(ctx, d)
+	ticker := time.NewTicker(lookUpEvery)
+	defer ticker.Stop()
 	for {
 		select {
+		case <-ticker.C:
+			s.lookUp()
 		case <-s.tend:
 			s.mu.Lock()
 			replaced := s.files != files

@@ -118,6 +118,9 @@ func (s *Store) giveLock() error {
 // that is full the reserve is given up for it; on one that takes nothing at all a
 // database that can be read is served as it is, see [Store.deferRun].
 func (s *Store) openDatabase(ctx context.Context) error {
+	if err := s.takeBack(); err != nil {
+		return err
+	}
 	err := s.openOrReplace(ctx)
 	if err == nil || !diskRefuses(err) {
 		return err
@@ -307,8 +310,8 @@ func (s *Store) openWriterAndMigrate() error {
 // synced.
 func (s *Store) openWriter() (*db, error) {
 	// This pragma writes the first page each time it is given.
-	setup := ""
-	if s.isNew() {
+	setup, fresh := "", s.isNew()
+	if fresh {
 		setup = "PRAGMA auto_vacuum = INCREMENTAL; "
 	}
 	d, err := openDB(s.path, s.params())
@@ -325,9 +328,17 @@ func (s *Store) openWriter() (*db, error) {
 	if err = d.script(setup); err == nil {
 		err = assertDurable(d, sync)
 	}
+	if err == nil {
+		_, err = d.queryInt("SELECT count(*) FROM sqlite_schema") // opens the log
+	}
+	if err == nil && fresh {
+		// A log must not be durable without its database.
+		err = s.disk.SyncDir(filepath.Dir(s.path))
+	}
 	if err != nil {
 		return nil, errors.Join(err, d.close())
 	}
+	s.noteFiles()
 	return d, nil
 }
 
@@ -365,7 +376,9 @@ func (s *Store) openReaders() error {
 }
 
 func (s *Store) openReader() (*db, error) {
-	d, err := openDB(s.path, s.params())
+	params := s.params()
+	params.Set("mode", "rw") // the writer makes the file
+	d, err := openDB(s.path, params)
 	if err != nil {
 		return nil, err
 	}

@@ -57,6 +57,7 @@ func (s *Store) repair(cause error) error {
 		return fmt.Errorf("repaired a moment ago and damaged again: %w", cause)
 	}
 	s.repaired = time.Now()
+	defer s.pauseKeeper()()
 	// Reads under way end first; others wait for the new connections.
 	for range cap(s.readers) {
 		if d := <-s.readers; d != nil {

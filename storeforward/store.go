@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"holdfast/broker/durable"
@@ -28,6 +29,12 @@ type Store struct {
 	// crippled: the disk took nothing when the store opened. heapIndex: nor
 	// was there room for the index of the log, which is kept in memory then.
 	crippled, heapIndex bool
+	// logLost: the log was set aside when the store opened.
+	logLost bool
+
+	opened atomic.Pointer[[len(fileSuffixes)]os.FileInfo] // files of the committer's connection
+	// keeperMu is held while the keeper has its connection open.
+	keeperMu sync.Mutex
 
 	id       int64 // identity of the database
 	clock    storeClock
@@ -63,6 +70,10 @@ type Store struct {
 	// databases of this run.
 	damage error
 	files  int
+	// keeperPaused: the keeper keeps its connection closed; keeperCancel makes
+	// it close it.
+	keeperPaused bool
+	keeperCancel context.CancelFunc
 	// low: the disk is full and the reserve given up.
 	low bool
 

@@ -34,6 +34,9 @@ func (s *Store) write(b *batch) error {
 		err = d.exec("COMMIT")
 	}
 	if err == nil {
+		err = s.moved() // what is in no file anybody will open is not safe
+	}
+	if err == nil {
 		s.touchedAt(b.clock)
 		return nil
 	}
