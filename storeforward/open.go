@@ -213,7 +213,7 @@ var errForeign = errors.New("not a database of Holdfast")
 
 // unusable says whether an error means that the file will never open.
 func unusable(err error) bool {
-	if errors.Is(err, errForeign) {
+	if errors.Is(err, errForeign) || errors.Is(err, errOrphanLog) {
 		return true
 	}
 	code, ok := sqliteCode(err)
@@ -222,6 +222,9 @@ func unusable(err error) bool {
 
 // inspect looks at an existing file without changing it.
 func (s *Store) inspect() error {
+	if err := s.inspectLog(); err != nil {
+		return err
+	}
 	size, err := s.disk.Size(s.path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && size == 0 {
 		return nil
@@ -409,8 +412,7 @@ func (s *Store) closeConnections() error {
 // moveAside renames the database and its log with a time stamp; nothing is ever
 // deleted.
 func (s *Store) moveAside() (string, error) {
-	aside := s.path + ".aside-" + time.Now().UTC().Format("20060102T150405.000000000")
-	aside = strings.ReplaceAll(aside, " ", "")
+	aside := s.asideName()
 	// The shared memory file is an index of the log and made again.
 	for _, suffix := range []string{"-wal", "-shm", ""} {
 		switch _, err := s.disk.Size(s.path + suffix); {
@@ -427,6 +429,10 @@ func (s *Store) moveAside() (string, error) {
 		return "", fmt.Errorf("set aside: %w", err)
 	}
 	return aside, nil
+}
+
+func (s *Store) asideName() string {
+	return s.path + ".aside-" + time.Now().UTC().Format("20060102T150405.000000000")
 }
 
 // fileSystem is the real disk.

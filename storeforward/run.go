@@ -150,6 +150,9 @@ func (s *Store) loadID(d *db, last int64) error {
 		s.log.Warn("database is older than the one used last", "path", s.path, "missing", time.Duration(known-last)*time.Microsecond)
 		s.id = 0
 	}
+	if s.logLost { // it is not the database that peers know
+		s.id = 0
+	}
 	if s.id == 0 {
 		s.id = newID()
 	}

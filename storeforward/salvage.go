@@ -36,6 +36,9 @@ func (s *Store) salvage(ctx context.Context, aside string) string {
 	if !s.single {
 		params.Set("mode", "ro")
 	}
+	if err := s.standIn(aside); err != nil {
+		return "nothing: " + err.Error()
+	}
 	old, err := openDB(aside, params)
 	if err != nil {
 		return "nothing: " + err.Error()
