@@ -24,15 +24,33 @@ import (
 const interopPatience = 20 * time.Second
 
 // mosquitto runs one of Mosquitto's clients against the broker and returns what
-// it printed.
+// it printed, once the broker has seen it leave: its subscriptions must not be
+// taken for those of the next.
 func mosquitto(t *testing.T, b *brokertest.Broker, name string, args ...string) string {
 	t.Helper()
+	before := b.Status().Clients
 	cmd := mosquittoCommand(t, b, name, args...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
 	}
+	await(t, name+" to leave", func() bool { return b.Status().Clients <= before })
 	return string(out)
+}
+
+// await waits until something about the broker holds.
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(interopPatience)
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
 }
 
 func mosquittoCommand(t *testing.T, b *brokertest.Broker, name string, args ...string) *exec.Cmd {
@@ -65,16 +83,7 @@ func mosquittoSub(t *testing.T, b *brokertest.Broker, args ...string) func() str
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	late := time.After(interopPatience)
-	for b.Status().Subscriptions == before {
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("mosquitto_sub has not subscribed: %s", &stderr)
-		}
-	}
+	await(t, "mosquitto_sub to subscribe", func() bool { return b.Status().Subscriptions > before })
 	lines := bufio.NewScanner(stdout)
 	return func() string {
 		t.Helper()
@@ -105,13 +114,12 @@ func TestMosquittoClients(t *testing.T) {
 			// A will: mosquitto_sub is killed.
 			dying := mosquittoCommand(t, b, "mosquitto_sub", "-V", version, "-t", "nothing", "-i", "dying",
 				"--will-topic", "in/will", "--will-payload", "dead", "--will-qos", "2")
+			await(t, "the others' subscriptions to go", func() bool { return b.Status().Subscriptions == 1 })
 			before := b.Status().Subscriptions
 			if err := dying.Start(); err != nil {
 				t.Fatal(err)
 			}
-			for b.Status().Subscriptions == before {
-				<-time.After(10 * time.Millisecond)
-			}
+			await(t, "mosquitto_sub to subscribe", func() bool { return b.Status().Subscriptions > before })
 			_ = dying.Process.Kill()
 			_ = dying.Wait()
 			if got := line(); got != "in/will 2 0 dead" {
