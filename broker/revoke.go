@@ -7,20 +7,19 @@ import "holdfast/broker/packet"
 // published as after any such end. It returns how many there were, and does not
 // wait until they are gone. revoked must not call the broker.
 func (b *Broker) Revoke(revoked func(Identity) bool) int {
+	// By owner: a client whose CONNACK is just going out counts too.
 	b.mu.Lock()
-	sessions := make([]*session, 0, len(b.sessions))
+	conns := make([]*conn, 0, len(b.sessions))
 	for _, s := range b.sessions {
 		if s.owner != nil {
-			sessions = append(sessions, s)
+			conns = append(conns, s.owner)
 		}
 	}
 	b.mu.Unlock()
 	n := 0
-	for _, s := range sessions {
-		s.mu.Lock()
-		c, id := s.conn, s.identity
-		s.mu.Unlock()
-		if c != nil && revoked(id) {
+	for _, c := range conns {
+		// The identity is settled before a connection owns a session.
+		if c.cause.Load() == nil && revoked(c.identity) {
 			c.end(packet.ReasonNotAuthorized, "the right to be connected was taken away", false)
 			n++
 		}
