@@ -108,7 +108,7 @@ func (s *Store) keepFile(run context.Context) {
 	if err := d.script("PRAGMA query_only = OFF"); err != nil {
 		s.noteCheckpoint(err)
 	}
-	s.check(ctx, d)
+	s.check(ctx, d, files)
 	ticker := time.NewTicker(lookUpEvery)
 	defer ticker.Stop()
 	for {
@@ -130,7 +130,7 @@ func (s *Store) keepFile(run context.Context) {
 }
 
 // check reads the whole database once and says what is wrong with it.
-func (s *Store) check(ctx context.Context, d *db) {
+func (s *Store) check(ctx context.Context, d *db, files int) {
 	result := "ok"
 	err := d.query(ctx, func(row []driver.Value) error {
 		if r := text(row[0]); r != "ok" {
@@ -145,13 +145,19 @@ func (s *Store) check(ctx context.Context, d *db) {
 		result = err.Error()
 	}
 	s.mu.Lock()
+	if s.files != files { // of a file that has been set aside meanwhile
+		s.mu.Unlock()
+		return
+	}
 	s.counts.integrity = result
 	s.mu.Unlock()
 	if result != "ok" {
 		s.log.Error("database is damaged", "err", result)
 		s.mu.Lock()
-		s.damage = fmt.Errorf("check: %s", result)
-		s.hurryLocked()
+		if s.files == files {
+			s.damage = fmt.Errorf("check: %s", result)
+			s.hurryLocked()
+		}
 		s.mu.Unlock()
 	}
 }
