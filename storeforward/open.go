@@ -233,7 +233,7 @@ func (s *Store) inspect() error {
 		return err
 	}
 	params := s.params()
-	if !s.single {
+	if !s.single && !s.heapIndex { // who may only read has no index in memory
 		params.Set("mode", "ro")
 	}
 	d, err := openDB(s.path, params)
