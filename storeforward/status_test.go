@@ -20,7 +20,7 @@ func TestOldestIsLookedForOnce(t *testing.T) {
 			if err := put(t, s, msg("a", payload), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Minute)
+			wait(time.Minute)
 		}
 		oldest := func() time.Duration {
 			return time.Duration(s.Status().Queues[0].OldestSeconds * float64(time.Second))
@@ -32,7 +32,7 @@ func TestOldestIsLookedForOnce(t *testing.T) {
 			}
 		}
 		near(oldest(), 2*time.Minute)
-		time.Sleep(time.Minute)
+		wait(time.Minute)
 		near(oldest(), 3*time.Minute)
 		// What it remembers is what it says: it did not look again.
 		s.mu.Lock()
