@@ -16,16 +16,12 @@ import (
 // all) or given back to be taken again. It returns false when the store is
 // closing and the disk still fails.
 func (s *Store) commitOrHeal(b *batch) bool {
-	settle := s.settle
 	if s.opts.faults.doneSoon {
-		deletes := b.deletes
-		b.deletes = nil
-		settle(b)
-		b.deletes, settle = deletes, func(*batch) {}
+		s.acknowledgeSoon(b)
 	}
 	err := s.write(b)
 	if err == nil {
-		settle(b)
+		s.settle(b)
 		s.healed()
 		s.afterCommit(len(b.deletes) > 0)
 		return true
@@ -45,11 +41,33 @@ func (s *Store) commitOrHeal(b *batch) bool {
 			continue
 		}
 		if landed {
-			settle(b)
+			s.settle(b)
 		} else {
 			s.giveBack(b)
 		}
 		return true
+	}
+}
+
+// acknowledgeSoon is what a store must never do: it says that the batch is safe
+// before it is written.
+func (s *Store) acknowledgeSoon(b *batch) {
+	var calls []func(error)
+	s.mu.Lock()
+	said := func(error) {}
+	for _, e := range b.entries {
+		if e.done != nil {
+			calls, e.done = append(calls, e.done), said
+		}
+	}
+	for _, o := range b.ops {
+		if o.done != nil {
+			calls, o.done = append(calls, o.done), said
+		}
+	}
+	s.mu.Unlock()
+	for _, done := range calls {
+		done(nil)
 	}
 }
 
