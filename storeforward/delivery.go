@@ -130,6 +130,19 @@ func (s *Store) unfinishedLocked(id durable.QueueID, seq durable.Seq) (*queue, *
 	return q, q.streamOf(seq), nil
 }
 
+// lockQueue takes the append lock and returns the queue. When there is none it
+// gives the lock back, calls done with the reason, and returns nil.
+func (s *Store) lockQueue(id durable.QueueID, done func(error)) *queue {
+	s.mu.Lock()
+	if q := s.queues[id]; q != nil {
+		return q
+	}
+	err := s.noQueueLocked()
+	s.mu.Unlock()
+	call(done, err)
+	return nil
+}
+
 // noQueueLocked is the error for a queue that is not there; after Close none is.
 func (s *Store) noQueueLocked() error {
 	if s.finished {
@@ -152,12 +165,8 @@ func (q *queue) streamOf(seq durable.Seq) *stream {
 // Sent gives QoS 2 deliveries the packet ids under which they will be sent; done
 // is called when that is durable, and only then may they go out.
 func (s *Store) Sent(id durable.QueueID, ids []durable.Sent, done func(error)) {
-	s.mu.Lock()
-	q := s.queues[id]
+	q := s.lockQueue(id, done)
 	if q == nil {
-		err := s.noQueueLocked()
-		s.mu.Unlock()
-		call(done, err)
 		return
 	}
 	st := q.stream(2)
@@ -193,12 +202,8 @@ func (s *Store) Completed(id durable.QueueID, seq durable.Seq, done func(error))
 }
 
 func (s *Store) state2(id durable.QueueID, seq durable.Seq, state byte, done func(error)) {
-	s.mu.Lock()
-	q := s.queues[id]
+	q := s.lockQueue(id, done)
 	if q == nil {
-		err := s.noQueueLocked()
-		s.mu.Unlock()
-		call(done, err)
 		return
 	}
 	if state == stateDone {
@@ -283,12 +288,8 @@ func (s *Store) op2Locked(q *queue, run func(d *db) error, apply func(), done fu
 // Release says that PUBREL has come for an inbound packet id; PUBCOMP goes out
 // on done.
 func (s *Store) Release(id durable.QueueID, packetID uint16, done func(error)) {
-	s.mu.Lock()
-	q := s.queues[id]
+	q := s.lockQueue(id, done)
 	if q == nil {
-		err := s.noQueueLocked()
-		s.mu.Unlock()
-		call(done, err)
 		return
 	}
 	s.opLocked(func(d *db) error {

@@ -131,12 +131,8 @@ func insertQueue(d *db, q durable.QueueID, cursor int64) error {
 // answer must wait for: otherwise done is called at once and the moment becomes
 // durable with the next commit, within the commit window.
 func (s *Store) UpdateSession(id durable.QueueID, expiry uint32, connected bool, done func(error)) {
-	s.mu.Lock()
-	q := s.queues[id]
+	q := s.lockQueue(id, done)
 	if q == nil {
-		err := s.noQueueLocked()
-		s.mu.Unlock()
-		call(done, err)
 		return
 	}
 	same := q.expiry == expiry
@@ -206,12 +202,8 @@ func (s *Store) lazyOpLocked(q *queue, run func(d *db) error) {
 // subscriptions, ids and claims go. Messages that waited only for it are safe
 // when its end is.
 func (s *Store) End(id durable.QueueID, done func(error)) {
-	s.mu.Lock()
-	q := s.queues[id]
+	q := s.lockQueue(id, done)
 	if q == nil {
-		err := s.noQueueLocked()
-		s.mu.Unlock()
-		call(done, err)
 		return
 	}
 	s.endLocked(q, done)

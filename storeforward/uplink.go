@@ -55,12 +55,8 @@ func (s *Store) Uplinks() map[string]durable.QueueID {
 // new ones without an id and counted as possible duplicates. Call it before
 // Attach.
 func (s *Store) ResetUplink(id durable.QueueID, done func(error)) {
-	s.mu.Lock()
-	q := s.queues[id]
+	q := s.lockQueue(id, done)
 	if q == nil {
-		err := s.noQueueLocked()
-		s.mu.Unlock()
-		call(done, err)
 		return
 	}
 	s.op2Locked(q, func(d *db) error {
@@ -105,12 +101,8 @@ func (s *Store) SessionState(id durable.QueueID) string {
 // SetSessionState keeps the uplink's mark; it is empty in a database that was
 // salvaged.
 func (s *Store) SetSessionState(id durable.QueueID, state string, done func(error)) {
-	s.mu.Lock()
-	q := s.queues[id]
+	q := s.lockQueue(id, done)
 	if q == nil {
-		err := s.noQueueLocked()
-		s.mu.Unlock()
-		call(done, err)
 		return
 	}
 	q.state = state
