@@ -49,9 +49,10 @@ var layers = map[string]struct {
 
 	// storeforward: what must not be lost, and its way to the cloud. The
 	// disk that fails (storetest) works below SQLite and knows no schema.
-	"storeforward":           {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}, third: []string{"github.com/mattn/go-sqlite3", "golang.org/x/sys"}},
-	"storeforward/storetest": {third: []string{"github.com/mattn/go-sqlite3", "github.com/psanford/sqlite3vfs"}},
-	"storeforward/uplink":    {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward"}},
+	"storeforward":                  {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}, third: []string{"github.com/mattn/go-sqlite3", "golang.org/x/sys"}},
+	"storeforward/storetest":        {third: []string{"github.com/mattn/go-sqlite3", "github.com/psanford/sqlite3vfs"}},
+	"storeforward/uplink/relaytest": {},
+	"storeforward/uplink":           {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward"}},
 
 	// Wiring: imported by nobody but the command itself.
 	"cmd/holdfast":           {own: []string{"..."}, third: []string{"github.com/coreos/go-systemd/v22", "github.com/spf13/cobra", "golang.org/x/sys"}},
@@ -62,7 +63,7 @@ var layers = map[string]struct {
 	"cmd/holdfast/demo":      {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "cmd/holdfast/console", "storeforward/..."}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 
 	// The load generator knows bytes, no broker.
-	"cmd/holdfast-bench": {own: []string{"broker/packet"}, third: []string{"github.com/mattn/go-sqlite3", "golang.org/x/sys"}},
+	"cmd/holdfast-bench": {own: []string{"broker/packet", "storeforward/uplink/relaytest"}, third: []string{"github.com/mattn/go-sqlite3", "golang.org/x/sys"}},
 
 	// A tool of the packagers: what is inside the binary, and its licences.
 	"packaging/modules": {},
@@ -72,7 +73,7 @@ var layers = map[string]struct {
 // behaves badly on purpose, and the ends that such tests talk to.
 var doubles = []string{
 	"adapters/modbus/modbustest", "adapters/port", "adapters/reading", "broker/brokertest",
-	"broker/client", "broker/durable", "broker/listen", "broker/message", "broker/packet", "broker/topic", "storeforward/storetest",
+	"broker/client", "broker/durable", "broker/listen", "broker/message", "broker/packet", "broker/topic", "storeforward/storetest", "storeforward/uplink/relaytest",
 }
 
 // listed is what this test reads of `go list -json`.

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -14,10 +13,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/storeforward/uplink/relaytest"
 )
 
 // The real daemon on a real file system, and the power goes: 4 publishers of
@@ -131,7 +131,11 @@ func record(t *testing.T, rig *recorder, binary, link, sync string, memories []*
 	var wg waitGroup
 	defer wg.Wait()
 	defer stop()
-	wg.Go(func() { s.link.swing(ctx, linkSwing) })
+	wg.Go(func() {
+		if err := swing(ctx, s.link, linkSwing); err != nil && ctx.Err() == nil {
+			t.Error(err)
+		}
+	})
 	for _, m := range memories {
 		wg.Go(func() {
 			if err := m.publish(ctx, &w, s.gateway, 1<<30, 20, 8*time.Millisecond); err != nil && ctx.Err() == nil {
@@ -197,7 +201,7 @@ type waitGroup = sync.WaitGroup
 // site is a gateway and its cloud, with their data in one folder.
 type site struct {
 	gateway, cloud string
-	link           *flappingLink
+	link           *relaytest.Relay
 	commands       []*exec.Cmd
 	out            lockedBuffer
 	stop           func()
@@ -234,12 +238,15 @@ func freeAddress(t *testing.T) string {
 func startSite(t *testing.T, binary, link, disk, sync string) *site {
 	t.Helper()
 	s := &site{gateway: freeAddress(t), cloud: freeAddress(t)}
-	s.link = startLink(t, link, s.cloud)
-	s.stop = s.link.close
+	var err error
+	if s.link, err = relaytest.NewAt(t.Context(), link, s.cloud, relaytest.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	s.stop = s.link.Close
 	conf := t.TempDir()
 	for name, text := range map[string]string{
 		"cloud": "[[listener]]\naddress = \"tcp://" + s.cloud + "\"\n",
-		"gateway": "[[listener]]\naddress = \"tcp://" + s.gateway + "\"\n[uplink.cloud]\nurl = \"mqtt://" + s.link.address() + "\"\n" +
+		"gateway": "[[listener]]\naddress = \"tcp://" + s.gateway + "\"\n[uplink.cloud]\nurl = \"mqtt://" + s.link.Address() + "\"\n" +
 			"client_id = \"gateway\"\nreconnect_min = \"200ms\"\nreconnect_max = \"400ms\"\n" +
 			"[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"up/#\"\nqos = 2\n",
 	} {
@@ -276,95 +283,20 @@ func (s *site) kill() {
 	s.stop()
 }
 
-// flappingLink is the way to the cloud.
-type flappingLink struct {
-	l    net.Listener
-	to   string
-	down atomic.Bool
-	mu   sync.Mutex
-	open map[net.Conn]struct{} // guarded by mu
-	wg   sync.WaitGroup
-}
-
-func startLink(t *testing.T, address, to string) *flappingLink {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &flappingLink{l: l, to: to, open: map[net.Conn]struct{}{}}
-	k.wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if k.down.Load() {
-				_ = c.Close()
-				continue
-			}
-			k.wg.Go(func() { k.relay(c) })
-		}
-	})
-	return k
-}
-
-func (k *flappingLink) address() string { return k.l.Addr().String() }
-
-func (k *flappingLink) relay(c net.Conn) {
-	defer c.Close()
-	u, err := net.Dial("tcp", k.to)
-	if err != nil {
-		return
-	}
-	defer u.Close()
-	k.mu.Lock()
-	k.open[c], k.open[u] = struct{}{}, struct{}{}
-	k.mu.Unlock()
-	defer func() {
-		k.mu.Lock()
-		delete(k.open, c)
-		delete(k.open, u)
-		k.mu.Unlock()
-	}()
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		_, _ = io.Copy(u, c)
-		_ = u.Close()
-	})
-	_, _ = io.Copy(c, u)
-	_ = c.Close()
-	wg.Wait()
-}
-
-// cut ends every connection that is open.
-func (k *flappingLink) cut() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for c := range k.open {
-		_ = c.Close()
-	}
-}
-
-func (k *flappingLink) swing(ctx context.Context, every time.Duration) {
+// swing takes the link down and up again.
+func swing(ctx context.Context, link *relaytest.Relay, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			k.down.Store(!k.down.Load())
-			if k.down.Load() {
-				k.cut()
+		for _, change := range []func() error{func() error { link.Refuse(); return nil }, link.Restore} {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+			if err := change(); err != nil {
+				return err
 			}
 		}
 	}
-}
-
-func (k *flappingLink) close() {
-	_ = k.l.Close()
-	k.cut()
-	k.wg.Wait()
 }

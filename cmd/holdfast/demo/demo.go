@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"holdfast/broker/packet"
+	"holdfast/storeforward/uplink/relaytest"
 )
 
 // Options say what the demo runs with. Binary and Out are needed.
@@ -48,7 +49,7 @@ type demo struct {
 
 	cloudURL string
 	cloud    *process // nil with --cloud
-	relay    *relay
+	relay    *relaytest.Relay
 	site     *site
 	field    *field
 
@@ -123,7 +124,7 @@ func (d *demo) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if d.relay, err = newRelay(ctx, cloud.Host); err != nil {
+	if d.relay, err = relaytest.New(ctx, cloud.Host, relaytest.Options{}); err != nil {
 		return err
 	}
 	d.cleanups = append(d.cleanups, func(context.Context) error { d.relay.Close(); return nil })
@@ -146,7 +147,7 @@ func (d *demo) start(ctx context.Context) error {
 		_, why := d.upstream.state()
 		return errors.Join(err, why)
 	}
-	if d.site, err = newSite(id, d.opts.Binary, d.dir, d.logs, d.prefix, d.relay.address, cloud); err != nil {
+	if d.site, err = newSite(id, d.opts.Binary, d.dir, d.logs, d.prefix, d.relay.Address(), cloud); err != nil {
 		return err
 	}
 	if d.opts.Cloud != "" {
