@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -372,19 +373,24 @@ func (s *session) takeLentLocked() []*lent {
 	return back
 }
 
-// giveBack puts what a session has not acknowledged at the heads of its groups.
+// giveBack puts what a session has not acknowledged at the heads of its groups,
+// each group's at once: between two of them the second could go out first.
 func (s *session) giveBack(back []*lent) {
-	for _, l := range back {
-		q := l.from
+	slices.SortFunc(back, func(x, y *lent) int {
+		return cmp.Or(cmp.Compare(x.from.id, y.from.id), cmp.Compare(x.d.Seq, y.d.Seq))
+	})
+	for len(back) > 0 {
+		q, n := back[0].from, 0
 		q.g.mu.Lock()
-		l.last = s
-		at, _ := slices.BinarySearchFunc(q.head, l.d.Seq, func(x *lent, seq durable.Seq) int {
-			if x.d.Seq < seq {
-				return -1
-			}
-			return 1
-		})
-		q.head = slices.Insert(q.head, at, l)
+		for ; n < len(back) && back[n].from == q; n++ {
+			l := back[n]
+			l.last = s
+			at, _ := slices.BinarySearchFunc(q.head, l.d.Seq, func(x *lent, seq durable.Seq) int {
+				return cmp.Compare(x.d.Seq, seq)
+			})
+			q.head = slices.Insert(q.head, at, l)
+		}
+		back = back[n:]
 		if !q.closed {
 			q.setHungry(true)
 		}
