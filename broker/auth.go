@@ -22,6 +22,10 @@ type Auth interface {
 	// It must not block; answers about ActionReceive are kept until the next
 	// call of [Broker.Reauthorize].
 	Authorize(id Identity, action Action, topic string) bool
+	// Exists says whether the identity's user could still log in somewhere. The
+	// session of one who can is nobody else's: another user is refused its
+	// client id.
+	Exists(id Identity) bool
 }
 
 // ConnInfo is what is known of a client that wants to connect.
@@ -55,6 +59,11 @@ type Identity struct {
 	Name     string
 	ClientID string
 	Listener string
+	// Restored says that this is the owner of a session or will kept from before
+	// the start, whose client has not returned. Which listener it came by is not
+	// known, Listener is empty: what it may do by any of them it may do. Nothing
+	// is sent to it before it is known.
+	Restored bool
 }
 
 // Action is something a client may be allowed to do with a topic.

@@ -23,6 +23,9 @@ func (users) Authenticate(_ context.Context, info broker.ConnInfo) (broker.Ident
 	return broker.Identity{Name: info.Username}, packet.ReasonSuccess
 }
 
+// Exists: all but "former" could come back.
+func (users) Exists(id broker.Identity) bool { return id.Name != "former" }
+
 func (users) Authorize(id broker.Identity, action broker.Action, topic string) bool {
 	switch action {
 	case broker.ActionPublish:
@@ -74,13 +77,13 @@ func TestAuth(t *testing.T) {
 		if got := u.Silent(); len(got) > 0 {
 			t.Errorf("u got %v", got)
 		}
-		// The same client id as somebody else: its rights change with it.
-		keep := brokertest.Keep(as(brokertest.V5("p"), "u"), 60)
+		// The client id of a user who is gone: its rights change with it.
+		keep := brokertest.Keep(as(brokertest.V5("p"), "former"), 60)
 		p := brokertest.Connect(t, b.Pipe(), keep)
 		p.Subscribe(1, "boss/#")
 		synctest.Wait()
 		p.Rest()
-		boss.Publish(1, false, "boss/secret", "not for u")
+		boss.Publish(1, false, "boss/secret", "not for the former")
 		p = brokertest.Connect(t, b.Pipe(), as(keep, "boss"))
 		boss.Publish(1, false, "boss/secret", "for boss")
 		if got := p.Messages(1); got[0] != "for boss" {

@@ -163,7 +163,10 @@ func (b *Broker) load(ctx context.Context) error {
 		// Clients need a moment to come back after a power cut
 		// (PROMISES, Sessions, wills, lifetimes).
 		d := max(time.Duration(w.Delay)*time.Second, b.opts.WillGrace)
-		b.delayWillLocked(w.ClientID, &will{m: w.Message, delay: w.Delay, stored: true}, d, true)
+		b.delayWillLocked(w.ClientID, &will{
+			m: w.Message, delay: w.Delay, stored: true,
+			identity: Identity{Name: w.User, ClientID: w.ClientID, Restored: true},
+		}, d, true)
 	}
 	b.log.Info("state loaded", "sessions", len(sessions), "retained", b.retained.index.Len(), "wills", len(wills))
 	return nil
@@ -172,6 +175,8 @@ func (b *Broker) load(ctx context.Context) error {
 func (b *Broker) loadSession(kept durable.Session, now time.Time) {
 	s := b.newSession(kept.ClientID)
 	s.queue, s.expiry = kept.Queue, kept.Expiry
+	s.identity = Identity{Name: kept.User, ClientID: kept.ClientID, Restored: true}
+	s.holder = s.identity
 	if s.expiry == 0 {
 		b.store.End(s.queue, nil) // it was to end with its connection
 		return
@@ -337,9 +342,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 // ActionReceive is asked again.
 func (b *Broker) Reauthorize() { b.reauthorized.Add(1) }
 
-// mayReceive asks whether a session may be sent messages of a topic. A session
-// that was loaded and whose client has not yet returned keeps what it was
-// granted when it subscribed: who the client is will be known when it connects.
+// mayReceive asks whether a session may be sent messages of a topic.
 func (b *Broker) mayReceive(s *session, name string) bool {
 	if b.opts.Auth == nil {
 		return true
@@ -351,5 +354,5 @@ func (b *Broker) mayReceive(s *session, name string) bool {
 
 func (s *session) mayReceiveLocked(name string) bool {
 	auth := s.b.opts.Auth
-	return auth == nil || s.identity.ClientID == "" || auth.Authorize(s.identity, ActionReceive, name)
+	return auth == nil || auth.Authorize(s.identity, ActionReceive, name)
 }

@@ -100,6 +100,8 @@ func (g *gate) Authenticate(context.Context, broker.ConnInfo) (broker.Identity, 
 	return broker.Identity{}, g.refuse
 }
 
+func (*gate) Exists(broker.Identity) bool { return true }
+
 func (g *gate) Authorize(_ broker.Identity, action broker.Action, topic string) bool {
 	g.mu.Lock()
 	deny, hold := g.deny, g.hold

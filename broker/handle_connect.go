@@ -288,13 +288,15 @@ func (x *connecting) takeSession() (packet.ReasonCode, error) {
 	switch {
 	case x.present:
 		b.store.UpdateSession(s.queue, x.expiry, true, waits.add(true))
+		b.store.SetUser(s.queue, x.c.identity.Name, waits.add(true))
 	case x.expiry > 0:
 		s.queue = b.store.CreateSession(x.clientID, x.expiry, waits.add(true))
+		b.store.SetUser(s.queue, x.c.identity.Name, waits.add(true))
 	}
 	if x.will != nil && x.will.stored {
 		m := *x.will.m
 		m.Received = time.Now()
-		b.store.SetWill(durable.Will{ClientID: x.clientID, Delay: x.will.delay, Message: &m}, waits.add(true))
+		b.store.SetWill(durable.Will{ClientID: x.clientID, User: x.c.identity.Name, Delay: x.will.delay, Message: &m}, waits.add(true))
 	} else if forget {
 		b.store.ClearWill(x.clientID, waits.add(true))
 	}
@@ -314,12 +316,25 @@ func (x *connecting) claim() (old *pendingWill, former *session, reason packet.R
 	c, b := x.c, x.c.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	var open *session // that this client may take over
 	for {
 		if b.closing {
 			return nil, nil, packet.ReasonServerUnavailable // 0x8B is not for CONNACK
 		}
 		wait := b.busy[x.clientID]
 		former = b.sessions[x.clientID]
+		if former != nil && former != open {
+			holder := former.holder
+			b.mu.Unlock()
+			mine := b.mayTakeOver(c.identity, holder)
+			b.mu.Lock()
+			if !mine {
+				b.count.clientIDsRefused.Add(1)
+				return nil, nil, packet.ReasonNotAuthorized
+			}
+			open = former
+			continue
+		}
 		if wait == nil && (former == nil || former.owner == nil) {
 			break
 		}
@@ -351,12 +366,20 @@ func (x *connecting) claim() (old *pendingWill, former *session, reason packet.R
 		x.session = b.newSession(x.clientID)
 		b.sessions[x.clientID] = x.session
 	}
-	x.session.owner = c
+	x.session.owner, x.session.holder = c, c.identity
 	if former != nil {
 		b.clock.cancel(former.expire)
 		former.expire = nil
 	}
 	return b.takeWillLocked(x.clientID), former, packet.ReasonSuccess
+}
+
+// mayTakeOver says whether a client may have the session of another's client id:
+// its own user's, or that of nobody. To throw a client out, to be given what
+// waits for it or to end its session is no right of other users, and the client
+// id is nothing that they could not guess.
+func (b *Broker) mayTakeOver(id, holder Identity) bool {
+	return b.opts.Auth == nil || holder.Name == "" || holder.Name == id.Name || !b.opts.Auth.Exists(holder)
 }
 
 // giveBack undoes takeSession after the store failed.
@@ -417,10 +440,16 @@ func (x *connecting) accept() error {
 	c, p, o := x.c, x.p, &x.c.b.opts
 	c.session, c.will = x.session, x.will
 	// Before anybody can see the connection end: a takeover right behind the
-	// CONNACK must find the session's lifetime, or it would end the session.
+	// CONNACK must find the session's lifetime, or it would end the session. And
+	// what is published behind the CONNACK finds the rights of the new owner.
 	x.session.mu.Lock()
 	x.session.expiry = x.expiry
+	regranted := x.session.identity != c.identity && len(x.session.subs) > 0
+	x.session.identity = c.identity
 	x.session.mu.Unlock()
+	if regranted {
+		c.b.Reauthorize() // plans were made with the rights of another
+	}
 	c.window = o.MaxInflight
 	if n := p.Properties.ReceiveMaximum; n > 0 {
 		c.window = min(c.window, int(n))
@@ -452,7 +481,7 @@ func (x *connecting) accept() error {
 	c.b.count.connects.Add(1)
 	c.b.log.Info("client connected", "client_id", x.clientID, "remote", c.remote(), "listener", c.listener.Name,
 		"version", c.version.String(), "user", c.identity.Name, "session_present", x.present)
-	x.session.attach(c, x.expiry)
+	x.session.attach(c)
 	return nil
 }
 

@@ -20,8 +20,9 @@ type session struct {
 	queue durable.QueueID
 
 	// Guarded by Broker.mu:
-	owner  *conn  // the connection that has it, or is about to
-	expire *event // ends it while it is offline
+	owner  *conn    // the connection that has it, or is about to
+	holder Identity // whose it is: that of the latest owner
+	expire *event   // ends it while it is offline
 
 	mu     sync.Mutex
 	conn   *conn  // guarded by mu; nil while offline
@@ -148,12 +149,9 @@ func (s *session) roomLocked() int {
 }
 
 // attach gives the session to a connection; its CONNACK has been queued.
-func (s *session) attach(c *conn, expiry uint32) {
+func (s *session) attach(c *conn) {
 	s.mu.Lock()
-	if s.identity != c.identity && len(s.subs) > 0 {
-		s.b.Reauthorize() // plans were made with the rights of another
-	}
-	s.conn, s.expiry, s.identity = c, expiry, c.identity
+	s.conn = c
 	s.inflight = 0
 	s.catchUp.restart()
 	s.mu.Unlock()

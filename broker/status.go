@@ -25,6 +25,7 @@ type counters struct {
 
 	handshakesGivenUp    atomic.Uint64
 	connectsTooFast      atomic.Uint64
+	clientIDsRefused     atomic.Uint64
 	publishesTooFast     atomic.Uint64
 	subscriptionsRefused atomic.Uint64
 
@@ -77,6 +78,7 @@ type Status struct {
 	Handshakes           int    `json:"handshakes"`            // connections whose client has not yet been let in
 	HandshakesGivenUp    uint64 `json:"handshakes_given_up"`   // for max_handshakes
 	ConnectsTooFast      uint64 `json:"connects_too_fast"`     // of those refused, for a connect rate
+	ClientIDsRefused     uint64 `json:"client_ids_refused"`    // of those refused, for the session of another user
 	PublishesTooFast     uint64 `json:"publishes_too_fast"`    // packets above max_publish_rate
 	SubscriptionsRefused uint64 `json:"subscriptions_refused"` // for max_subscriptions and its like
 
@@ -121,6 +123,7 @@ func (b *Broker) Status() Status {
 		DroppedDenied: n.droppedDenied.Load(),
 	}
 	st.HandshakesGivenUp, st.ConnectsTooFast = n.handshakesGivenUp.Load(), n.connectsTooFast.Load()
+	st.ClientIDsRefused = n.clientIDsRefused.Load()
 	st.PublishesTooFast, st.SubscriptionsRefused = n.publishesTooFast.Load(), n.subscriptionsRefused.Load()
 	st.Retained, st.RetainedBytes = b.retained.size()
 	st.StoredMessages, st.StoredBytes = int64(st.Retained), int64(st.RetainedBytes)

@@ -16,10 +16,8 @@ type will struct {
 	m     *message.Message
 	delay uint32 // seconds
 	// stored says that the store has it: it is retained or QoS 1 or 2.
-	stored bool
-	// identity is whose will it is; without a client id (it was kept from
-	// before the start) it is published with the right it was left with.
-	identity Identity
+	stored   bool
+	identity Identity // whose will it is
 }
 
 // pendingWill waits for its delay, or after a restart for its client.
@@ -48,7 +46,7 @@ func newWill(w *packet.Will, clientID string) (*will, error) {
 // fireWill publishes a will. Its expiry counts from now (MQTT 5.0 §3.1.3.2.4).
 // One that the store does not take stays due.
 func (b *Broker) fireWill(clientID string, w *will) {
-	if a := b.opts.Auth; a != nil && w.identity.ClientID != "" && !a.Authorize(w.identity, ActionPublish, w.m.Topic) {
+	if a := b.opts.Auth; a != nil && !a.Authorize(w.identity, ActionPublish, w.m.Topic) {
 		// Its right was taken away since the CONNECT.
 		b.count.denied.Add(1)
 		b.log.Warn("will denied", "client_id", clientID, "topic", w.m.Topic)

@@ -222,7 +222,7 @@ func TestSessionsAndWills(t *testing.T) {
 	after(t, func(done func(error)) { s.Subscribe(bob, subs[:1], done) })
 	after(t, func(done func(error)) { s.Unsubscribe(bob, []string{"$share/g/a/#", "unknown"}, done) })
 	after(t, func(done func(error)) { s.UpdateSession(alice, 90, true, done) })
-	will := durable.Will{ClientID: "alice", Delay: 7, Message: &message.Message{
+	will := durable.Will{ClientID: "alice", User: "al", Delay: 7, Message: &message.Message{
 		Topic: "w", Payload: []byte("gone"), Properties: []byte{1, 1}, QoS: 1, Retain: true, HasExpiry: true, From: "alice",
 	}}
 	after(t, func(done func(error)) { s.SetWill(will, done) })

@@ -22,7 +22,7 @@ var salvageTables = []struct{ name, columns string }{
 	{"delivery2", "queue, seq, packet_id, state"},
 	{"inbound", "queue, packet_id, seq"},
 	{"retained", "topic, seq, payload, properties, qos, expiry, received, source"},
-	{"will", "client_id, delay, topic, payload, properties, qos, retain, expiry"},
+	{"will", "client_id, delay, topic, payload, properties, qos, retain, expiry, user"},
 	{"dead_letter", "queue, seq, code, refused, topic, payload, properties, qos, received, source"},
 	{"dropped", "queue, reason, count"},
 	{"message", "seq, claimset, topic, payload, properties, qos, retain, expiry, received, source"},

@@ -74,9 +74,9 @@ func (s *Store) Wills(ctx context.Context) ([]durable.Will, error) {
 				QoS: byte(integer(row[5])), Retain: integer(row[6]) != 0, From: text(row[0]),
 			}
 			setExpiry(m, row[7])
-			wills = append(wills, durable.Will{ClientID: text(row[0]), Delay: uint32(integer(row[1])), Message: m})
+			wills = append(wills, durable.Will{ClientID: text(row[0]), User: text(row[8]), Delay: uint32(integer(row[1])), Message: m})
 			return nil
-		}, "SELECT client_id, delay, topic, payload, properties, qos, retain, expiry FROM will ORDER BY client_id")
+		}, "SELECT client_id, delay, topic, payload, properties, qos, retain, expiry, user FROM will ORDER BY client_id")
 	})
 	return wills, err
 }
@@ -302,8 +302,8 @@ func (s *Store) SetWill(w durable.Will, done func(error)) {
 			if payload == nil {
 				payload = []byte{}
 			}
-			return d.exec("INSERT OR REPLACE INTO will (client_id, delay, topic, payload, properties, qos, retain, expiry) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-				w.ClientID, int64(w.Delay), m.Topic, payload, m.Properties, int64(m.QoS), flag(m.Retain), expiryValue(m))
+			return d.exec("INSERT OR REPLACE INTO will (client_id, delay, topic, payload, properties, qos, retain, expiry, user) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+				w.ClientID, int64(w.Delay), m.Topic, payload, m.Properties, int64(m.QoS), flag(m.Retain), expiryValue(m), w.User)
 		}, nil, done)
 	}
 	s.mu.Unlock()

@@ -111,6 +111,11 @@ func (a *Access) Authorize(id broker.Identity, action broker.Action, topic strin
 	return a.rules.Load().allows(&id, action, topic)
 }
 
+// Exists implements [broker.Auth].
+func (a *Access) Exists(id broker.Identity) bool {
+	return a.rules.Load().known(&id)
+}
+
 // welcome says whether the user may use that client id and listener.
 func (u *user) welcome(id *broker.Identity) bool {
 	return (len(u.clientIDs) == 0 || slices.ContainsFunc(u.clientIDs, func(c string) bool {

@@ -191,10 +191,7 @@ func (r *Rules) warn(opts *Options) {
 	if r.closed && len(opts.Rules) == 0 && opts.ACLFile == "" {
 		add("access: there are users and no rules: nobody may publish or subscribe to anything")
 	}
-	byConnection := false
-	for _, l := range r.identity {
-		byConnection = byConnection || l.byConnection()
-	}
+	byConnection := r.anyByConnection()
 	for i, from := range opts.Rules {
 		for _, name := range from.Users {
 			if r.users[name] == nil && !byConnection {
@@ -211,7 +208,17 @@ func (r *Rules) warn(opts *Options) {
 
 // known says whether somebody may be connected under the name an identity has.
 func (r *Rules) known(id *broker.Identity) bool {
-	return id.Name == "" || r.users[id.Name] != nil || r.identity[id.Listener].byConnection()
+	return id.Name == "" || r.users[id.Name] != nil || r.identity[id.Listener].byConnection() ||
+		id.Restored && r.anyByConnection()
+}
+
+func (r *Rules) anyByConnection() bool {
+	for _, l := range r.identity {
+		if l.byConnection() {
+			return true
+		}
+	}
+	return false
 }
 
 // Revokes says whether a client that came in under the rules before has to log
@@ -265,11 +272,11 @@ func (r *Rules) allows(id *broker.Identity, action broker.Action, topic string) 
 	}
 }
 
-// concerns says whether the rule is for that client.
+// concerns says whether the rule is for that client, or may be.
 func (c *rule) concerns(id *broker.Identity) bool {
 	return (!c.anonymous || id.Name == "") &&
 		(len(c.clientIDs) == 0 || slices.Contains(c.clientIDs, id.ClientID)) &&
-		(len(c.listeners) == 0 || slices.Contains(c.listeners, id.Listener))
+		(len(c.listeners) == 0 || id.Restored || slices.Contains(c.listeners, id.Listener))
 }
 
 func (c *rule) judge(id *broker.Identity, action broker.Action, topic string) verdict {
@@ -277,6 +284,9 @@ func (c *rule) judge(id *broker.Identity, action broker.Action, topic string) ve
 		return silent
 	}
 	allow, deny := c.allow, c.deny
+	if id.Restored && len(c.listeners) > 0 {
+		deny = 0 // it may have come by another
+	}
 	switch action {
 	case broker.ActionPublish:
 		allow, deny = allow&canWrite, deny&canWrite

@@ -254,20 +254,89 @@ func TestReloadConcernsWills(t *testing.T) {
 	}
 }
 
-// The session of a client id does not give its messages to another user.
+// A client id with a session is that of its user: nobody else throws it out, is
+// given what waits for it, or ends it. That holds across a restart, and until the
+// user is gone.
 func TestASessionBelongsToItsUser(t *testing.T) {
 	t.Parallel()
 	store := brokertest.NewMemoryStore()
 	defer store.Close()
-	s := newSite(t, store, may{"boss": boss, "ann": {read: []string{"a/#"}}})
+	before := may{"boss": boss, "ann": {read: []string{"a/#"}}}
+	s := newSite(t, store, before)
+	keep := func(v packet.Version) *packet.Connect {
+		return brokertest.Keep(&packet.Connect{Version: v, ClientID: "shared"}, 60)
+	}
+	refused := func(when string) {
+		t.Helper()
+		for _, p := range []*packet.Connect{keep(packet.V5), keep(packet.V311), brokertest.V5("shared"), brokertest.V4("shared")} {
+			if got := brokertest.Raw(t, s.Pipe(), p.Version).Try(by(p, "ann")).Reason; got != packet.ReasonNotAuthorized {
+				t.Errorf("%s: another user takes the client id, %v, clean start %t: %v", when, p.Version, p.CleanStart, got)
+			}
+		}
+		if n := s.Status().ClientIDsRefused; n != 4 {
+			t.Errorf("%s: %d refusals counted, want 4", when, n)
+		}
+	}
 	b := s.connect(brokertest.V5("b"), "boss")
-	keep := func() *packet.Connect { return brokertest.Keep(brokertest.V5("shared"), 60) }
-	first := s.connect(keep(), "boss")
+	first := s.connect(keep(packet.V5), "boss")
 	first.Subscribe(1, "#")
+	refused("connected")
+	b.Publish(1, false, "secret", "to one who was left alone")
+	if got := first.Messages(1); got[0] != "to one who was left alone" {
+		t.Errorf("got %q", got)
+	}
 	first.Disconnect(0)
-	b.Publish(1, false, "secret", "for the boss")
-	thief := s.connect(keep(), "ann")
-	b.Publish(1, false, "secret", "for the boss, too")
-	b.Publish(1, false, "a/x", "for ann")
-	s.expect(thief, "for ann")
+	b.Publish(1, false, "secret", "stored")
+
+	s.Stop(t)
+	store.Restart()
+	s = newSite(t, store, before)
+	refused("after a restart")
+	first = s.connect(keep(packet.V5), "boss")
+	s.expect(first, "stored")
+	first.Disconnect(0)
+
+	s.reload(may{"chief": boss, "ann": {read: []string{"a/#"}}})
+	c := s.connect(brokertest.V5("c"), "chief")
+	heir := s.connect(keep(packet.V5), "ann")
+	c.Publish(1, false, "secret", "for the boss")
+	c.Publish(1, false, "a/x", "for ann")
+	s.expect(heir, "for ann")
+}
+
+// What is kept over a restart is kept for whom it was kept before: rights that
+// were taken away meanwhile are gone before the client comes back.
+func TestRightsHoldAcrossARestart(t *testing.T) {
+	t.Parallel()
+	store := brokertest.NewMemoryStore()
+	defer store.Close()
+	s := newSite(t, store, may{"boss": boss, "ann": {read: []string{"a/#", "b/#"}, write: []string{"a/#"}}, "cat": {write: []string{"c/#"}}})
+	ann := s.connect(brokertest.Keep(brokertest.V5("ann"), 600), "ann")
+	ann.Subscribe(1, "a/#", "b/#")
+	for user, topic := range map[string]string{"ann": "a/will", "cat": "c/will"} {
+		p := brokertest.V5(user + " the dying")
+		p.Will = &packet.Will{Topic: topic, QoS: 1, Payload: []byte("last words of " + user)}
+		s.connect(p, user)
+	}
+	s.Stop(t)
+	store.Restart()
+
+	rules := compile(t, may{"boss": boss, "ann": {read: []string{"a/#"}}, "cat": {write: []string{"c/#"}}})
+	s = &site{t: t, rules: rules, auth: access.New(rules, slog.New(slog.DiscardHandler))}
+	s.Broker = brokertest.New(t, store, func(o *broker.Options) { o.Auth, o.WillGrace = s.auth, 0 })
+	b := s.connect(brokertest.V5("b"), "boss")
+	b.Subscribe(1, "a/will", "c/will")
+	for s.Status().PendingWills > 0 {
+		b.Silent()
+	}
+	b.Publish(1, false, "b/x", "no longer")
+	b.Publish(1, false, "a/x", "still")
+	if got := store.Backlog("ann"); got != 1 {
+		t.Errorf("%d messages are kept for ann, want 1", got)
+	}
+	if got := s.Status().Denied; got != 1 {
+		t.Errorf("%d denied, want the will of ann", got)
+	}
+	ann = s.connect(brokertest.Keep(brokertest.V5("ann"), 600), "ann")
+	s.expect(ann, "still")
 }

@@ -148,6 +148,9 @@ type Subscription struct {
 // cut unless it returns (MQTT 5.0 §3.1.2.5).
 type Will struct {
 	ClientID string
+	// User is the user name its client authenticated with, empty for none: it
+	// decides whether the will may be published after a start.
+	User string
 	// Delay is the will delay interval in seconds (MQTT 5.0 §3.1.3.2.2).
 	Delay   uint32
 	Message *message.Message
