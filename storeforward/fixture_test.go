@@ -172,7 +172,7 @@ func furnish(t *testing.T, s *Store) {
 	after(t, func(done func(error)) { s.SetUser(alice, "mallory", done) })
 	after(t, func(done func(error)) { s.SetSessionState(q, "epoch 1", done) })
 	after(t, func(done func(error)) {
-		s.SetWill(durable.Will{ClientID: "alice", Delay: 5, Message: &message.Message{Topic: "gone", Payload: []byte("alice"), QoS: 1}}, done)
+		s.SetWill(durable.Will{ClientID: "alice", User: "mallory", Delay: 5, Message: &message.Message{Topic: "gone", Payload: []byte("alice"), QoS: 1}}, done)
 	})
 	for i := range 20 {
 		m := msg("a/q1", fmt.Sprint(i))
@@ -277,6 +277,8 @@ func checkKept(t *testing.T, s *Store, q, alice durable.QueueID, version int) {
 	}
 	if wills, err := s.Wills(t.Context()); err != nil || len(wills) != 1 || wills[0].Delay != 5 || string(wills[0].Message.Payload) != "alice" {
 		t.Errorf("wills %+v, %v", wills, err)
+	} else if version >= 4 && wills[0].User != "mallory" {
+		t.Errorf("will of user %q", wills[0].User)
 	}
 	var dead []string
 	err = s.DeadLetters(t.Context(), q, func(d DeadLetter) error {
