@@ -16,9 +16,10 @@ import (
 )
 
 const (
-	// outputLimit is what may wait in the connection: enough to keep a fast
-	// link busy, little enough that a new message does not wait long behind it.
-	outputLimit = 64 << 10
+	// outputLimit is what may wait in the connection, in bytes: what is in there
+	// cannot be overtaken. Acknowledged messages are bounded by the window; this
+	// is for QoS 0, and a write to the system of that size is worth its price.
+	outputLimit = 16 << 10
 	// hangUps is how many connections in a row the cloud must close at CONNECT
 	// before 3.1.1 is tried: a bad link looks the same.
 	hangUps = 3

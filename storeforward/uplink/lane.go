@@ -37,6 +37,7 @@ func (ln *lane) insert(f *flight) {
 func (l *link) holdLocked(f *flight, reason packet.ReasonCode) {
 	u, key := l.u, laneKey{f.msg.Topic, f.qos}
 	f.state = flightHeld
+	l.sess.held += f.size
 	ln := l.sess.lanes[key]
 	if ln == nil {
 		ln = &lane{backoff: newBackoff(u.opts.ReconnectMin, u.opts.ReconnectMax)}
@@ -63,6 +64,7 @@ func (l *link) probeLocked(now time.Time) {
 		f := ln.flights[0]
 		ln.flights = ln.flights[1:]
 		f.probe, ln.probing = true, true
+		l.sess.held -= f.size
 		l.publishLocked(f, now)
 	}
 }
@@ -82,6 +84,7 @@ func (l *link) acceptedLocked(f *flight) {
 	delete(l.sess.lanes, key)
 	for _, h := range ln.flights {
 		h.state = flightReady
+		l.sess.held -= h.size
 	}
 	l.ready[f.qos] = append(ln.flights, l.ready[f.qos]...)
 }

@@ -48,7 +48,8 @@ type link struct {
 	turn     byte         // the QoS whose turn it is
 	streams  [3]stream    // by QoS
 	qos0     []*message.Message
-	aliases  map[string]uint16
+	aliases  *aliases
+	window   window
 	pub      packet.Publish // encoded and forgotten
 	full     bool           // the connection takes no PUBLISH until it has drained
 
@@ -63,10 +64,10 @@ type link struct {
 	askAgain  time.Time          // when that is to be
 	lineRoom  *sync.Cond         // 3.1.1: reading waits for room in the lines
 
-	awaiting [3][]*flight // sent and not answered: PUBACK, PUBREC, PUBCOMP
-	progress time.Time    // when the cloud last acknowledged something
-	last     *flight      // the "offline" of a clean stop
-	said     bool         // it is acknowledged
+	awaiting [3]unanswered // by what is awaited: PUBACK, PUBREC, PUBCOMP
+	progress time.Time     // when the cloud last acknowledged something
+	last     *flight       // the "offline" of a clean stop
+	said     bool          // it is acknowledged
 
 	calls []func() // of the store, to be made without the lock
 }
@@ -97,12 +98,12 @@ type subCall struct {
 func (u *Uplink) newLink(conn *client.Conn) *link {
 	l := &link{
 		u: u, conn: conn, v: conn.Version(), limits: conn.Limits(),
-		aliases: make(map[string]uint16),
-		subs:    make(map[uint16]subCall),
-		turn:    1,
-		pick:    1,
+		subs: make(map[uint16]subCall),
+		turn: 1,
+		pick: 1,
 	}
 	l.quota = min(u.opts.Window, int(l.limits.ReceiveMaximum))
+	l.aliases = newAliases(min(u.opts.TopicAliases, int(l.limits.TopicAliasMaximum)))
 	l.lineRoom = sync.NewCond(&u.mu)
 	return l
 }
@@ -269,8 +270,10 @@ func (l *link) begin() {
 	u.mu.Lock()
 	defer l.unlock()
 	clear(l.sess.lanes)
+	l.sess.held = 0
+	l.window = newWindow(u.opts.WindowBytes, u.carried)
 	for _, f := range l.sess.inOrder() {
-		f.counted, f.passed, f.probe = false, false, false
+		f.counted, f.passed, f.probe, f.awaited, f.sample = false, false, false, false, sample{}
 		switch f.state {
 		case flightSent, flightHeld, flightReady:
 			switch {
@@ -311,6 +314,7 @@ func (l *link) end() {
 		u.link = nil
 		u.status.BytesIn += l.conn.BytesIn()
 		u.status.BytesOut += l.conn.BytesOut()
+		u.carried = l.window.holds()
 	}
 	for range l.qos0 {
 		u.dropLocked(dropQoS0Down)
@@ -406,7 +410,7 @@ func (l *link) takeLocked(d *durable.Delivery) bool {
 		delete(s.reserved, d.PacketID) // its room was kept
 	case d.PacketID != 0:
 		return false // comes again through Read
-	case !s.room(&l.u.opts, d.Message.Size()):
+	case !l.roomLocked(d.Message.Size()):
 		return false
 	default:
 		if f.id, _ = s.ids.Take(); f.id == 0 {
@@ -424,7 +428,7 @@ func (l *link) Reserve() (packetID uint16, ok bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	st := &l.streams[2]
-	if !l.begun || l.closed || l.leaving || l.err != nil || len(st.buf) > 0 || !l.sess.room(&u.opts, 0) {
+	if !l.begun || l.closed || l.leaving || l.err != nil || len(st.buf) > 0 || !l.roomLocked(0) {
 		st.behind = true
 		l.u.wakeLocked()
 		return 0, false

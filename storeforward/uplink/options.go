@@ -85,10 +85,11 @@ type Options struct {
 	WillDelay time.Duration `toml:"will_delay"`
 
 	// Window is the most messages on their way to the cloud without an
-	// acknowledgement; the cloud's Receive Maximum may lower it.
+	// acknowledgement; the cloud's Receive Maximum may lower it (3.1.1: 20).
 	Window int `toml:"window"`
 	// WindowBytes bounds the same in bytes of topic, payload and properties;
-	// one message may always be on its way.
+	// one message may always be on its way. Within these bounds the window is
+	// what the link is found to hold.
 	WindowBytes int `toml:"window_bytes"`
 	// ReceiveMaximum is the most QoS 1 and 2 messages the cloud may have on
 	// their way to us (5.0; in 3.1.1 reading pauses at this many).
@@ -145,13 +146,13 @@ func DefaultOptions() Options {
 		StatusTopic:   "holdfast/{gateway}/status",
 		WillDelay:     30 * time.Second,
 
-		Window:            100, // the most that 3.1.1 clouds without a Receive Maximum are known to bear (AWS IoT)
+		Window:            65535, // a cloud that bears less says so
 		WindowBytes:       1 << 20,
 		ReceiveMaximum:    100,
 		MaximumPacketSize: 1 << 20,
 		Batch:             100,
 		QoS0Queue:         256,
-		TopicAliases:      256,
+		TopicAliases:      4096, // half a megabyte when all are in use
 	}
 }
 

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"encoding/json"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -342,5 +343,32 @@ func TestLoopsAndStrangersAreFinished(t *testing.T) {
 		if st := r.up.Status(); st.Backlog != 0 || st.Dropped[dropLoop] != 1 || st.Dropped[dropNoRoute] != 1 {
 			t.Errorf("backlog %d dropped %v", st.Backlog, st.Dropped)
 		}
+	})
+}
+
+// One PUBACK that does not come stalls nothing: the rest goes on at its pace.
+func TestOneMissingAcknowledgement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.AckTimeout = 0 })
+		p := r.cloud.welcome(t, packet.Connack{})
+		p.subscribed()
+		const many = 2000
+		for i := range many {
+			r.put("s/"+strconv.Itoa(i%7), strconv.Itoa(i), 1)
+		}
+		for i := range many {
+			q := p.expectPublish(strconv.Itoa(i), 1, false)
+			if i != 3 {
+				p.send(&packet.Puback{PacketID: q.PacketID})
+			}
+		}
+		p.quiet()
+		if st := r.up.Status(); st.Acked != many-1 || st.InFlight != 1 {
+			t.Errorf("%d acknowledged, %d in flight, want all but one", st.Acked, st.InFlight)
+		}
+		p.cut()
+		p = r.cloud.welcome(t, packet.Connack{SessionPresent: true})
+		p.expectPublish("3", 1, true)
+		p.quiet()
 	})
 }

@@ -48,16 +48,8 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 		l.giveUpLocked(f, reason)
 		return
 	}
-	alias, known := l.aliases[remote]
-	switch {
-	case known:
-		p.Topic, p.TopicAlias = nil, alias
-	case len(l.aliases) < min(u.opts.TopicAliases, int(l.limits.TopicAliasMaximum)) && f.seq != 0:
-		alias = uint16(len(l.aliases) + 1)
-		p.TopicAlias = alias
-		if l.tooLarge(p) { // by the three bytes of the alias
-			p.TopicAlias = 0
-		}
+	if f.seq != 0 { // our own come once in a connection
+		l.aliasLocked(p, remote)
 	}
 	switch err := l.conn.Queue(p); {
 	case errors.Is(err, client.ErrOutputFull):
@@ -69,8 +61,8 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 		l.putBackLocked(f)
 		return
 	}
-	if p.TopicAlias != 0 && !known {
-		l.aliases[remote] = alias
+	if f.seq != 0 {
+		l.aliases.used(remote, p.TopicAlias)
 	}
 	switch {
 	case !f.sent:
@@ -92,11 +84,24 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 	f.sent, f.state, f.sentAt, f.passed = true, flightSent, now, false
 	f.counted = true
 	l.used++
+	f.sample = l.window.sent(f.size, now)
 	to := awaitPuback
 	if p.QoS == 2 {
 		to = awaitPubrec
 	}
-	l.awaiting[to] = append(l.awaiting[to], f)
+	l.awaiting[to].push(f)
+}
+
+// aliasLocked puts an alias into p, in place of the topic if the cloud knows it.
+func (l *link) aliasLocked(p *packet.Publish, remote string) {
+	id, known := l.aliases.choose(remote)
+	p.TopicAlias = id
+	switch {
+	case known:
+		p.Topic = nil
+	case id != 0 && l.tooLarge(p): // by the bytes of the alias
+		p.TopicAlias = 0
+	}
 }
 
 // putBackLocked returns what could not be queued to the front of its queue.
@@ -166,9 +171,7 @@ func (l *link) publish0Locked(now time.Time) {
 		Topic: l.topic(remote), Properties: m.Properties, Payload: m.Payload,
 	}
 	p.MessageExpiry, _ = m.Remaining(now)
-	if alias, known := l.aliases[remote]; known {
-		p.Topic, p.TopicAlias = nil, alias
-	}
+	l.aliasLocked(p, remote)
 	switch err := l.conn.Queue(p); {
 	case errors.Is(err, client.ErrOutputFull):
 		l.full = true
@@ -177,6 +180,7 @@ func (l *link) publish0Locked(now time.Time) {
 		l.queueFailedLocked(err)
 		return
 	}
+	l.aliases.used(remote, p.TopicAlias)
 	u.status.MessagesOut++
 	l.qos0 = l.qos0[1:]
 }

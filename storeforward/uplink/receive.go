@@ -3,7 +3,6 @@ package uplink
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"holdfast/broker/durable"
@@ -45,20 +44,11 @@ func (l *link) receive(p packet.Packet) error {
 // an answer given twice, or to nothing.
 func (l *link) answeredLocked(kind int, id uint16, want flightState) *flight {
 	f := l.sess.flights[id]
-	i := -1
-	if f != nil && f.state == want {
-		i = slices.Index(l.awaiting[kind], f)
-	}
-	if i < 0 {
+	if f == nil || f.state != want || !f.awaited || l.awaits(f) != kind {
 		l.u.status.UnknownAcks++
 		return nil
 	}
-	if i > 0 {
-		// Acknowledgements come in order (MQTT 5.0 §4.6): what was passed
-		// over will not be acknowledged on this connection.
-		l.awaiting[kind][0].passed = true
-	}
-	l.awaiting[kind] = slices.Delete(l.awaiting[kind], i, i+1)
+	l.awaiting[kind].answer(f)
 	l.progress = time.Now()
 	return f
 }
@@ -71,11 +61,25 @@ func (l *link) giveRoomLocked(f *flight) {
 	}
 }
 
+// awaits is what a message that was sent waits for.
+func (l *link) awaits(f *flight) int {
+	switch {
+	case f.state == flightReleased:
+		return awaitPubcomp
+	case min(f.qos, l.limits.MaximumQoS) == 2:
+		return awaitPubrec
+	default:
+		return awaitPuback
+	}
+}
+
 func (l *link) measureLocked(f *flight) {
+	trip := l.progress.Sub(f.sentAt)
 	if f.repeated {
+		l.window.acked(&f.sample, f.sentAt, l.progress, 0)
 		return
 	}
-	trip := time.Since(f.sentAt)
+	l.window.acked(&f.sample, f.sentAt, l.progress, trip)
 	if l.u.roundTrip == 0 {
 		l.u.roundTrip = trip
 	}

@@ -78,7 +78,7 @@ func (l *link) read(ctx context.Context, qos byte) error {
 // Read: a Wake or a refused Offer during it must not be lost.
 func (l *link) hungryLocked() byte {
 	for qos := byte(1); qos <= 2; qos++ {
-		if st := &l.streams[qos]; st.behind && len(st.buf) == 0 && !l.leaving && l.sess.room(&l.u.opts, 0) {
+		if st := &l.streams[qos]; st.behind && len(st.buf) == 0 && !l.leaving && l.roomLocked(0) {
 			st.behind = false
 			return qos
 		}
@@ -101,14 +101,15 @@ func (l *link) checkLocked(now time.Time) time.Time {
 		next = earlier(next, t)
 	}
 	if limit := l.u.opts.AckTimeout; limit > 0 && l.err == nil {
-		for _, fs := range l.awaiting {
-			if len(fs) == 0 {
+		for i := range l.awaiting {
+			f := l.awaiting[i].oldest()
+			if f == nil {
 				continue
 			}
-			since := fs[0].sentAt
+			since := f.sentAt
 			// A slow link may take long for much, as long as it gets
 			// somewhere; but what was passed over will not come.
-			if !fs[0].passed && l.progress.After(since) {
+			if !f.passed && l.progress.After(since) {
 				since = l.progress
 			}
 			by(since.Add(limit), errStuck)
@@ -137,9 +138,9 @@ func earlier(a, b time.Time) time.Time {
 
 // oldestLocked returns since when the cloud has owed us an acknowledgement.
 func (l *link) oldestLocked() (oldest time.Time, ok bool) {
-	for _, fs := range l.awaiting {
-		if len(fs) > 0 && (!ok || fs[0].sentAt.Before(oldest)) {
-			oldest, ok = fs[0].sentAt, true
+	for i := range l.awaiting {
+		if f := l.awaiting[i].oldest(); f != nil && (!ok || f.sentAt.Before(oldest)) {
+			oldest, ok = f.sentAt, true
 		}
 	}
 	return oldest, ok
@@ -164,7 +165,7 @@ func (l *link) fillLocked(now time.Time) {
 		l.releases = l.releases[1:]
 		l.queueLocked(&packet.Pubrel{PacketID: f.id})
 		f.state, f.sentAt, f.passed = flightReleased, now, false
-		l.awaiting[awaitPubcomp] = append(l.awaiting[awaitPubcomp], f)
+		l.awaiting[awaitPubcomp].push(f)
 	}
 	for len(l.unsent) > 0 && !l.leaving {
 		l.queueLocked(l.unsent[0])
@@ -189,6 +190,9 @@ func (l *link) fillLocked(now time.Time) {
 		l.admitLocked(now)
 		f := l.pickLocked()
 		if f == nil {
+			if l.used < l.quota && l.roomLocked(0) {
+				l.window.idle()
+			}
 			return
 		}
 		l.publishLocked(f, now)
@@ -216,7 +220,7 @@ func (l *link) admitLocked(now time.Time) {
 				return
 			}
 		case l.hopelessLocked(d, now):
-		case !l.sess.room(&l.u.opts, d.Message.Size()):
+		case !l.roomLocked(d.Message.Size()):
 			idle = 2
 			l.turn ^= 3
 			continue
@@ -362,6 +366,7 @@ func (l *link) pickLocked() *flight {
 			if len(l.sess.lanes) > 0 {
 				if ln := l.sess.lanes[laneKey{f.msg.Topic, f.qos}]; ln != nil {
 					f.state = flightHeld
+					l.sess.held += f.size
 					ln.insert(f)
 					continue
 				}

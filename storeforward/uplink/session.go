@@ -21,8 +21,8 @@ type session struct {
 	bySeq   map[durable.Seq]*flight
 	// order numbers flights in the order of their first send.
 	order uint64
-	// bytes are those of the flights.
-	bytes int
+	// bytes are those of the flights; held those of them in lanes.
+	bytes, held int
 	// reserved are ids given out by Reserve whose Offer has not come.
 	reserved map[uint16]bool
 	// lanes hold what the cloud refused for now, by topic and QoS.
@@ -88,13 +88,63 @@ type flight struct {
 	sentAt   time.Time
 	// passed says that the cloud acknowledged a later one of its kind.
 	passed bool
+	// awaited says that an answer is awaited on this connection.
+	awaited bool
+	sample  sample
 }
 
-// room says whether one more message of that size fits the window. One always
-// fits an empty window.
-func (s *session) room(opts *Options, size int) bool {
+// roomLocked says whether one more message of that size fits the window. One
+// always fits an empty window. What the cloud refused for now does not take the
+// place of what it takes, but there is an end to that too.
+func (l *link) roomLocked(size int) bool {
+	s, opts := l.sess, &l.u.opts
 	n := len(s.flights) + len(s.reserved)
-	return n < opts.Window && s.ids.InUse() < 65535 && (n == 0 || s.bytes+size <= opts.WindowBytes)
+	switch {
+	case n == 0:
+		return true
+	case n >= opts.Window || s.ids.InUse() >= 65535 || s.bytes+size > opts.WindowBytes:
+		return false
+	}
+	moving := s.bytes - s.held
+	return moving == 0 || moving+size <= l.window.limit()
+}
+
+// unanswered are the messages that wait for one kind of answer, in the order in
+// which they were sent. Answers come in that order too (MQTT 5.0 §4.6), or nearly.
+type unanswered struct {
+	fs    []*flight
+	holes int // of fs: those that are answered
+}
+
+func (q *unanswered) push(f *flight) {
+	f.awaited = true
+	q.fs = append(q.fs, f)
+}
+
+// oldest is nil when nothing is awaited.
+func (q *unanswered) oldest() *flight {
+	if len(q.fs) == 0 {
+		return nil
+	}
+	return q.fs[0]
+}
+
+// answer takes f out. What was passed over will not be answered on this
+// connection.
+func (q *unanswered) answer(f *flight) {
+	f.awaited = false
+	q.holes++
+	if f != q.fs[0] {
+		q.fs[0].passed = true
+		if q.holes > 64 && 2*q.holes > len(q.fs) {
+			q.fs, q.holes = slices.DeleteFunc(q.fs, func(f *flight) bool { return !f.awaited }), 0
+		}
+		return
+	}
+	for len(q.fs) > 0 && !q.fs[0].awaited {
+		q.fs[0], q.fs = nil, q.fs[1:]
+		q.holes--
+	}
 }
 
 // add puts f in flight under f.id, which must be taken.

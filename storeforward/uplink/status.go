@@ -82,6 +82,11 @@ type Status struct {
 	// Window is how many messages may be on their way: the option, or the
 	// cloud's Receive Maximum where that is lower.
 	Window int `json:"window"`
+	// WindowBytes is how much of them may be on its way: what the link holds,
+	// and a little more. Rate is what it was last seen to carry, bytes of
+	// topic, payload and properties a second.
+	WindowBytes int     `json:"window_bytes"`
+	Rate        float64 `json:"rate_bytes_per_second"`
 	// InFlight are on their way; of these Held were refused for now.
 	InFlight int `json:"in_flight"`
 	Held     int `json:"held"`
@@ -134,6 +139,7 @@ func (u *Uplink) Status() Status {
 	st.RoundTrip = float64(u.roundTrip) / float64(time.Millisecond)
 	if l := u.link; l != nil {
 		st.Window = l.quota
+		st.WindowBytes, st.Rate = l.window.limit(), l.window.rate()
 		st.BytesIn += l.conn.BytesIn()
 		st.BytesOut += l.conn.BytesOut()
 		if oldest, ok := l.oldestLocked(); ok {

@@ -36,6 +36,7 @@ type Uplink struct {
 	link      *link         // guarded by mu; nil while down
 	status    Status        // guarded by mu
 	roundTrip time.Duration // guarded by mu
+	carried   int           // guarded by mu; what the last link held, bytes
 	drops     limiter       // guarded by mu
 	again     backoff       // guarded by mu; until refused messages of a 3.1.1 cloud are asked for again
 
