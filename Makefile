@@ -173,6 +173,12 @@ bench-wear: build ## bytes written to flash per message, by link, rate and windo
 	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench
 	dist/holdfast-bench wear --cloud "$$WEAR_CLOUD" --gateway "$$WEAR_GATEWAY"
 
+.PHONY: bench-uplink
+bench-uplink: build ## the way to the cloud beside mosquitto's bridge, where it is installed; BENCHFLAGS='--only drain,live'
+	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench
+	@uptime
+	PATH=$$PATH:/usr/sbin; dist/holdfast-bench uplink --mosquitto "$$(command -v mosquitto)" $(BENCHFLAGS)
+
 FUZZTIME ?= 30s
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME=30s each

@@ -58,6 +58,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && args[0] == "wear" {
 		return runWear(ctx, args[1:], stdout, stderr)
 	}
+	if len(args) > 0 && args[0] == "uplink" {
+		return runUplink(ctx, args[1:], stdout, stderr)
+	}
 	fs := flag.NewFlagSet("holdfast-bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	var peers peerFlag
