@@ -113,6 +113,12 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 			e.mustCommit = e.mustCommit || s.pendingEnds > 0
 			continue
 		}
+		if q.uplink {
+			if q = q.laneFor(m.Topic); q.lane.Latest {
+				c.QoS = 1
+			}
+			c.Queue = q.id
+		}
 		how := s.admitLocked(q, m.Topic, e.size, from, crowded)
 		switch how {
 		case admit:

@@ -68,6 +68,7 @@ func (s *Store) deadLetter(q *queue, seq durable.Seq, code byte, e *entry) func(
 	if !q.uplink || s.opts.MaxDeadLetters == 0 {
 		return func(*db) error { return nil }
 	}
+	q = q.root()
 	now := time.Now().UnixMicro()
 	if q.deadLetters < s.opts.MaxDeadLetters {
 		q.deadLetters++

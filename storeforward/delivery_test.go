@@ -287,7 +287,7 @@ func TestMessagesComeBackAsTheyWere(t *testing.T) {
 		t.Errorf("list %+v, %v", list, err)
 	}
 	var shown []string
-	err = ShowQueue(context.Background(), o.Path, alice, 0, 10, func(m QueuedMessage) error {
+	err = ShowQueue(context.Background(), o.Path, []durable.QueueID{alice}, 0, 10, func(m QueuedMessage) error {
 		shown = append(shown, m.Message.Topic)
 		return nil
 	})

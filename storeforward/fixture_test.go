@@ -195,6 +195,12 @@ func furnish(t *testing.T, s *Store) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := s.SetLanes(q, alarmLanes); err != nil {
+		t.Fatal(err)
+	}
+	if err := put(t, s, msg("alarm/fire", "fire"), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+		t.Fatal(err)
+	}
 	if err := put(t, s, msg("a/late", "late"), claimFor(alice, 1), durable.Origin{}).wait(t); err != nil {
 		t.Fatal(err)
 	}
@@ -231,8 +237,34 @@ func checkFull(t *testing.T, s *Store, version int) {
 	if version >= 2 && alice.User != "mallory" {
 		t.Errorf("user %q", alice.User)
 	}
+	if version >= 5 {
+		checkLanes(t, s, q)
+	}
 	checkDeliveries(t, s, q, alice.Queue)
 	checkKept(t, s, q, alice.Queue, version)
+}
+
+// alarmLanes are lanes for alarms and for states.
+var alarmLanes = []durable.LaneRoute{
+	{Filter: "alarm/#", Lane: durable.Lane{Number: 7}},
+	{Filter: "state/#", Lane: durable.Lane{Number: 7, Latest: true}},
+}
+
+// checkLanes looks for the message in the lane of alarms, and for the change that
+// made the lane.
+func checkLanes(t *testing.T, s *Store, q durable.QueueID) {
+	t.Helper()
+	lanes, err := s.SetLanes(q, alarmLanes)
+	if err != nil || len(lanes.Queues) != 3 || lanes.Queues[1].Lane != alarmLanes[0].Lane || len(lanes.Changes) != 1 || lanes.Changes[0].Routes != nil {
+		t.Fatalf("lanes %+v, %v", lanes, err)
+	}
+	alarms := lanes.Queues[1].Queue
+	if err := s.Attach(alarms, &taker{}); err != nil {
+		t.Fatal(err)
+	}
+	if ds := readAll(t, s, alarms, 1); len(ds) != 1 || string(ds[0].Message.Payload) != "fire" {
+		t.Errorf("alarms %v", describe(ds))
+	}
 }
 
 func checkDeliveries(t *testing.T, s *Store, q, alice durable.QueueID) {

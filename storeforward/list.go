@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
+	"strings"
 	"time"
 
 	"holdfast/broker/durable"
@@ -21,6 +23,45 @@ type QueueInfo struct {
 	Bytes       int64           `json:"bytes"`
 	DeadLetters int64           `json:"dead_letters"`
 	Oldest      time.Time       `json:"oldest,omitzero"` // wall time of arrival
+	// Lanes are those of an uplink that has some, the first that goes first; the
+	// numbers above are of all together.
+	Lanes []LaneInfo `json:"lanes,omitempty"`
+	// Only are the queues meant when it is not all of them.
+	Only []durable.QueueID `json:"-"`
+}
+
+// LaneInfo is one lane of an uplink.
+type LaneInfo struct {
+	ID       durable.QueueID `json:"id"`
+	Lane     string          `json:"lane"` // such as "3" or "7-latest"
+	Messages int64           `json:"messages"`
+	Bytes    int64           `json:"bytes"`
+	Oldest   time.Time       `json:"oldest,omitzero"`
+}
+
+// Queues are all that belong to it.
+func (x *QueueInfo) Queues() []durable.QueueID {
+	if x.Only != nil {
+		return x.Only
+	}
+	if len(x.Lanes) == 0 {
+		return []durable.QueueID{x.ID}
+	}
+	ids := make([]durable.QueueID, len(x.Lanes))
+	for i, l := range x.Lanes {
+		ids[i] = l.ID
+	}
+	return ids
+}
+
+// add counts a lane in.
+func (x *QueueInfo) add(l LaneInfo) {
+	x.Lanes = append(x.Lanes, l)
+	x.Messages += l.Messages
+	x.Bytes += l.Bytes
+	if x.Oldest.IsZero() || !l.Oldest.IsZero() && l.Oldest.Before(x.Oldest) {
+		x.Oldest = l.Oldest
+	}
 }
 
 // QueuedMessage is one message waiting in a queue.
@@ -29,6 +70,8 @@ type QueuedMessage struct {
 	QoS      byte        `json:"qos"`    // of the delivery
 	Retain   bool        `json:"retain"` // of the delivery
 	Received time.Time   `json:"received"`
+	// Lane of an uplink's message, such as "3" or "7-latest".
+	Lane string `json:"lane,omitempty"`
 	// State of a QoS 2 delivery: "", "sent" or "released".
 	State   string           `json:"state,omitempty"`
 	Message *message.Message `json:"-"`
@@ -59,9 +102,10 @@ func readOnly(path string, fn func(*db) error) error {
 	return errors.Join(err, d.close())
 }
 
-// queuesCTE names the queues of both kinds.
-const queuesCTE = `WITH q (id, kind, name) AS (
-	SELECT queue, 'session', client_id FROM session UNION ALL SELECT queue, 'uplink', name FROM uplink) `
+// queuesCTE names the queues of both kinds, the lanes of uplinks after their first.
+const queuesCTE = `WITH q (id, kind, name, owner, lane, latest) AS (
+	SELECT queue, 'session', client_id, queue, 0, 0 FROM session UNION ALL SELECT queue, 'uplink', name, queue, 3, 0 FROM uplink
+	UNION ALL SELECT l.queue, 'uplink', u.name, u.queue, l.lane, l.latest FROM lane l JOIN uplink u ON u.queue = l.uplink) `
 
 // pending joins queues with the messages they have not finished, as far as is
 // durable.
@@ -74,26 +118,40 @@ func ListQueues(ctx context.Context, path string) ([]QueueInfo, error) {
 	var list []QueueInfo
 	err := readOnly(path, func(d *db) error {
 		return d.query(ctx, func(row []driver.Value) error {
-			x := QueueInfo{
-				ID: durable.QueueID(integer(row[0])), Kind: text(row[1]), Name: text(row[2]),
-				Messages: integer(row[3]), Bytes: integer(row[4]), DeadLetters: integer(row[6]),
-			}
+			lane := durable.Lane{Number: byte(integer(row[8])), Latest: integer(row[9]) != 0}
+			l := LaneInfo{ID: durable.QueueID(integer(row[0])), Lane: lane.String(), Messages: integer(row[3]), Bytes: integer(row[4])}
 			if at := integer(row[5]); at != 0 {
-				x.Oldest = time.UnixMicro(at)
+				l.Oldest = time.UnixMicro(at)
 			}
-			list = append(list, x)
+			owner := durable.QueueID(integer(row[7]))
+			if n := len(list); n == 0 || list[n-1].ID != owner {
+				list = append(list, QueueInfo{ID: owner, Kind: text(row[1]), Name: text(row[2])})
+			}
+			x := &list[len(list)-1]
+			x.DeadLetters += integer(row[6])
+			x.add(l)
 			return nil
 		}, queuesCTE+`, held (id, n, bytes, oldest) AS (
 				SELECT q.id, count(*), sum(length(CAST(m.topic AS BLOB)) + length(m.payload) + coalesce(length(m.properties), 0)), min(m.received) `+pending+` GROUP BY q.id)
-			SELECT q.id, q.kind, q.name, coalesce(n, 0), coalesce(bytes, 0), oldest, (SELECT count(*) FROM dead_letter l WHERE l.queue = q.id)
-			FROM q LEFT JOIN held ON held.id = q.id ORDER BY q.kind DESC, q.name`)
+			SELECT q.id, q.kind, q.name, coalesce(n, 0), coalesce(bytes, 0), oldest, (SELECT count(*) FROM dead_letter l WHERE l.queue = q.id),
+				q.owner, q.lane, q.latest
+			FROM q LEFT JOIN held ON held.id = q.id ORDER BY q.kind DESC, q.name, q.owner, q.lane DESC, q.latest DESC`)
 	})
+	for i := range list {
+		if len(list[i].Lanes) == 1 { // the queue itself
+			list[i].Lanes = nil
+		}
+	}
 	return list, err
 }
 
-// ShowQueue calls fn with up to limit messages of a queue after the sequence
-// number given, oldest first.
-func ShowQueue(ctx context.Context, path string, q durable.QueueID, after durable.Seq, limit int, fn func(QueuedMessage) error) error {
+// ShowQueue calls fn with up to limit messages of queues after the sequence number
+// given, oldest first.
+func ShowQueue(ctx context.Context, path string, queues []durable.QueueID, after durable.Seq, limit int, fn func(QueuedMessage) error) error {
+	ids := make([]string, len(queues))
+	for i, q := range queues {
+		ids[i] = strconv.FormatInt(int64(q), 10)
+	}
 	return readOnly(path, func(d *db) error {
 		return d.query(ctx, func(row []driver.Value) error {
 			x := QueuedMessage{
@@ -105,10 +163,13 @@ func ShowQueue(ctx context.Context, path string, q durable.QueueID, after durabl
 					Retain: integer(row[8]) != 0, Received: time.UnixMicro(integer(row[2])), From: text(row[10]),
 				},
 			}
+			if text(row[14]) == "uplink" {
+				x.Lane = durable.Lane{Number: byte(integer(row[12])), Latest: integer(row[13]) != 0}.String()
+			}
 			setExpiry(x.Message, row[9])
 			return fn(x)
-		}, queuesCTE+`SELECT m.seq, c.qos, m.received, d.state, m.topic, m.payload, m.properties, m.qos, m.retain, m.expiry, m.source, c.retain `+
-			pending+`AND q.id = ? AND m.seq > ? ORDER BY m.seq LIMIT ?`, int64(q), int64(after), int64(limit))
+		}, queuesCTE+`SELECT m.seq, c.qos, m.received, d.state, m.topic, m.payload, m.properties, m.qos, m.retain, m.expiry, m.source, c.retain, q.lane, q.latest, q.kind `+
+			pending+`AND q.id IN (`+strings.Join(ids, ",")+`) AND m.seq > ? ORDER BY m.seq LIMIT ?`, int64(after), int64(limit))
 	})
 }
 

@@ -10,7 +10,7 @@ import (
 // load reads the state of the store into memory and notes the new run.
 func (s *Store) load(ctx context.Context) error {
 	for _, step := range []func(context.Context, *db) error{
-		s.loadQueues, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadMarks, s.startRun,
+		s.loadQueues, s.loadLanes, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadMarks, s.startRun,
 	} {
 		if err := step(ctx, s.w); err != nil {
 			return err
@@ -42,10 +42,9 @@ func (s *Store) loadQueues(ctx context.Context, d *db) error {
 		return err
 	}
 	return d.query(ctx, func(row []driver.Value) error {
-		q := s.newQueue(durable.QueueID(integer(row[0])), true, text(row[1]))
+		q := s.newUplink(durable.QueueID(integer(row[0])), text(row[1]))
 		q.state = text(row[2])
 		q.deadLetters = int(integer(row[3]))
-		s.queues[q.id], s.byUplink[q.name] = q, q
 		return nil
 	}, "SELECT queue, name, state, (SELECT count(*) FROM dead_letter d WHERE d.queue = u.queue) FROM uplink u")
 }

@@ -153,7 +153,7 @@ func TestDropBeforeAndUpto(t *testing.T) {
 		t.Errorf("Drop before = %d, %v; want 3", n, err)
 	}
 	var seqs []durable.Seq
-	err := ShowQueue(t.Context(), s.path, q, 0, 100, func(m QueuedMessage) error {
+	err := ShowQueue(t.Context(), s.path, []durable.QueueID{q}, 0, 100, func(m QueuedMessage) error {
 		seqs = append(seqs, m.Seq)
 		return nil
 	})

@@ -25,7 +25,7 @@ type limits struct {
 	age             time.Duration
 }
 
-// SetPolicy bounds a queue and says what happens when it is full; it holds from
+// SetPolicy bounds a queue, that of an uplink with all its lanes together, and says what happens when it is full; it holds from
 // the next Append on and until the store is closed.
 func (s *Store) SetPolicy(id durable.QueueID, p durable.QueuePolicy) error {
 	for _, r := range append(slices.Clone(p.Routes), durable.RoutePolicy{Filter: "#", Policy: p.Policy}) {
@@ -52,8 +52,10 @@ func (s *Store) SetPolicy(id durable.QueueID, p durable.QueuePolicy) error {
 	if p.MaxAge > 0 {
 		l.age = p.MaxAge
 	}
-	q.limits = l
-	q.relief = relief{}
+	for _, lq := range q.all() {
+		lq.limits = l
+		lq.relief = relief{}
+	}
 	s.wakeCommitter()
 	return nil
 }
@@ -80,14 +82,15 @@ func (l *limits) of(name string) durable.Policy {
 
 // fits says whether the queue has room for one more message.
 func (q *queue) fits(size int64) bool {
-	return q.messages < q.limits.messages && q.bytes+size <= q.limits.bytes
+	messages, bytes := q.bounds()
+	return q.messages < messages && q.bytes+size <= bytes
 }
 
 // slack is how far beyond its bounds a queue may get that is being relieved, or
 // whose publishers wait: a commit with all that was in memory, and no more.
 func (s *Store) slack(q *queue, size int64) bool {
-	return q.messages < q.limits.messages+q.limits.messages/8+1000 &&
-		q.bytes+size <= q.limits.bytes+q.limits.bytes/8+s.opts.MaxMemoryBytes
+	messages, bytes := q.bounds()
+	return q.messages < messages+messages/8+1000 && q.bytes+size <= bytes+bytes/8+s.opts.MaxMemoryBytes
 }
 
 // relief is what is being done about a queue that is full.
@@ -138,7 +141,7 @@ func (s *Store) admitLocked(q *queue, name string, size int64, from durable.Orig
 		}
 	case durable.PolicyWait:
 		// Whose own acknowledgements make the room cannot wait for it.
-		if s.slack(q, size) && (from.Queue == 0 || from.Queue != q.id) {
+		if s.slack(q, size) && (from.Queue == 0 || from.Queue != q.root().id) {
 			return admitWait
 		}
 	case durable.PolicyRefuse:
@@ -148,7 +151,8 @@ func (s *Store) admitLocked(q *queue, name string, size int64, from durable.Orig
 
 // nearFull is the mark at which thinning begins.
 func (q *queue) nearFull() bool {
-	return q.messages >= q.limits.messages-q.limits.messages/8 || q.bytes >= q.limits.bytes-q.limits.bytes/8
+	messages, bytes := q.bounds()
+	return q.messages >= messages-messages/8 || q.bytes >= bytes-bytes/8
 }
 
 // relieveLocked drops the oldest messages of the queue under drop_oldest until it
@@ -157,13 +161,13 @@ func (s *Store) relieveLocked(q *queue) {
 	if q.relief.dropping || q.relief.futile {
 		return
 	}
-	l := &q.limits
-	messages := max(q.messages-(l.messages-l.messages/64), s.counts.messages-s.opts.MaxMessages+s.opts.MaxMessages/256)
-	bytes := max(q.bytes-(l.bytes-l.bytes/64), s.counts.bytes-s.opts.MaxBytes+s.opts.MaxBytes/256)
+	mostMessages, mostBytes := q.bounds()
+	messages := max(q.messages-(mostMessages-mostMessages/64), s.counts.messages-s.opts.MaxMessages+s.opts.MaxMessages/256)
+	bytes := max(q.bytes-(mostBytes-mostBytes/64), s.counts.bytes-s.opts.MaxBytes+s.opts.MaxBytes/256)
 	var m, b int64
 	x := &dropping{reason: reasonOldest, from: q.relief.from, look: dropChunk + 2*int(min(max(messages, 0), 1<<20))}
 	x.begin = func() { m, b = messages, bytes }
-	choose := *l
+	choose := q.limits
 	x.choose = func(c *candidate) verdict {
 		switch {
 		case m <= 0 && b <= 0:
@@ -256,10 +260,11 @@ func (s *Store) park(q *queue, done func(error)) {
 
 // crowdLocked is how many messages the queue has beyond its bounds.
 func (q *queue) crowdLocked() int64 {
-	over := max(0, q.messages-q.limits.messages)
-	if q.bytes > q.limits.bytes && q.messages > 0 {
+	messages, bytes := q.bounds()
+	over := max(0, q.messages-messages)
+	if q.bytes > bytes && q.messages > 0 {
 		size := max(q.bytes/q.messages, 1)
-		over = max(over, (q.bytes-q.limits.bytes+size-1)/size)
+		over = max(over, (q.bytes-bytes+size-1)/size)
 	}
 	return over
 }

@@ -12,6 +12,13 @@ type queue struct {
 	id     durable.QueueID
 	uplink bool
 	name   string // client id or uplink name
+	// base is the first queue of the uplink whose lane this is; nil for that
+	// one itself, which has the lanes.
+	base  *queue
+	lane  durable.Lane
+	used  bool // routes lead here, or may
+	lanes laneSet
+
 	state  string // the uplink's own mark
 	expiry uint32 // of a session
 	user   string // of a session
@@ -66,6 +73,15 @@ func (s *Store) newQueue(id durable.QueueID, uplink bool, name string) *queue {
 		q.streams[i] = stream{q: q, qos: byte(i + 1), finished: make(map[durable.Seq]struct{})}
 	}
 	q.streams[1].deliveries = make(map[durable.Seq]*delivery2)
+	return q
+}
+
+// newUplink is newQueue for the first queue of an uplink.
+func (s *Store) newUplink(id durable.QueueID, name string) *queue {
+	q := s.newQueue(id, true, name)
+	q.lane, q.used = durable.Lane{Number: durable.DefaultLane}, true
+	q.lanes.queues = []*queue{q}
+	s.queues[q.id], s.byUplink[name] = q, q
 	return q
 }
 

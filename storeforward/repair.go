@@ -155,10 +155,15 @@ func (s *Store) rebuildQueues(d *db) error {
 	for _, q := range s.queues {
 		id := int64(q.id)
 		var err error
-		if q.uplink {
+		switch {
+		case q.base != nil: // with the first one
+		case q.uplink:
 			q.state = "" // see salvageTables
 			err = d.exec("INSERT OR REPLACE INTO uplink (queue, name, state) VALUES (?, ?, '')", id, q.name)
-		} else {
+			if err == nil {
+				err = rebuildLanes(d, q)
+			}
+		default:
 			err = d.exec("INSERT OR IGNORE INTO session (queue, client_id, expiry, offline, user) VALUES (?, ?, ?, ?, ?)",
 				id, q.name, int64(q.expiry), offlineValue(q, s.clock.now(time.Now())), q.user)
 		}
@@ -353,7 +358,7 @@ func (s *Store) openedRepair(cause error) {
 // what was finished comes again rather than not at all.
 func missingStreams(d *db) error {
 	for qos := int64(1); qos <= 2; qos++ {
-		err := d.exec("INSERT OR IGNORE INTO stream (queue, qos, cursor) SELECT queue, ?1, 0 FROM session UNION SELECT queue, ?1, 0 FROM uplink", qos)
+		err := d.exec("INSERT OR IGNORE INTO stream (queue, qos, cursor) SELECT queue, ?1, 0 FROM session UNION SELECT queue, ?1, 0 FROM uplink UNION SELECT queue, ?1, 0 FROM lane", qos)
 		if err != nil {
 			return err
 		}

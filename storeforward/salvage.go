@@ -16,6 +16,8 @@ var salvageTables = []struct{ name, columns string }{
 	{"run", "number, first_seq, opened, clock, last, last_wall, synced"},
 	{"session", "queue, client_id, expiry, offline, user"},
 	{"uplink", "queue, name, state"},
+	{"lane", "queue, uplink, lane, latest"},
+	{"lane_routes", "uplink, upto, routes"},
 	{"subscription", "queue, filter, qos, no_local, retain_as_published, retain_handling, subscription_id"},
 	{"stream", "queue, qos, cursor"},
 	{"claim", "claimset, queue, qos, retain, subscription_ids"},

@@ -198,7 +198,7 @@ func (s *Store) lazyOpLocked(q *queue, run func(d *db) error) {
 	}
 }
 
-// End says that a session is over, or an uplink was removed: its queue,
+// End says that a session is over, or an uplink was removed: its queues,
 // subscriptions, ids and claims go. Messages that waited only for it are safe
 // when its end is.
 func (s *Store) End(id durable.QueueID, done func(error)) {
@@ -211,28 +211,26 @@ func (s *Store) End(id durable.QueueID, done func(error)) {
 }
 
 func (s *Store) endLocked(q *queue, done func(error)) {
-	delete(s.queues, q.id)
 	if q.uplink {
 		delete(s.byUplink, q.name)
 	} else {
 		delete(s.bySession, q.name)
 	}
-	q.r = nil
-	for _, p := range q.parked {
-		s.unparked = append(s.unparked, p.done)
+	queues := slices.Clone(q.all())
+	for _, lq := range queues {
+		delete(s.queues, lq.id)
+		lq.r = nil
+		for _, p := range lq.parked {
+			s.unparked = append(s.unparked, p.done)
+		}
+		lq.parked = nil
+		s.counts.messages -= lq.messages
+		s.counts.bytes -= lq.bytes
 	}
-	q.parked = nil
-	s.counts.messages -= q.messages
-	s.counts.bytes -= q.bytes
 	s.pendingEnds++
-	id := int64(q.id)
 	s.opLocked(func(d *db) error {
-		for _, query := range [...]string{
-			"DELETE FROM session WHERE queue = ?", "DELETE FROM uplink WHERE queue = ?", "DELETE FROM subscription WHERE queue = ?",
-			"DELETE FROM stream WHERE queue = ?", "DELETE FROM delivery2 WHERE queue = ?", "DELETE FROM inbound WHERE queue = ?",
-			"DELETE FROM dead_letter WHERE queue = ?", "DELETE FROM dropped WHERE queue = ?",
-		} {
-			if err := d.exec(query, id); err != nil {
+		for _, lq := range queues {
+			if err := deleteQueue(d, lq.id); err != nil {
 				return err
 			}
 		}
@@ -242,6 +240,20 @@ func (s *Store) endLocked(q *queue, done func(error)) {
 		s.deletes = true
 		s.hurryLocked()
 	}, done)
+}
+
+func deleteQueue(d *db, id durable.QueueID) error {
+	for _, query := range [...]string{
+		"DELETE FROM session WHERE queue = ?", "DELETE FROM uplink WHERE queue = ?", "DELETE FROM subscription WHERE queue = ?",
+		"DELETE FROM stream WHERE queue = ?", "DELETE FROM delivery2 WHERE queue = ?", "DELETE FROM inbound WHERE queue = ?",
+		"DELETE FROM dead_letter WHERE queue = ?", "DELETE FROM dropped WHERE queue = ?",
+		"DELETE FROM lane WHERE queue = ?", "DELETE FROM lane_routes WHERE uplink = ?",
+	} {
+		if err := d.exec(query, int64(id)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Subscribe adds subscriptions to a session, or replaces those with the same

@@ -52,6 +52,8 @@ type QueueStatus struct {
 	ID   durable.QueueID `json:"id" metric:"-"`
 	Kind string          `json:"kind" metric:"label"` // "session" or "uplink"
 	Name string          `json:"name" metric:"label"` // client id or uplink name
+	// Lane is that of an uplink's queue, such as "3" or "7-latest": 7 goes first.
+	Lane string `json:"lane,omitempty" metric:"label"`
 	// Online says that a recipient is attached.
 	Online   bool  `json:"online"`
 	Messages int64 `json:"messages"` // not yet finished
@@ -125,8 +127,12 @@ type oldest struct {
 }
 
 func (q *queue) status(age time.Duration) QueueStatus {
+	lane := ""
+	if q.uplink {
+		lane = q.lane.String()
+	}
 	return QueueStatus{
-		ID: q.id, Kind: q.kind(), Name: q.name, Online: q.r != nil, Messages: q.messages, Bytes: q.bytes,
+		Lane: lane, ID: q.id, Kind: q.kind(), Name: q.name, Online: q.r != nil, Messages: q.messages, Bytes: q.bytes,
 		OldestSeconds: max(age, 0).Seconds(), Appended: q.appended, Committed: q.committed, SafeByAck: q.safeByAck, Refused: q.refused,
 		Dropped: maps.Clone(q.dropped), DeadLetters: q.deadLetters, PossibleDuplicates: q.possibleDuplicates,
 	}

@@ -71,7 +71,8 @@ func (s *Store) thin(ctx context.Context) {
 			s.mu.Lock()
 			q.relief.thinning = false
 			// Less than this is not worth another look before there is room.
-			q.relief.futile = err == nil && freed <= q.limits.messages/1024
+			most, _ := q.bounds()
+			q.relief.futile = err == nil && freed <= most/1024
 			s.mu.Unlock()
 			if freed > 0 {
 				s.log.Info("queue thinned", "queue", q.name, "messages", freed)
@@ -115,6 +116,7 @@ func (s *Store) thinQueue(ctx context.Context, q *queue) (freed int64, err error
 	for i := range q.streams {
 		t.bases[i] = max(q.streams[i].sentTo, q.streams[i].cursor)
 	}
+	t.limits.messages, t.limits.bytes = q.bounds()
 	to := s.committed
 	messages, bytes := q.messages, q.bytes
 	s.mu.Unlock()

@@ -2,11 +2,12 @@ package storeforward
 
 import (
 	"context"
+	"slices"
 
 	"holdfast/broker/durable"
 )
 
-// OpenUplink returns the queue of an uplink, made when there is none, and the
+// OpenUplink returns the first queue of an uplink, made when there is none, and the
 // inbound QoS 2 packet ids whose PUBREL has not come. A new queue is durable
 // when OpenUplink returns.
 func (s *Store) OpenUplink(name string) (id durable.QueueID, received []uint16, err error) {
@@ -19,10 +20,8 @@ func (s *Store) OpenUplink(name string) (id durable.QueueID, received []uint16, 
 		s.mu.Unlock()
 		return 0, nil, err
 	}
-	q := s.newQueue(s.nextQueue, true, name)
+	q := s.newUplink(s.nextQueue, name)
 	s.nextQueue++
-	s.queues[q.id] = q
-	s.byUplink[name] = q
 	for i := range q.streams {
 		q.streams[i].cursor = s.seq
 	}
@@ -52,26 +51,35 @@ func (s *Store) Uplinks() map[string]durable.QueueID {
 
 // ResetUplink says that the peer has no session any more. In one transaction the
 // inbound ids are erased, released deliveries finished, and sent ones queued as
-// new ones without an id and counted as possible duplicates. Call it before
-// Attach.
+// new ones without an id and counted as possible duplicates, in all lanes. Call it
+// before Attach.
 func (s *Store) ResetUplink(id durable.QueueID, done func(error)) {
 	q := s.lockQueue(id, done)
 	if q == nil {
 		return
 	}
-	s.op2Locked(q, func(d *db) error {
-		if err := d.exec("DELETE FROM inbound WHERE queue = ?", int64(id)); err != nil {
-			return err
+	lanes := slices.Clone(q.all())
+	for i, lq := range lanes {
+		last := func(error) {}
+		if i == len(lanes)-1 {
+			last = done // all of them are in one transaction
 		}
-		if err := d.exec("UPDATE delivery2 SET state = ? WHERE queue = ? AND state = ?", int64(stateDone), int64(id), int64(stateReleased)); err != nil {
-			return err
-		}
-		return d.exec("DELETE FROM delivery2 WHERE queue = ? AND state = ?", int64(id), int64(stateSent))
-	}, func() { s.resetUplinkLocked(q) }, done)
+		s.op2Locked(lq, func(d *db) error { return resetQueue(d, lq.id) }, func() { s.resetQueueLocked(lq) }, last)
+	}
 	s.mu.Unlock()
 }
 
-func (s *Store) resetUplinkLocked(q *queue) {
+func resetQueue(d *db, id durable.QueueID) error {
+	if err := d.exec("DELETE FROM inbound WHERE queue = ?", int64(id)); err != nil {
+		return err
+	}
+	if err := d.exec("UPDATE delivery2 SET state = ? WHERE queue = ? AND state = ?", int64(stateDone), int64(id), int64(stateReleased)); err != nil {
+		return err
+	}
+	return d.exec("DELETE FROM delivery2 WHERE queue = ? AND state = ?", int64(id), int64(stateSent))
+}
+
+func (s *Store) resetQueueLocked(q *queue) {
 	clear(q.inbound)
 	st := q.stream(2)
 	for seq, d2 := range st.deliveries {
@@ -116,14 +124,21 @@ func (s *Store) SetSessionState(id durable.QueueID, state string, done func(erro
 // each Open.
 func (s *Store) StartNumber() uint64 { return s.clock.number }
 
-// Backlog returns how much a queue holds that is not finished.
+// Backlog returns how much a queue holds that is not finished; for the first queue
+// of an uplink that of all its lanes.
 func (s *Store) Backlog(id durable.QueueID) (messages, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if q := s.queues[id]; q != nil {
-		return q.messages, q.bytes
+		if q.base != nil {
+			return q.messages, q.bytes
+		}
+		for _, lq := range q.all() {
+			messages += lq.messages
+			bytes += lq.bytes
+		}
 	}
-	return 0, 0
+	return messages, bytes
 }
 
 // Held is how many deliveries are not finished, of all queues together, and

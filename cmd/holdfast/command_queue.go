@@ -32,7 +32,8 @@ func queueCommand() *cobra.Command {
 
 A queue belongs to an uplink or to the persistent session of a client. It is
 named by uplink/NAME or session/CLIENT_ID, or by the name alone when only one
-queue has it.
+queue has it. uplink/NAME/LANE is one lane of an uplink, such as
+uplink/cloud/7-latest; without it all lanes are meant.
 
 list, show and export work on a running gateway and, read-only, on the data of
 a stopped one. import, drop and replay need a running one.
@@ -155,7 +156,7 @@ func (r resolved) each(ctx context.Context, w which, fn func(*console.Record) er
 	if w.dead {
 		return console.EachDeadLetter(ctx, r.path, q.ID, fn)
 	}
-	return console.EachMessage(ctx, r.path, q.ID, durable.Seq(w.after), w.limit, fn)
+	return console.EachMessage(ctx, r.path, q, durable.Seq(w.after), w.limit, fn)
 }
 
 func queueList() *cobra.Command {
@@ -179,17 +180,23 @@ func queueList() *cobra.Command {
 			t := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
 			fmt.Fprintln(t, "queue\tmessages\tbytes\toldest\tdead letters")
 			for _, q := range list {
-				oldest := "-"
-				if !q.Oldest.IsZero() {
-					oldest = q.Oldest.Local().Format(time.DateTime)
+				fmt.Fprintf(t, "%s/%s\t%d\t%d\t%s\t%d\n", q.Kind, q.Name, q.Messages, q.Bytes, oldest(q.Oldest), q.DeadLetters)
+				for _, l := range q.Lanes {
+					fmt.Fprintf(t, "%s/%s/%s\t%d\t%d\t%s\t\n", q.Kind, q.Name, l.Lane, l.Messages, l.Bytes, oldest(l.Oldest))
 				}
-				fmt.Fprintf(t, "%s/%s\t%d\t%d\t%s\t%d\n", q.Kind, q.Name, q.Messages, q.Bytes, oldest, q.DeadLetters)
 			}
 			return t.Flush()
 		},
 	}
 	p.flags(c)
 	return c
+}
+
+func oldest(at time.Time) string {
+	if at.IsZero() {
+		return "-"
+	}
+	return at.Local().Format(time.DateTime)
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -219,14 +226,14 @@ func queueShow() *cobra.Command {
 				return r.each(c.Context(), w, func(rec *console.Record) error { return rec.WriteJSON(c.OutOrStdout()) })
 			}
 			t := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-			fmt.Fprintln(t, "seq\treceived\tqos\tstate\ttopic\tpayload")
+			fmt.Fprintln(t, "seq\treceived\tqos\tlane\tstate\ttopic\tpayload")
 			err = r.each(c.Context(), w, func(rec *console.Record) error {
 				state := rec.State
 				if rec.Code != 0 {
 					state = "refused: " + packet.ReasonCode(rec.Code).String()
 				}
-				_, err := fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\n",
-					rec.Seq, rec.Received.Local().Format(time.DateTime), rec.QoS, state, printable(rec.Topic, 60), shownPayload(rec))
+				_, err := fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%s\n",
+					rec.Seq, rec.Received.Local().Format(time.DateTime), rec.QoS, rec.Lane, state, printable(rec.Topic, 60), shownPayload(rec))
 				return err
 			})
 			return errors.Join(err, t.Flush())

@@ -21,7 +21,7 @@ import (
 var ErrNoQueue = errors.New("no such queue")
 
 // FindQueue finds the queue that a person means: "uplink/NAME", "session/NAME",
-// or the name alone when that is enough.
+// or the name alone when that is enough; "uplink/NAME/LANE" is one lane.
 func FindQueue(list []storeforward.QueueInfo, name string) (storeforward.QueueInfo, error) {
 	var found, all []string
 	var q storeforward.QueueInfo
@@ -29,6 +29,14 @@ func FindQueue(list []storeforward.QueueInfo, name string) (storeforward.QueueIn
 		full := x.Kind + "/" + x.Name
 		if full == name {
 			return x, nil
+		}
+		for _, l := range x.Lanes {
+			if full+"/"+l.Lane == name {
+				return storeforward.QueueInfo{
+					ID: x.ID, Kind: x.Kind, Name: x.Name + "/" + l.Lane, Messages: l.Messages, Bytes: l.Bytes, Oldest: l.Oldest,
+					Only: []durable.QueueID{l.ID},
+				}, nil
+			}
 		}
 		if x.Name == name {
 			found, q = append(found, full), x
@@ -60,15 +68,15 @@ const (
 var errPage = errors.New("page is full")
 
 // EachMessage calls fn with up to limit messages (0 is all) of a queue of the
-// database at path, after the sequence number given.
-func EachMessage(ctx context.Context, path string, q durable.QueueID, after durable.Seq, limit int, fn func(*Record) error) error {
+// database at path, with all its lanes, after the sequence number given.
+func EachMessage(ctx context.Context, path string, q storeforward.QueueInfo, after durable.Seq, limit int, fn func(*Record) error) error {
 	if limit == 0 {
 		limit = math.MaxInt
 	}
 	for limit > 0 {
 		var page []Record
 		bytes := 0
-		err := storeforward.ShowQueue(ctx, path, q, after, min(limit, pageRows), func(m storeforward.QueuedMessage) error {
+		err := storeforward.ShowQueue(ctx, path, q.Queues(), after, min(limit, pageRows), func(m storeforward.QueuedMessage) error {
 			page = append(page, queuedRecord(m))
 			if bytes += m.Message.Size(); bytes > pageBytes {
 				return errPage
@@ -187,7 +195,7 @@ func (a queueAPI) messages(w http.ResponseWriter, r *http.Request) {
 	if query.Get("dead_letters") != "" {
 		err = EachDeadLetter(r.Context(), path, q.ID, write)
 	} else {
-		err = EachMessage(r.Context(), path, q.ID, durable.Seq(after), int(limit), write)
+		err = EachMessage(r.Context(), path, q, durable.Seq(after), int(limit), write)
 	}
 	if err != nil {
 		panic(http.ErrAbortHandler) // the client must not take half for all
@@ -251,7 +259,9 @@ func (a queueAPI) drop(ctx context.Context, q storeforward.QueueInfo, r *http.Re
 			return 0, err
 		}
 	}
-	return a.store.Drop(ctx, q.ID, sel, report)
+	return eachLane(q, report, func(id durable.QueueID, report func(int64)) (int64, error) {
+		return a.store.Drop(ctx, id, sel, report)
+	})
 }
 
 func (a queueAPI) replay(ctx context.Context, q storeforward.QueueInfo, r *http.Request, report func(int64)) (int64, error) {
@@ -259,7 +269,20 @@ func (a queueAPI) replay(ctx context.Context, q storeforward.QueueInfo, r *http.
 	if err != nil {
 		return 0, err
 	}
-	return a.store.Replay(ctx, q.ID, since, report)
+	return eachLane(q, report, func(id durable.QueueID, report func(int64)) (int64, error) {
+		return a.store.Replay(ctx, id, since, report)
+	})
+}
+
+// eachLane does something with all queues meant and reports the sum.
+func eachLane(q storeforward.QueueInfo, report func(int64), fn func(id durable.QueueID, report func(int64)) (int64, error)) (sum int64, err error) {
+	for _, id := range q.Queues() {
+		n, err := fn(id, func(n int64) { report(sum + n) })
+		if sum += n; err != nil {
+			return sum, err
+		}
+	}
+	return sum, nil
 }
 
 // maxLine bounds one line of an import: the largest payload as base64.

@@ -22,6 +22,8 @@ type Record struct {
 	QoS      byte        `json:"qos"` // of the delivery
 	// State of a QoS 2 delivery: "", "sent" or "released".
 	State string `json:"state,omitempty"`
+	// Lane of an uplink's message: "3", "7-latest".
+	Lane  string `json:"lane,omitempty"`
 	Topic string `json:"topic"`
 	// Payload is the payload when it is text, else Base64 is.
 	Payload    *string `json:"payload,omitempty"`
@@ -62,7 +64,7 @@ func (r *Record) message() *message.Message {
 
 func queuedRecord(q storeforward.QueuedMessage) Record {
 	r := newRecord(q.Message)
-	r.Seq, r.QoS, r.State, r.Retain = q.Seq, q.QoS, q.State, q.Retain
+	r.Seq, r.QoS, r.State, r.Lane, r.Retain = q.Seq, q.QoS, q.State, q.Lane, q.Retain
 	return r
 }
 
@@ -81,7 +83,7 @@ func (r *Record) WriteJSON(w io.Writer) error {
 
 // CSVHeader names the columns of WriteCSV.
 func CSVHeader() []string {
-	return []string{"seq", "received", "qos", "state", "topic", "payload", "payload_base64", "retain", "expiry_seconds", "from", "code", "refused"}
+	return []string{"seq", "received", "qos", "state", "topic", "payload", "payload_base64", "retain", "expiry_seconds", "from", "code", "refused", "lane"}
 }
 
 // WriteCSV writes the record as one row (RFC 4180).
@@ -106,6 +108,6 @@ func (r *Record) WriteCSV(w *csv.Writer) error {
 	}
 	return w.Write([]string{
 		strconv.FormatUint(uint64(r.Seq), 10), r.Received.UTC().Format(time.RFC3339Nano), strconv.Itoa(int(r.QoS)), r.State,
-		r.Topic, payload, text, strconv.FormatBool(r.Retain), expiry, r.From, code, refused,
+		r.Topic, payload, text, strconv.FormatBool(r.Retain), expiry, r.From, code, refused, r.Lane,
 	})
 }
