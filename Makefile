@@ -133,13 +133,13 @@ bench: build ## the broker beside mosquitto, where it is installed, and beside a
 	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench
 	@uptime
 	PATH=$$PATH:/usr/sbin; if command -v mosquitto >/dev/null; then set -- --peer mosquitto; fi; \
-	  dist/holdfast-bench "$$@" --peer floor-epoll --peer floor-goroutine --peer "$$HOLDFAST_PEER" $(BENCHFLAGS)
+	  dist/holdfast-bench "$$@" --peer floor-epoll --peer floor-goroutine --peer "$$LOADED_PEER" $(BENCHFLAGS)
 
 # As it ships, but for room for 10,000 idle connections.
-define HOLDFAST_PEER
+define LOADED_PEER
 holdfast=sh -c "printf '[broker]\nmax_connections = 11000\nmax_sessions = 110000\n' > {dir}/bench.toml; exec dist/holdfast run --config {dir}/bench.toml --listen tcp://127.0.0.1:{port} --data {dir}"
 endef
-export HOLDFAST_PEER
+export LOADED_PEER
 
 .PHONY: microbench
 microbench: ## benchmarks of all packages, ten runs, for benchstat
@@ -166,7 +166,7 @@ bench-store: build ## the store beside bare SQLite and beside mosquitto, where i
 	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench
 	@uptime
 	PATH=$$PATH:/usr/sbin; if command -v mosquitto >/dev/null; then set -- --peer "$$MOSQUITTO_PEER"; fi; \
-	  dist/holdfast-bench store --rounds $(ROUNDS) --peer "$$HOLDFAST_PEER" "$$@"
+	  dist/holdfast-bench store --rounds $(ROUNDS) --peer "$$HOLDFAST_PEER" "$$@" $(BENCHFLAGS)
 
 .PHONY: bench-wear
 bench-wear: build ## bytes written to flash per message, by link, rate and window

@@ -92,6 +92,11 @@ func connect(ctx context.Context, addr, id string, v packet.Version) (net.Conn, 
 // request sends one packet and reads the answer, behind which nothing comes by
 // itself.
 func request(c net.Conn, p packet.Packet, v packet.Version) (packet.Packet, error) {
+	return requestOver(c, packet.NewReader(c, 0), p, v)
+}
+
+// requestOver is request for when more may come at once: r keeps what does.
+func requestOver(c net.Conn, r *packet.Reader, p packet.Packet, v packet.Version) (packet.Packet, error) {
 	b, err := p.AppendTo(nil, v)
 	if err != nil {
 		return nil, err
@@ -102,7 +107,6 @@ func request(c net.Conn, p packet.Packet, v packet.Version) (packet.Packet, erro
 	if _, err := c.Write(b); err != nil {
 		return nil, err
 	}
-	r := packet.NewReader(c, 0)
 	r.SetVersion(v)
 	answer, err := r.Next()
 	return answer, errors.Join(err, c.SetDeadline(time.Time{}))

@@ -33,6 +33,7 @@ import (
 type storeBench struct {
 	messages, million int
 	length            time.Duration
+	only              string
 	out               io.Writer
 	values            map[string]map[string][]float64 // measure -> peer -> rounds
 	order             []string
@@ -55,6 +56,7 @@ func runStore(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	fs.Var(&peers, "peer", "NAME=COMMAND that starts a broker on {port} with its data in {dir}; may be repeated")
 	b := storeBench{out: stderr, values: map[string]map[string][]float64{}}
 	rounds := fs.Int("rounds", 3, "rounds; the median counts")
+	only := fs.String("only", "", "run the measurements of a broker whose names contain this: "+strings.Join(stepNames(), ", ")+"; drained needs acknowledged")
 	fs.IntVar(&b.messages, "messages", 200_000, "messages of one measurement")
 	fs.IntVar(&b.million, "backlog", 1_000_000, "messages of the long backlog; 0 leaves it out")
 	fs.DurationVar(&b.length, "time", 3*time.Second, "length of a measurement that is not counted in messages")
@@ -64,6 +66,7 @@ func runStore(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		}
 		return err
 	}
+	b.only = *only
 	if *rounds < 1 || b.messages < 1000 || len(peers) == 0 {
 		return errors.New("name at least one --peer, one round and 1000 messages")
 	}
@@ -101,7 +104,9 @@ const (
 	acked1     = "QoS 1 acknowledged/s"
 	bytes1     = "bytes written per message"
 	batch1     = "messages per commit"
+	cpuAcked   = "  CPU µs per message"
 	drained    = "drained msg/s"
+	cpuDrained = "  CPU µs per message drained"
 	single     = "one in flight, acknowledged/s"
 	pairedOne  = "  ratio to SQLite just before and after"
 	acked2     = "QoS 2 completed/s"
@@ -116,12 +121,33 @@ func (b *storeBench) peer(ctx context.Context, p peer) error {
 		return err
 	}
 	defer proc.stop()
-	for _, step := range []func(context.Context, *process, string) error{b.throughput, b.drain, b.oneInFlight, b.exactlyOnce} {
-		if err := step(ctx, proc, p.name); err != nil {
-			return err
+	for _, step := range steps {
+		if !strings.Contains(step.name, b.only) && !(step.name == "acknowledged" && strings.Contains("drained", b.only)) {
+			continue
+		}
+		if err := step.run(b, ctx, proc, p.name); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}
 	return nil
+}
+
+// steps are the measurements of a broker, in order.
+var steps = []struct {
+	name string
+	run  func(*storeBench, context.Context, *process, string) error
+}{
+	{"acknowledged", (*storeBench).throughput},
+	{"drained", (*storeBench).drain}, // what the one before has left
+	{"one in flight", (*storeBench).oneInFlight},
+	{"QoS 2", (*storeBench).exactlyOnce},
+}
+
+func stepNames() (names []string) {
+	for _, s := range steps {
+		names = append(names, s.name)
+	}
+	return names
 }
 
 func (b *storeBench) throughput(ctx context.Context, proc *process, name string) error {
@@ -133,8 +159,15 @@ func (b *storeBench) throughput(ctx context.Context, proc *process, name string)
 		return err
 	}
 	commits := proc.commits(ctx)
+	cpu, err := proc.cpu()
+	if err != nil {
+		return err
+	}
 	took, err := publishMany(ctx, proc.addr, "q/1", 1, b.messages)
 	if err != nil {
+		return err
+	}
+	if err := b.noteCPU(cpuAcked, proc, name, cpu); err != nil {
 		return err
 	}
 	after, err := writtenBytes(proc.cmd.Process.Pid)
@@ -147,12 +180,26 @@ func (b *storeBench) throughput(ctx context.Context, proc *process, name string)
 }
 
 func (b *storeBench) drain(ctx context.Context, proc *process, name string) error {
+	cpu, err := proc.cpu()
+	if err != nil {
+		return err
+	}
 	took, err := drainSession(ctx, proc.addr, "q/1", b.messages)
 	if err != nil {
 		return err
 	}
 	b.note(drained, name, float64(b.messages)/took.Seconds())
-	return nil
+	return b.noteCPU(cpuDrained, proc, name, cpu)
+}
+
+// noteCPU notes what each message has cost a broker: unlike the speed it does not
+// depend on what else the machine does.
+func (b *storeBench) noteCPU(measure string, proc *process, name string, before time.Duration) error {
+	after, err := proc.cpu()
+	if err == nil {
+		b.note(measure, name, float64((after-before).Nanoseconds())/1e3/float64(b.messages))
+	}
+	return err
 }
 
 func (b *storeBench) oneInFlight(ctx context.Context, proc *process, name string) error {
@@ -338,7 +385,7 @@ func (b *storeBench) report(w io.Writer, peers []peer) error {
 	fmt.Fprintln(t)
 	// The batch that came about by itself decides which limit is meant.
 	batch := nearestBatch(mid(batch1, peers[0].name))
-	limits := map[string]string{acked1: sqliteRows(batch), bytes1: sqliteBytes(batch), single: sqliteRows(1), bytesOne: sqliteBytes(1), drained: sqliteSelect, acked2: acked1}
+	limits := map[string]string{acked1: sqliteRows(batch), bytes1: sqliteBytes(batch), cpuAcked: sqliteCPU(batch), cpuDrained: sqliteSelectCPU, single: sqliteRows(1), bytesOne: sqliteBytes(1), drained: sqliteSelect, acked2: acked1}
 	for _, measure := range b.order {
 		if _, alone := b.values[measure][bare]; alone {
 			continue
@@ -363,9 +410,10 @@ func (b *storeBench) report(w io.Writer, peers []peer) error {
 		fmt.Fprintln(t)
 	}
 	fmt.Fprintf(t, "\nwith %d in flight the limit is %d rows per transaction\n", storePublishers*storeInFlight, batch)
-	fmt.Fprintf(t, "%s: rows per transaction\ttransactions/s\trows/s\tbytes written per row\n", bare)
+	fmt.Fprintf(t, "%s: rows per transaction\ttransactions/s\trows/s\tCPU µs per row\tbytes written per row\n", bare)
 	for _, n := range sqliteBatches {
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\n", n, figure(mid(sqliteRows(n), bare)/float64(n)), figure(mid(sqliteRows(n), bare)), figure(mid(sqliteBytes(n), bare)))
+		rows := mid(sqliteRows(n), bare)
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", n, figure(rows/float64(n)), figure(rows), figure(mid(sqliteCPU(n), bare)), figure(mid(sqliteBytes(n), bare)))
 	}
 	return t.Flush()
 }

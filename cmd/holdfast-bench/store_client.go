@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -14,36 +15,53 @@ import (
 // stuck is how long a broker may be silent before a measurement fails.
 const stuck = 60 * time.Second
 
-// open connects a client whose session outlives the connection.
-func open(ctx context.Context, addr, id string) (net.Conn, error) {
+// open connects a client whose session outlives the connection. What the session
+// holds may follow the CONNACK at once; it is read from r.
+func open(ctx context.Context, addr, id string) (c net.Conn, r *packet.Reader, err error) {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, err
+	if c, err = d.DialContext(ctx, "tcp", addr); err != nil {
+		return nil, nil, err
 	}
-	p, err := request(c, &packet.Connect{Version: packet.V311, ClientID: id, KeepAlive: 600}, packet.V311)
+	r = packet.NewReader(c, 64<<10)
+	p, err := requestOver(c, r, &packet.Connect{Version: packet.V311, ClientID: id, KeepAlive: 600}, packet.V311)
 	if err == nil {
 		if ack, ok := p.(*packet.Connack); !ok || ack.Reason.Failed() {
 			err = fmt.Errorf("answered with %v", p)
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("connect %s: %w", id, err), c.Close())
+		return nil, nil, errors.Join(fmt.Errorf("connect %s: %w", id, err), c.Close())
 	}
-	return c, nil
+	return c, r, nil
 }
 
 // newSession leaves behind a session that wants a topic.
 func newSession(ctx context.Context, addr, topic string) error {
-	c, err := open(ctx, addr, "session "+topic)
+	c, r, err := open(ctx, addr, "session "+topic)
 	if err != nil {
 		return err
 	}
-	_, err = request(c, &packet.Subscribe{PacketID: 1, Filters: []packet.Filter{{Filter: topic, QoS: 2}}}, packet.V311)
+	_, err = requestOver(c, r, &packet.Subscribe{PacketID: 1, Filters: []packet.Filter{{Filter: topic, QoS: 2}}}, packet.V311)
 	if err == nil {
 		_, err = c.Write([]byte{0xE0, 0}) // DISCONNECT
 	}
+	if err == nil {
+		err = hungUp(c)
+	}
 	return errors.Join(err, c.Close())
+}
+
+// hungUp waits until the broker has closed the connection: what is published
+// before it has seen the DISCONNECT would be sent to nobody, and come again as a
+// duplicate, or not at all.
+func hungUp(c net.Conn) error {
+	if err := c.SetReadDeadline(time.Now().Add(stuck)); err != nil {
+		return err
+	}
+	if n, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("after the DISCONNECT: %d bytes, %w", n, err)
+	}
+	return nil
 }
 
 // publishOver sends n messages with so many in flight, and returns how many were
@@ -102,13 +120,11 @@ func publishOver(ctx context.Context, addr, topic, id string, qos byte, inFlight
 // drainSession comes back to a session and takes what it holds.
 func drainSession(ctx context.Context, addr, topic string, n int) (took time.Duration, err error) {
 	began := time.Now()
-	c, err := open(ctx, addr, "session "+topic)
+	c, r, err := open(ctx, addr, "session "+topic)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	r := packet.NewReader(c, 64<<10)
-	r.SetVersion(packet.V311)
 	var out []byte
 	for got := 0; got < n; {
 		if err := c.SetReadDeadline(time.Now().Add(stuck)); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -20,7 +21,12 @@ var sqliteBatches = []int{1, 10, 100, 200, 1000}
 func sqliteRows(batch int) string  { return fmt.Sprintf("%d per transaction, rows/s", batch) }
 func sqliteBytes(batch int) string { return fmt.Sprintf("%d per transaction, bytes per row", batch) }
 
-const sqliteSelect = "rows selected/s"
+func sqliteCPU(batch int) string { return fmt.Sprintf("%d per transaction, CPU µs per row", batch) }
+
+const (
+	sqliteSelect    = "rows selected/s"
+	sqliteSelectCPU = "CPU µs per row selected"
+)
 
 // sqlite measures the limit: the same driver, used as directly as the store does,
 // with the store's pragmas and rows of 150 bytes.
@@ -39,8 +45,15 @@ func (b *storeBench) sqliteBatch(ctx context.Context, batch int) error {
 		if err != nil {
 			return err
 		}
+		cpu, err := ownCPU()
+		if err != nil {
+			return err
+		}
 		rows, took, err := insertFor(ctx, c, batch, b.length)
 		if err != nil {
+			return err
+		}
+		if err := b.noteOwnCPU(sqliteCPU(batch), cpu, rows); err != nil {
 			return err
 		}
 		after, err := writtenBytes(os.Getpid())
@@ -126,6 +139,10 @@ func insertFor(ctx context.Context, c *sqlite3.SQLiteConn, batch int, length tim
 }
 
 func (b *storeBench) selectAll(ctx context.Context, c *sqlite3.SQLiteConn, rows int) (err error) {
+	cpu, err := ownCPU()
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	cursor, err := c.QueryContext(ctx, "SELECT seq, claimset, topic, payload, properties, qos, retain, expiry, received, source FROM message", nil)
 	if err != nil {
@@ -148,5 +165,20 @@ func (b *storeBench) selectAll(ctx context.Context, c *sqlite3.SQLiteConn, rows 
 		return fmt.Errorf("selected %d of %d rows", n, rows)
 	}
 	b.note(sqliteSelect, bare, float64(n)/time.Since(began).Seconds())
-	return nil
+	return b.noteOwnCPU(sqliteSelectCPU, cpu, n)
+}
+
+// ownCPU is the CPU time this process has used.
+func ownCPU() (time.Duration, error) {
+	var u syscall.Rusage
+	err := syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), err
+}
+
+func (b *storeBench) noteOwnCPU(measure string, before time.Duration, rows int) error {
+	after, err := ownCPU()
+	if err == nil {
+		b.note(measure, bare, float64((after-before).Nanoseconds())/1e3/float64(rows))
+	}
+	return err
 }
