@@ -75,11 +75,18 @@ func (c *Conn) Limits() Limits { return c.limits }
 func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
 
 // BytesIn and BytesOut count what went over the connection since it was opened,
-// TLS included, TCP and IP not.
-func (c *Conn) BytesIn() uint64 { return c.meter.in.Load() }
+// TLS included, TCP and IP not. A connection of [Options.Dial] that brings TLS
+// of its own may have a method Wire that knows better.
+func (c *Conn) BytesIn() uint64 {
+	in, _ := c.meter.wire()
+	return in
+}
 
 // BytesOut counts the other direction, see [Conn.BytesIn].
-func (c *Conn) BytesOut() uint64 { return c.meter.out.Load() }
+func (c *Conn) BytesOut() uint64 {
+	_, out := c.meter.wire()
+	return out
+}
 
 // Run reads packets and calls handler for each until the connection is over,
 // and returns why, never nil: [*DisconnectError], [ErrKeepAlive], [ErrClosed]
@@ -246,6 +253,9 @@ func (c *Conn) receive(p packet.Packet, handler func(packet.Packet) error) error
 		}
 	case *packet.Puback, *packet.Pubrec, *packet.Pubrel, *packet.Pubcomp, *packet.Suback, *packet.Unsuback:
 	case *packet.Pingresp:
+		if trip := c.out.answered(time.Now()); trip > 0 && c.opts.Pinged != nil {
+			c.opts.Pinged(trip)
+		}
 		return nil // that something came is all that counts, see keepAlive
 	case *packet.Auth:
 		return c.receiveAuth(p)
@@ -336,6 +346,14 @@ func (m *meter) Write(b []byte) (int, error) {
 	n, err := m.Conn.Write(b)
 	m.out.Add(uint64(n))
 	return n, err
+}
+
+// wire is what went over the wire, of a connection that knows it.
+func (m *meter) wire() (in, out uint64) {
+	if below, ok := m.Conn.(interface{ Wire() (in, out uint64) }); ok {
+		return below.Wire()
+	}
+	return m.in.Load(), m.out.Load()
 }
 
 func (m *meter) heard() time.Time { return m.start.Add(time.Duration(m.lastRead.Load())) }

@@ -95,3 +95,16 @@ func (o *output) pinged(now time.Time) {
 		o.ping.written = now
 	}
 }
+
+// answered returns how long the PINGRESP that has come took, 0 when that is not
+// known: its PINGREQ may be forgotten, since anything counts as its answer.
+func (o *output) answered(now time.Time) time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ping.end == 0 || o.ping.written.IsZero() {
+		return 0
+	}
+	trip := now.Sub(o.ping.written)
+	o.ping = ping{}
+	return trip
+}

@@ -94,6 +94,9 @@ type Options struct {
 	// Drained is called when half of OutputLimit is free again after a refusal;
 	// from the writer's goroutine, it must not block. Client sets its own.
 	Drained func()
+	// Pinged is called with the time from a PINGREQ to its PINGRESP; from the
+	// goroutine of Run, it must not block.
+	Pinged func(trip time.Duration)
 	// Session carries what is not finished from one [Client] to the next; nil
 	// means one that ends with the connection. Conn does not look at it.
 	Session *Session

@@ -108,12 +108,14 @@ func (s *gatewayStatus) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "gateway\t%s\t%s, session %d, up %s, clock %s\n", s.Gateway, s.Version, s.Session, seconds(s.Uptime), s.Clock)
 	for _, u := range s.Uplinks {
-		fmt.Fprintf(t, "uplink\t%s\t%s for %s%s", u.Name, u.State, since(s.Time, u.Since), because(u.Reason))
+		fmt.Fprintf(t, "uplink\t%s\t%s for %s%s", u.Name, u.State.Words(), since(s.Time, u.Since), because(u.Reason))
 		if !u.NextAttempt.IsZero() {
 			fmt.Fprintf(t, ", next attempt in %s", since(u.NextAttempt, s.Time))
 		}
 		fmt.Fprintf(t, "\n\t\tbacklog %d messages, %d bytes, oldest %s; sent %d, acknowledged %d, in flight %d of %d; refused %d, dropped %d\n",
 			u.Backlog, u.BacklogBytes, seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window, u.Refused, sum(u.Dropped))
+		fmt.Fprintf(t, "\t\t%s%s; round trip %d ms; bytes out %d, in %d; resent %d, possible duplicates %d\n",
+			u.URL, via(u.Interface), int(u.RoundTrip*1000), u.BytesOut, u.BytesIn, u.Resends, u.Duplicates)
 	}
 	for _, b := range s.Buses {
 		fmt.Fprintf(t, "port\t%s\t%s", b.Name, b.Supervisor.State)
@@ -204,6 +206,13 @@ func openOrClosed(closed bool) string {
 		return "closed"
 	}
 	return "open"
+}
+
+func via(name string) string {
+	if name == "" {
+		return ""
+	}
+	return " via " + name
 }
 
 func because(reason string) string {

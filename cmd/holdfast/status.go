@@ -145,10 +145,25 @@ func (s *gatewayStatus) problems() []string {
 		case uplink.StateUp, uplink.StateIdle, uplink.StateStopping:
 		case uplink.StateConnecting:
 			if u.Reason != "" { // why the attempt before failed
-				add("uplink %s: %s again after: %s", u.Name, u.State, u.Reason)
+				add("uplink %s: %s again after: %s", u.Name, u.State.Words(), u.Reason)
 			}
 		default:
-			add("uplink %s: %s: %s", u.Name, u.State, u.Reason)
+			add("uplink %s: %s: %s", u.Name, u.State.Words(), u.Reason)
+		}
+		if u.Twin != "" && u.Twin != u.Reason {
+			add("uplink %s: %s", u.Name, u.Twin)
+		}
+		for _, c := range []struct {
+			whose string
+			*uplink.CertificateStatus
+		}{{"its", u.OwnCertificate}, {"the cloud's", u.CloudCertificate}} {
+			switch {
+			case c.CertificateStatus == nil:
+			case c.Error != "":
+				add("uplink %s: %s certificate cannot be used: %s", u.Name, c.whose, c.Error)
+			case c.Warning != "":
+				add("uplink %s: %s certificate %s", u.Name, c.whose, c.Warning)
+			}
 		}
 	}
 	for _, d := range s.Devices {

@@ -94,7 +94,7 @@ func TestNoFallbackOnceFiveHasWorked(t *testing.T) {
 
 func TestBackoffGrowsWhileDownAndResetsAfterTheLinkHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, nil)
+		r := newRig(t, func(o *Options) { o.ReconnectSpread = 0 })
 		r.cloud.welcome(t, packet.Connack{}).cut() // it did not hold
 		synctest.Wait()
 		r.cloud.setRefuse(errDown)
@@ -372,7 +372,7 @@ func TestCertificateTimesNameTheClock(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := explain(err, tt.now); !strings.Contains(got, tt.want) {
+			if got := (&Uplink{}).explain(err, tt.now); !strings.Contains(got, tt.want) {
 				t.Errorf("explain() = %q, want %q in it", got, tt.want)
 			}
 		})

@@ -140,7 +140,7 @@ func (u *Uplink) serve(ctx context.Context, conn *client.Conn) error {
 	if ctx.Err() != nil && err == nil {
 		l.stop(ctx)
 	}
-	if errors.Is(err, errAskAgain) {
+	if errors.Is(err, errAskAgain) || errors.Is(err, errReturn) {
 		closing, cancel := context.WithTimeout(reading, closePatience)
 		_ = conn.Close(closing, packet.ReasonSuccess) // our own wish: no reason for the will
 		cancel()

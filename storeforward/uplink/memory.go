@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
-	"strings"
 )
 
 // memory is what the store keeps for the uplink besides its queue: which
@@ -67,17 +65,6 @@ func wait(ctx context.Context, call func(done func(error))) error {
 	}
 }
 
-// mark names the cloud session the configuration leads to. Packet ids kept
-// under another mark mean nothing to this cloud: failover and back, another
-// client id, a database of another machine or time.
-func (u *Uplink) mark() string {
-	address := u.opts.URL
-	if parsed, err := url.Parse(address); err == nil {
-		address = parsed.Host
-	}
-	return strings.Join([]string{address, u.opts.clientID(), u.opts.Epoch}, "|")
-}
-
 // openSession brings our side of the session in line with the cloud's, before
 // anything else is sent: the session goes on, or the store forgets the packet
 // ids of the old one in one transaction.
@@ -86,7 +73,7 @@ func (u *Uplink) openSession(ctx context.Context, l *link) error {
 	defer cancel()
 	m := u.recall()
 	present := l.conn.SessionPresent()
-	if present && m.Mark != u.mark() {
+	if present && !u.remembers(m) {
 		// In 3.1.1 a clean start takes two connections (see package client),
 		// and the server may not have kept to its part.
 		return errors.New("the cloud has kept a session though a clean start was asked for")
@@ -95,11 +82,11 @@ func (u *Uplink) openSession(ctx context.Context, l *link) error {
 		if err := wait(ctx, func(done func(error)) { u.store.ResetUplink(u.queue, done) }); err != nil {
 			return fmt.Errorf("%w: reset the session: %w", errStore, err)
 		}
-		if m.Mark == u.mark() {
+		if u.remembers(m) {
 			u.log.Warn("cloud session lost", "client_id", u.opts.clientID())
 		}
 		u.mu.Lock()
-		if m.Mark == u.mark() {
+		if u.remembers(m) {
 			u.status.SessionsLost++
 		}
 		for _, f := range u.sess.flights {

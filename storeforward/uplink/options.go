@@ -1,16 +1,14 @@
 package uplink
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
 	"strings"
 	"time"
 
 	"holdfast/broker/packet"
 	"holdfast/broker/topic"
+	"holdfast/storeforward/uplink/dial"
 )
 
 // Values of Options.Protocol.
@@ -23,10 +21,11 @@ const (
 // Options are the settings of one uplink. The zero value is not usable; start
 // from [DefaultOptions].
 type Options struct {
-	// URL of the cloud's broker: mqtt://host[:1883] or tcp://host[:1883] in
-	// the clear, mqtts://host[:8883] with TLS. The name is looked up anew for
-	// every attempt.
-	URL string `toml:"url"`
+	// Options say where the cloud is and how to get there.
+	dial.Options
+	// SharedSession says that all addresses lead to one cluster that keeps one
+	// session for us; otherwise a change between them begins a new one.
+	SharedSession bool `toml:"shared_session"`
 	// ClientID is the uplink's client id; empty means the gateway's id. Two
 	// gateways with one client id throw each other out.
 	ClientID string `toml:"client_id"`
@@ -34,23 +33,12 @@ type Options struct {
 	// without a user name.
 	Username string `toml:"username"`
 	Password string `toml:"password" secret:"true"`
+	// SCRAM logs in by SCRAM-SHA-256 (5.0): the password does not go over the
+	// wire, and a cloud that does not know it is not believed.
+	SCRAM bool `toml:"scram"`
 	// Protocol is "auto" (5.0, and 3.1.1 if the cloud does not speak it;
 	// remembered until the restart), "5.0" or "3.1.1".
 	Protocol string `toml:"protocol"`
-
-	// CAFile holds the certificates (PEM) the cloud's is checked against;
-	// empty means those of the system. All files are read anew for every
-	// connection, so that renewed ones are picked up.
-	CAFile string `toml:"ca_file"`
-	// CertFile and KeyFile are the gateway's own certificate (PEM).
-	CertFile string `toml:"cert_file"`
-	KeyFile  string `toml:"key_file"`
-	// ServerName is the name the cloud's certificate must carry; empty means
-	// the host of URL.
-	ServerName string `toml:"server_name"`
-	// Insecure takes any certificate. Whoever is on the way can then read and
-	// change everything: for trials only.
-	Insecure bool `toml:"insecure"`
 
 	// KeepAlive is the longest silence before a PINGREQ, whole seconds from
 	// 5s to 18h. A link that answers nothing is found dead after at most this
@@ -70,6 +58,14 @@ type Options struct {
 	// ReconnectReset is how long a link must have held before the pause
 	// starts at ReconnectMin again.
 	ReconnectReset time.Duration `toml:"reconnect_reset"`
+	// ReconnectSpread is the most that the first attempt waits when the cloud
+	// itself has ended a link that had held for ReconnectReset: a broker that
+	// restarts, or a region that comes back, ends thousands at once.
+	ReconnectSpread time.Duration `toml:"reconnect_spread"`
+	// Confirm is how long a changed configuration of an uplink that was up has
+	// to come up; then the last one that did is gone back to. 0 keeps any. The
+	// uplink itself does not look at it.
+	Confirm time.Duration `toml:"confirm"`
 	// StopTimeout bounds the clean stop: "offline" acknowledged, DISCONNECT
 	// sent.
 	StopTimeout time.Duration `toml:"stop_timeout"`
@@ -125,22 +121,27 @@ type Options struct {
 	// (restored, salvaged or cloned database), the next connection is a Clean
 	// Start.
 	Epoch string `toml:"-"`
-	// Dial replaces the TCP dialer; nil means net.Dialer.
-	Dial func(ctx context.Context, network, address string) (net.Conn, error) `toml:"-"`
+	// ClockFloor is a time that has certainly passed, such as when this program
+	// was built: a clock before it is wrong. Zero is not known.
+	ClockFloor time.Time `toml:"-"`
 }
 
 // DefaultOptions returns the settings of an uplink that sets nothing but its
 // URL and its routes.
 func DefaultOptions() Options {
 	return Options{
-		Protocol:       ProtocolAuto,
-		KeepAlive:      time.Minute, // under 5 MB a month of pings, and shorter than most NATs forget
-		ConnectTimeout: 20 * time.Second,
-		AckTimeout:     time.Minute,
-		ReconnectMin:   time.Second,
-		ReconnectMax:   2 * time.Minute,
-		ReconnectReset: time.Minute,
-		StopTimeout:    3 * time.Second,
+		Options: dial.DefaultOptions(),
+
+		Protocol:        ProtocolAuto,
+		KeepAlive:       time.Minute, // under 5 MB a month of pings, and shorter than most NATs forget
+		ConnectTimeout:  20 * time.Second,
+		AckTimeout:      time.Minute,
+		ReconnectMin:    time.Second,
+		ReconnectMax:    2 * time.Minute,
+		ReconnectReset:  time.Minute,
+		ReconnectSpread: 15 * time.Second,
+		Confirm:         2 * time.Minute,
+		StopTimeout:     3 * time.Second,
 
 		SessionExpiry: 7 * 24 * time.Hour,
 		StatusTopic:   "holdfast/{gateway}/status",
@@ -155,6 +156,9 @@ func DefaultOptions() Options {
 		TopicAliases:      4096, // half a megabyte when all are in use
 	}
 }
+
+// maxStopTimeout is what a stop of the gateway leaves its uplinks.
+const maxStopTimeout = 10 * time.Second
 
 // Validate says what is wrong with o, naming the key.
 func (o Options) Validate() error {
@@ -179,35 +183,19 @@ func (o Options) Validate() error {
 		}
 	}
 
-	u, err := url.Parse(o.URL)
-	switch {
-	case o.URL == "":
-		fail("url", "is missing; expected something like \"mqtts://broker.example.com:8883\"")
-	case err != nil:
-		// url.Parse repeats the URL in its error, password and all.
-		fail("url", "cannot be read as a URL")
-	case u.Scheme != "mqtt" && u.Scheme != "tcp" && u.Scheme != "mqtts":
-		fail("url", "scheme %q is not one of mqtt, tcp, mqtts", u.Scheme)
-	case u.Hostname() == "":
-		fail("url", "has no host")
-	case u.User != nil:
-		fail("url", "carries a user; use the keys username and password")
-	case u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "":
-		fail("url", "has something behind the host; expected scheme://host:port")
-	}
-	secure := u != nil && u.Scheme == "mqtts"
-	if (o.CertFile == "") != (o.KeyFile == "") {
-		fail("cert_file", "and key_file go together")
-	}
-	if !secure && o.URL != "" {
-		for key, set := range map[string]bool{"ca_file": o.CAFile != "", "cert_file": o.CertFile != "", "server_name": o.ServerName != "", "insecure": o.Insecure} {
-			if set {
-				fail(key, "means nothing without mqtts:// in url")
-			}
-		}
+	if err := o.Options.Validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if o.Password != "" && o.Username == "" {
 		fail("password", "needs a username (MQTT 3.1.1 §3.1.2.9)")
+	}
+	if o.SCRAM {
+		switch {
+		case o.Username == "" || o.Password == "":
+			fail("scram", "needs a username and a password")
+		case o.Protocol == Protocol311:
+			fail("scram", "needs protocol \"auto\" or \"5.0\" (MQTT 5.0 §4.12)")
+		}
 	}
 	switch o.Protocol {
 	case ProtocolAuto, Protocol5, Protocol311:
@@ -229,7 +217,13 @@ func (o Options) Validate() error {
 	span("reconnect_min", o.ReconnectMin, 10*time.Millisecond, time.Hour)
 	span("reconnect_max", o.ReconnectMax, o.ReconnectMin, 24*time.Hour)
 	span("reconnect_reset", o.ReconnectReset, 0, 24*time.Hour)
-	span("stop_timeout", o.StopTimeout, 0, time.Minute)
+	span("reconnect_spread", o.ReconnectSpread, 0, time.Hour)
+	if o.Confirm != 0 {
+		span("confirm", o.Confirm, 10*time.Second, 24*time.Hour)
+	}
+	if o.StopTimeout < 0 || o.StopTimeout > maxStopTimeout {
+		fail("stop_timeout", "%v is outside 0s..%v: a stop of the gateway waits no longer", o.StopTimeout, maxStopTimeout)
+	}
 	seconds("session_expiry", o.SessionExpiry, 0, 136*365*24*time.Hour)
 	seconds("will_delay", o.WillDelay, 0, 136*365*24*time.Hour)
 	if o.StatusTopic != "" {

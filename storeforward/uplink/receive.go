@@ -80,10 +80,7 @@ func (l *link) measureLocked(f *flight) {
 		return
 	}
 	l.window.acked(&f.sample, f.sentAt, l.progress, trip)
-	if l.u.roundTrip == 0 {
-		l.u.roundTrip = trip
-	}
-	l.u.roundTrip += (trip - l.u.roundTrip) / 8
+	l.u.tripLocked(trip)
 }
 
 // pubackLocked ends a QoS 1 message (MQTT 5.0 §4.3.2), or a QoS 2 one that had

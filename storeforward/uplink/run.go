@@ -3,24 +3,35 @@ package uplink
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"time"
+
+	"holdfast/broker/client"
+	"holdfast/storeforward/uplink/dial"
 )
 
 // Run keeps the uplink connected until ctx ends; the cause of ctx goes out as
 // the reason of the stop. It returns nil after that. It is called once.
 func (u *Uplink) Run(ctx context.Context) error {
-	pause := newBackoff(u.opts.ReconnectMin, u.opts.ReconnectMax)
-	proto := newProtocol(&u.opts)
+	again := newRecovery(&u.opts)
+	moved := u.opts.ReturnAfter // how long a better way must be well
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	if slices.ContainsFunc(u.dialer.Paths(), func(p dial.Path) bool { return p.TLS }) {
+		wg.Go(func() { u.watchCertificates(watching) })
+	}
 	u.why = startReason(u.recall())
 	for ctx.Err() == nil {
 		u.setState(StateConnecting, u.lost)
-		conn, err := u.connect(ctx, &proto)
+		conn, err := u.connect(ctx)
+		held := time.Duration(-1)
 		if err == nil {
 			began := time.Now()
-			err = u.serve(ctx, conn)
-			if time.Since(began) >= u.opts.ReconnectReset {
-				pause.reset()
-			}
+			err = u.serveAndScout(ctx, conn, moved)
+			held = time.Since(began)
 			if errors.Is(err, errStore) {
 				u.mu.Lock()
 				u.status.StoreErrors++
@@ -31,37 +42,74 @@ func (u *Uplink) Run(ctx context.Context) error {
 				u.store.SetSessionState(u.queue, memory{Ran: true}.encode(), u.kept)
 			}
 			u.why = "reconnected"
-		} else if ctx.Err() == nil {
-			u.mu.Lock()
-			u.status.ConnectFailures++
-			u.mu.Unlock()
+			if home := u.at == u.home(); home || held >= u.opts.ReconnectReset {
+				u.referred = u.referral(u.at, err)
+			}
 		}
 		if ctx.Err() != nil {
 			break
 		}
-		u.pause(ctx, err, &pause)
+		if errors.Is(err, errReturn) {
+			u.lost = u.explain(err, time.Now())
+			// When it turns out not to let us in after all, the next move is
+			// thought over for longer.
+			moved = min(2*moved, max(maxReturnAfter, u.opts.ReturnAfter))
+			continue
+		}
+		if u.at.Rank == 0 && held >= u.opts.ReconnectReset {
+			moved = u.opts.ReturnAfter
+		}
+		if u.referred != nil && held >= u.opts.ReconnectReset {
+			u.lost = u.explain(err, time.Now())
+			continue
+		}
+		u.pause(ctx, err, again.after(err, held, time.Now()), again.twin(u.opts.clientID(), time.Now()))
 	}
+	stop()
 	u.leave(ctx)
 	return nil //nolint:nilerr // why a connection ended is in status and log; a stop is no error
 }
 
+// maxReturnAfter is how long a better way must be well at most, after moves to
+// it that did not lead to a session.
+const maxReturnAfter = time.Hour
+
+// serveAndScout uses the connection, and gives it up when a better way is well
+// again.
+func (u *Uplink) serveAndScout(ctx context.Context, conn *client.Conn, patience time.Duration) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	scouting, stop := context.WithCancel(ctx)
+	defer stop()
+	at := u.at
+	wg.Go(func() {
+		if !u.scout(scouting, at, patience) {
+			return
+		}
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.link != nil {
+			u.status.Returns++
+			u.link.failLocked(errReturn)
+		}
+	})
+	return u.serve(ctx, conn)
+}
+
 // pause waits before the next attempt and says why.
-func (u *Uplink) pause(ctx context.Context, err error, b *backoff) {
-	reason := explain(err, time.Now())
-	state := StateBackingOff
-	var d time.Duration
-	switch {
-	case needsPerson(err):
-		state, d = StateAuthRefused, b.long()
-	case needsPatience(err):
-		d = b.long()
-	default:
-		d = b.next()
+func (u *Uplink) pause(ctx context.Context, err error, d time.Duration, twin string) {
+	reason, state := u.explain(err, time.Now()), stateAfter(err)
+	if twin != "" {
+		reason = twin
 	}
 	u.mu.Lock()
 	u.status.Attempt++
 	attempt := u.status.Attempt
 	u.status.NextAttempt = time.Now().Add(d)
+	u.status.Twin = twin
+	if classify(err) == classTwin {
+		u.status.Takeovers++
+	}
 	said := u.drops.allow("attempt", time.Now())
 	u.mu.Unlock()
 	u.setState(state, reason)
@@ -89,6 +137,10 @@ func (u *Uplink) upLocked(l *link) {
 	u.status.NextAttempt = time.Time{}
 	u.status.Protocol = l.v.String()
 	u.status.Remote = l.conn.RemoteAddr().String()
+	if u.status.Connects > 1 && u.at != u.before {
+		u.status.Failovers++
+	}
+	u.before = u.at
 	u.status.State, u.status.Reason, u.status.Since = StateUp, "", time.Now()
 	st := u.status
 	l.later(func() {

@@ -18,9 +18,26 @@ const (
 	StateStuck       State = "stuck"        // up, but the cloud acknowledges nothing
 	StateBackingOff  State = "backing_off"  // waiting for the next attempt
 	StateAuthRefused State = "auth_refused" // the same, and only a person can change the outcome
+	StateCertificate State = "certificate"  // the same, and a certificate or our clock is the reason
 	StateStopping    State = "stopping"     // saying goodbye
 	StateStopped     State = "stopped"
 )
+
+// Words are the state for people.
+func (s State) Words() string {
+	switch s {
+	case StateStuck:
+		return "up, but stuck"
+	case StateBackingOff:
+		return "backing off"
+	case StateAuthRefused:
+		return "log-in refused"
+	case StateCertificate:
+		return "certificate not accepted"
+	case StateIdle, StateConnecting, StateUp, StateStopping, StateStopped:
+	}
+	return string(s)
+}
 
 // Why messages are dropped: the keys of Status.Dropped, and the reasons given
 // to the store.
@@ -38,10 +55,12 @@ const (
 
 // Status is a snapshot of the uplink.
 type Status struct {
-	Name     string `json:"name"`
-	URL      string `json:"url"`
-	ClientID string `json:"client_id"`
-	State    State  `json:"state"`
+	Name string `json:"name"`
+	// URL and Interface are the way in use, or last tried.
+	URL       string `json:"url"`
+	Interface string `json:"interface,omitempty"`
+	ClientID  string `json:"client_id"`
+	State     State  `json:"state"`
 	// Reason says why it is in that state, for people.
 	Reason string    `json:"reason,omitempty"`
 	Since  time.Time `json:"since"`
@@ -56,10 +75,19 @@ type Status struct {
 	SessionPresent bool `json:"session_present"`
 	// Remote is the address of the cloud while up.
 	Remote string `json:"remote,omitempty"`
+	// Twin says that another gateway seems to have our client id, and what
+	// points to it.
+	Twin string `json:"twin,omitempty"`
+	// OwnCertificate and CloudCertificate are those of TLS, absent without.
+	OwnCertificate   *CertificateStatus `json:"own_certificate,omitempty"`
+	CloudCertificate *CertificateStatus `json:"cloud_certificate,omitempty"`
 
 	Connects         uint64 `json:"connects"`            // successful connections
 	ConnectFailures  uint64 `json:"connect_failures"`    // attempts that failed
 	SessionsLost     uint64 `json:"sessions_lost"`       // the cloud had forgotten us
+	Failovers        uint64 `json:"failovers"`           // connections by another way than the one before
+	Returns          uint64 `json:"returns"`             // connections given up for a better way
+	Takeovers        uint64 `json:"takeovers"`           // connections another one with our client id ended
 	BytesOut         uint64 `json:"bytes_out"`           // with TLS, without TCP and IP
 	BytesIn          uint64 `json:"bytes_in"`            // the same
 	MessagesOut      uint64 `json:"messages_out"`        // PUBLISH sent for the first time
@@ -93,9 +121,9 @@ type Status struct {
 	// OldestUnacked is how long the oldest of them has waited for its
 	// acknowledgement on this connection, seconds.
 	OldestUnacked float64 `json:"oldest_unacked_seconds"`
-	// RoundTrip is a running mean from PUBLISH to its acknowledgement,
-	// milliseconds; 0 before the first.
-	RoundTrip float64 `json:"round_trip_ms"`
+	// RoundTrip is a running mean from PUBLISH to its acknowledgement and from
+	// PINGREQ to PINGRESP, seconds; 0 before the first.
+	RoundTrip float64 `json:"round_trip_seconds"`
 
 	// Backlog is what the store keeps for the cloud, in flight included.
 	Backlog      int64   `json:"backlog"`
@@ -136,7 +164,8 @@ func (u *Uplink) Status() Status {
 	for _, lane := range u.sess.lanes {
 		st.Held += len(lane.flights)
 	}
-	st.RoundTrip = float64(u.roundTrip) / float64(time.Millisecond)
+	st.RoundTrip = u.roundTrip.Seconds()
+	st.OwnCertificate, st.CloudCertificate = st.OwnCertificate.copyWith(now), st.CloudCertificate.copyWith(now)
 	if l := u.link; l != nil {
 		st.Window = l.quota
 		st.WindowBytes, st.Rate = l.window.limit(), l.window.rate()
@@ -165,7 +194,7 @@ func (u *Uplink) setState(s State, reason string) {
 		u.status.Since = time.Now()
 	}
 	u.status.State, u.status.Reason = s, reason
-	if s != StateBackingOff && s != StateAuthRefused {
+	if s != StateBackingOff && s != StateAuthRefused && s != StateCertificate {
 		u.status.NextAttempt = time.Time{}
 	}
 }
@@ -178,18 +207,6 @@ func (u *Uplink) drop(reason string) (say bool) {
 	defer u.mu.Unlock()
 	u.dropLocked(reason)
 	return u.drops.allow(reason, time.Now())
-}
-
-// lasting says that a refusal can only be changed by a person, so that
-// another attempt in a second is a nuisance.
-func lasting(r packet.ReasonCode) bool {
-	switch r {
-	case packet.ReasonClientIDNotValid, packet.ReasonBadUserNameOrPassword, packet.ReasonNotAuthorized,
-		packet.ReasonBanned, packet.ReasonBadAuthenticationMethod:
-		return true
-	default:
-		return false
-	}
 }
 
 // forNow says that a refused message is kept and tried again; every other

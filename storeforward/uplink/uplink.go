@@ -9,6 +9,7 @@ import (
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/storeforward"
+	"holdfast/storeforward/uplink/dial"
 )
 
 // Local is the way of the cloud's messages into the gateway: the broker.
@@ -20,16 +21,18 @@ type Local interface {
 
 // Uplink is one cloud session. Use [New].
 type Uplink struct {
-	opts  Options
-	name  string
-	from  string
-	queue durable.QueueID
-	store *storeforward.Store
-	local Local
-	log   *slog.Logger
-	wake  chan struct{} // of 1: something changed for Run's goroutine; another would say nothing new
-	out   ways
-	in    ways
+	opts   Options
+	name   string
+	from   string
+	queue  durable.QueueID
+	store  *storeforward.Store
+	local  Local
+	log    *slog.Logger
+	dialer *dial.Dialer
+	shown  chan struct{} // of 1: the cloud has shown a certificate
+	wake   chan struct{} // of 1: something changed for Run's goroutine; another would say nothing new
+	out    ways
+	in     ways
 
 	mu        sync.Mutex
 	sess      *session      // guarded by mu; never nil
@@ -43,6 +46,13 @@ type Uplink struct {
 	// Of Run's goroutine: why the next birth message, and why the last
 	// connection failed or ended.
 	why, lost string
+	// The way in use, or last tried (written under mu), the one of the
+	// connection before, where the cloud has sent us, the rank that is next in
+	// a round, and what is known of the protocols, by address.
+	at, before dial.Path
+	referred   *dial.Path
+	turn       int
+	protocols  map[string]*protocol
 }
 
 // New opens the uplink's queue in the store. From then on the broker may
@@ -59,21 +69,25 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 		return nil, fmt.Errorf("uplink %s: %w", name, err)
 	}
 	u := &Uplink{
-		opts:  opts,
-		name:  name,
-		from:  RecipientName(name),
-		queue: queue,
-		store: store,
-		local: local,
-		log:   log.With("component", "uplink", "uplink", name),
-		wake:  make(chan struct{}, 1),
-		sess:  newSession(received),
+		opts:      opts,
+		dialer:    dial.New(opts.Options),
+		shown:     make(chan struct{}, 1),
+		protocols: map[string]*protocol{},
+		name:      name,
+		from:      RecipientName(name),
+		queue:     queue,
+		store:     store,
+		local:     local,
+		log:       log.With("component", "uplink", "uplink", name),
+		wake:      make(chan struct{}, 1),
+		sess:      newSession(received),
 	}
+	u.at = u.dialer.Paths()[0]
 	u.drops = make(limiter)
 	u.again = newBackoff(opts.ReconnectMin, opts.ReconnectMax)
 	u.out, u.in = compile(opts.Routes)
 	u.status = Status{
-		Name: name, URL: opts.URL, ClientID: opts.clientID(),
+		Name: name, URL: u.at.Target.String(), ClientID: opts.clientID(),
 		State: StateIdle, Since: time.Now(),
 		Dropped: make(map[string]uint64),
 	}

@@ -21,6 +21,7 @@ import (
 	"holdfast/broker/topic"
 	"holdfast/storeforward"
 	"holdfast/storeforward/uplink"
+	"holdfast/storeforward/uplink/dial"
 )
 
 // Config is the whole configuration.
@@ -306,22 +307,26 @@ func (c *Config) Validate() error {
 // validateClientIDs finds uplinks that would throw each other out: a broker
 // keeps one connection, and one session, for a client id.
 func (c *Config) validateClientIDs(add func(error)) {
-	type session struct{ url, clientID string }
+	type session struct{ address, clientID string }
 	taken := map[session]string{}
 	for _, name := range sortedKeys(c.Uplinks) {
 		u := c.Uplinks[name]
-		s := session{u.URL, u.ClientID}
-		if s.clientID == "" {
-			s.clientID = c.Gateway.ID
+		id := u.ClientID
+		if id == "" {
+			id = c.Gateway.ID
 		}
-		if s.url == "" {
-			continue // which is a problem of its own
+		for _, raw := range u.Addresses() {
+			t, err := dial.ParseTarget(raw)
+			if err != nil {
+				continue // which is a problem of its own
+			}
+			s := session{t.Address(), id}
+			if first, ok := taken[s]; ok && first != name {
+				add(fmt.Errorf("%s.client_id: %q is that of uplink %s at the same broker; give each its own", join("uplink", name), id, first))
+				break
+			}
+			taken[s] = name
 		}
-		if first, ok := taken[s]; ok {
-			add(fmt.Errorf("%s.client_id: %q is that of uplink %s at the same broker; give each its own", join("uplink", name), s.clientID, first))
-			continue
-		}
-		taken[s] = name
 	}
 }
 

@@ -78,13 +78,20 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 	for key, want := range map[string]any{
 		"gateway": def.Gateway, "log": def.Log, "control": def.Control, "broker": def.Broker, "store": def.Store,
 		"access": def.Access, "access.rule": access.Rule{}, "user.pump-7": access.User{},
-		"listener": def.Listeners[0], "uplink.cloud": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
+		"listener": def.Listeners[0], "uplink.*": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
 		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
 		"device.weather": DefaultSerial(), "device.weather.point": defaultField(),
 	} {
 		n := &node{value: table}
 		for part := range strings.SplitSeq(key, ".") {
-			n = n.value.(map[string]*node)[part]
+			members := n.value.(map[string]*node)
+			if n = members[part]; part == "*" { // keys that exclude each other stand in different ones
+				var list []*node
+				for _, name := range sortedKeys(members) {
+					list = append(list, members[name])
+				}
+				n = all(list)
+			}
 			if n == nil {
 				t.Fatalf("the sample has no [%s]", key)
 			}
