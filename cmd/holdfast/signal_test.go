@@ -57,7 +57,7 @@ func silentCloud(t *testing.T) string {
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "h.toml")
-	text := "[[listener]]\naddress = \"tcp://127.0.0.1:0\"\n[uplink.cloud]\nstop_timeout = \"1m\"\nurl = \"mqtt://" + silentCloud(t) + "\"\n"
+	text := "[[listener]]\naddress = \"tcp://127.0.0.1:0\"\n[uplink.cloud]\nstop_timeout = \"10s\"\nurl = \"mqtt://" + silentCloud(t) + "\"\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -67,7 +67,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 	}
 	stop()
 	u.leave(ctx)
-	return nil //nolint:nilerr // why a connection ended is in status and log; a stop is no error
+	return nil
 }
 
 // maxReturnAfter is how long a better way must be well at most, after moves to

@@ -126,8 +126,11 @@ func (o *Options) Validate() error {
 			key string
 			set bool
 		}{
-			{"ca_file", o.CAFile != ""}, {"cert_file", o.CertFile != ""}, {"server_name", o.ServerName != ""},
-			{"insecure", o.Insecure}, {"alpn", len(o.ALPN) > 0},
+			{"ca_file", o.CAFile != ""},
+			{"cert_file", o.CertFile != ""},
+			{"server_name", o.ServerName != ""},
+			{"insecure", o.Insecure},
+			{"alpn", len(o.ALPN) > 0},
 		} {
 			if k.set {
 				fail(k.key, "means nothing without mqtts:// or wss:// in url")

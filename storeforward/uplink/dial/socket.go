@@ -32,7 +32,7 @@ func (o *Options) netDialer(iface string) *net.Dialer {
 func (o *Options) setSocket(fd int, iface string) error {
 	if iface != "" {
 		if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, iface); err != nil {
-			if err == unix.EPERM { //nolint:errorlint // a syscall's own
+			if err == unix.EPERM {
 				return fmt.Errorf("use interface %s: %w (it takes Linux 5.7 or CAP_NET_RAW)", iface, err)
 			}
 			return fmt.Errorf("use interface %s: %w", iface, err)
