@@ -38,6 +38,9 @@ type uplinkBench struct {
 const (
 	uplinkPayload = 64
 	uplinkTopics  = 200
+	// uplinkInFlight is how many of a publisher may be without an answer, which
+	// comes after a round trip to the cloud.
+	uplinkInFlight = 200
 )
 
 // uplinkTopic has 40 characters.
@@ -165,7 +168,7 @@ func (r *uplinkRun) publisher(ctx context.Context, id string, from, n int, next 
 	var out []byte
 	flying, nextID, over := 0, uint16(0), false
 	for !over || flying > 0 {
-		for !over && flying < storeInFlight {
+		for !over && flying < uplinkInFlight {
 			i := int(next.Add(1)) - 1
 			if over = i >= n; over {
 				break
@@ -192,7 +195,7 @@ func (r *uplinkRun) publisher(ctx context.Context, id string, from, n int, next 
 			}
 			out = out[:0]
 		}
-		if flying == 0 || perSecond > 0 && flying < storeInFlight && !over {
+		if flying == 0 || perSecond > 0 && flying < uplinkInFlight && !over {
 			continue
 		}
 		if err := c.SetReadDeadline(time.Now().Add(stuck)); err != nil {
@@ -367,7 +370,8 @@ func (b *uplinkBench) wire(ctx context.Context, k gatewayKind) error {
 // bridged is what a message costs the gateway's processor when there are many.
 func (b *uplinkBench) bridged(ctx context.Context, k gatewayKind) error {
 	n := int(200_000 * b.scale)
-	r, err := b.start(ctx, k, relaytest.Options{}, true)
+	path := relaytest.Path{Delay: 50 * time.Millisecond}
+	r, err := b.start(ctx, k, relaytest.Options{Up: path, Down: path}, true)
 	if err != nil {
 		return err
 	}

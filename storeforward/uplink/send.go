@@ -25,6 +25,7 @@ func (l *link) write(ctx context.Context) error {
 		next := l.checkLocked(now)
 		qos := l.hungryLocked()
 		err := l.err
+		gather := l.gatherLocked()
 		l.unlock()
 		if err != nil {
 			return err
@@ -46,7 +47,22 @@ func (l *link) write(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		if gather > 0 {
+			timer.Reset(gather)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				return nil
+			}
+		}
 	}
+}
+
+// gatherLocked is how long what comes next may wait for more, so that many
+// messages cost one write and one waking: too little of a round trip for
+// anybody to notice.
+func (l *link) gatherLocked() time.Duration {
+	return min(l.window.trip/64, time.Millisecond)
 }
 
 // read gets the next deliveries of a stream that is behind.
