@@ -58,6 +58,13 @@
 // On a disk that takes nothing the store opens all the same and is failing; the
 // start is noted by the first commit that works
 // (TestOpensOnAFullDiskWithoutAReserve).
+// Where there is no database yet, a migration is due, or SQLite cannot read the file
+// without writing beside it, a spare in memory stands for the file until then
+// (TestOpensWithoutADisk, TestReadOnlyFileSystemAtStart).
+//
+// A lock file that is removed keeps nobody out. It is looked for now and then and
+// locked again; when somebody has come in between, nothing is committed any more, as
+// both would give the same numbers (TestIntruderEndsCommits).
 //
 // # Lifetimes
 //

@@ -81,6 +81,13 @@ func one(t *testing.T, s *Store, query string) (n int64) {
 // unpack puts a fixture at path.
 func unpack(t *testing.T, name, path string) {
 	t.Helper()
+	if err := os.WriteFile(path, unpacked(t, name), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func unpacked(t *testing.T, name string) []byte {
+	t.Helper()
 	f, err := os.Open(name)
 	if err != nil {
 		t.Fatalf("%v: see the comment of the flag -update", err)
@@ -91,12 +98,10 @@ func unpack(t *testing.T, name, path string) {
 		t.Fatal(err)
 	}
 	b, err := io.ReadAll(z)
-	if err == nil {
-		err = os.WriteFile(path, b, 0o600)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b
 }
 
 // makeFixture fills a database of an older schema with what it has room for.

@@ -88,6 +88,10 @@ func (s *Store) failed(err error) {
 	s.mu.Lock()
 	first := !s.failing
 	s.failing = true
+	for _, c := range s.impatient {
+		close(c)
+	}
+	s.impatient = nil
 	s.counts.commitErrors++
 	s.counts.lastErr, s.counts.lastErrAt = err.Error(), time.Now()
 	s.mu.Unlock()
@@ -139,6 +143,14 @@ func (s *Store) reopen(b *batch) (landed bool, err error) {
 	if s.single {
 		s.connMu.Lock()
 		defer s.connMu.Unlock()
+	}
+	if s.spare != nil {
+		if err := s.leaveSpare(); err != nil {
+			err = fmt.Errorf("open store: %w", err)
+			s.spare.cause = err
+			return false, err
+		}
+		return false, nil
 	}
 	if s.w != nil && errors.Is(s.moved(), errMoved) {
 		if err := s.bringBack(); err != nil {

@@ -178,7 +178,7 @@ func (s *Store) trim() bool {
 	s.vacuum = false
 	s.lockSingle()
 	defer s.unlockSingle()
-	if s.w == nil {
+	if s.w == nil || s.spare != nil {
 		return false
 	}
 	free, err := s.w.queryInt("PRAGMA freelist_count")
@@ -270,6 +270,11 @@ func (s *Store) closeWriter() error {
 	defer s.unlockSingle()
 	if s.w == nil {
 		return nil
+	}
+	if s.spare != nil || s.intruder.Load() != nil { // nothing to be written there
+		err := s.w.close()
+		s.w = nil
+		return err
 	}
 	clock, err := s.touch(s.w, 0)
 	if err == nil {

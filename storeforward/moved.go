@@ -64,7 +64,12 @@ func (s *Store) moved() error {
 // lookUp makes the committer act when the files have moved though nothing is
 // committed.
 func (s *Store) lookUp() {
-	err := s.moved()
+	err := s.keepLock()
+	if errors.Is(err, errIntruder) || s.intruder.Load() != nil {
+		err = *s.intruder.Load()
+	} else {
+		err = s.moved()
+	}
 	if err == nil {
 		return
 	}

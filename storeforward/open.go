@@ -84,72 +84,46 @@ func resolveLink(path string) string {
 	return path
 }
 
-// takeLock keeps a second daemon away from the database; SQLite's own locks would
-// let it in between two commits.
-func (s *Store) takeLock() error {
-	if s.single {
-		return nil
-	}
-	f, err := os.OpenFile(s.path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
-	if readOnlyDisk(err) || diskFull(err) {
-		if f, err = os.Open(s.path + ".lock"); errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("lock file not made", "path", s.path+".lock")
-			return nil
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return errors.Join(fmt.Errorf("%s is in use by another process: %w", s.path, err), f.Close())
-	}
-	s.lock = f
-	return nil
-}
-
-func (s *Store) giveLock() error {
-	if s.lock == nil {
-		return nil
-	}
-	return s.lock.Close()
-}
-
 // openDatabase opens the file, and a fresh one when it is beyond use. On a disk
 // that is full the reserve is given up for it; on one that takes nothing at all a
 // database that can be read is served as it is, see [Store.deferRun].
 func (s *Store) openDatabase(ctx context.Context) error {
 	if err := s.takeBack(); err != nil {
+		if DiskRefuses(err) {
+			return s.useSpare(ctx, err)
+		}
 		return err
 	}
 	err := s.openOrReplace(ctx)
-	if err == nil || !diskRefuses(err) {
+	if err == nil || !DiskRefuses(err) {
 		return err
 	}
 	first := err
 	if s.releaseReserve(err) {
 		s.forget()
-		if err = s.openOrReplace(ctx); err == nil || !diskRefuses(err) {
+		if err = s.openOrReplace(ctx); err == nil || !DiskRefuses(err) {
 			return err
 		}
 	}
-	if s.isNew() {
-		return errors.Join(err, first) // nothing to serve
-	}
 	s.crippled = true
+	if s.isNew() {
+		return s.useSpare(ctx, first)
+	}
 	s.forget()
-	if err = s.openAndLoad(ctx); err != nil && diskRefuses(err) && !s.single {
+	if err = s.openAndLoad(ctx); err != nil && DiskRefuses(err) && !s.single {
 		s.heapIndex = true
 		s.forget()
 		err = s.openAndLoad(ctx)
 	}
 	if err != nil {
-		return errors.Join(first, err)
+		return s.useSpare(ctx, first)
 	}
 	return nil
 }
 
-// diskRefuses says whether an error is one of the disk, not of the database.
-func diskRefuses(err error) bool {
+// DiskRefuses says whether an error is one of a disk that is full, broken, or not to
+// be written.
+func DiskRefuses(err error) bool {
 	code, ok := sqliteCode(err)
 	return ok && (code == sqlite3.ErrFull || code == sqlite3.ErrIoErr || code == sqlite3.ErrReadonly || code == sqlite3.ErrCantOpen) ||
 		diskFull(err) || readOnlyDisk(err)
@@ -157,7 +131,12 @@ func diskRefuses(err error) bool {
 
 // readOnlyDisk says whether an error means that nothing can be written at all.
 func readOnlyDisk(err error) bool {
-	return errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EIO)
+	for _, is := range [...]error{syscall.EROFS, syscall.EIO, fs.ErrPermission} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	return false
 }
 
 // isNew says whether there is no database yet.
@@ -379,14 +358,17 @@ func (s *Store) openReaders() error {
 }
 
 func (s *Store) openReader() (*db, error) {
-	params := s.params()
+	path, params := s.path, s.params()
 	params.Set("mode", "rw") // the writer makes the file
-	d, err := openDB(s.path, params)
+	if s.spare != nil {
+		path, params = s.spare.path, s.spare.params
+	}
+	d, err := openDB(path, params)
 	if err != nil {
 		return nil, err
 	}
 	err = d.script("PRAGMA query_only = ON; PRAGMA synchronous = FULL; PRAGMA cache_size = -1024; PRAGMA wal_autocheckpoint = 0; PRAGMA trusted_schema = OFF")
-	if err == nil {
+	if err == nil && s.spare == nil {
 		err = assertDurable(d, "FULL")
 	}
 	if err != nil {

@@ -1,7 +1,6 @@
 package storeforward
 
 import (
-	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -41,10 +40,7 @@ func (s *Store) inspectLog() error {
 	return s.disk.SyncDir(filepath.Dir(s.path))
 }
 
-const walHeader = 32 // bytes
-
-// readableLog says whether SQLite will read the log: its header is that of one, with
-// the right checksum (https://www.sqlite.org/fileformat2.html#walformat).
+// readableLog says whether SQLite will read the log.
 func readableLog(name string) (good bool, err error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -55,20 +51,8 @@ func readableLog(name string) (good bool, err error) {
 	if _, err := io.ReadFull(f, h[:]); err != nil {
 		return false, err
 	}
-	magic := binary.BigEndian.Uint32(h[:])
-	if magic&^1 != 0x377f0682 || binary.BigEndian.Uint32(h[4:]) != 3007000 {
-		return false, nil
-	}
-	var order binary.ByteOrder = binary.LittleEndian
-	if magic&1 != 0 {
-		order = binary.BigEndian
-	}
-	var s0, s1 uint32
-	for i := 0; i < 24; i += 8 {
-		s0 += order.Uint32(h[i:]) + s1
-		s1 += order.Uint32(h[i+4:]) + s0
-	}
-	return s0 == binary.BigEndian.Uint32(h[24:]) && s1 == binary.BigEndian.Uint32(h[28:]), nil
+	_, good = checkLog(h)
+	return good, nil
 }
 
 // standIn gives a log that was set aside without its database an empty page to be

@@ -5,8 +5,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"holdfast/broker/durable"
@@ -63,6 +61,10 @@ func (s *Store) startRun(ctx context.Context, d *db) error {
 	s.clock.runs = append(s.clock.runs, run{first: s.seq + 1, opened: s.clock.opened, clock: s.clock.base})
 	s.touched = s.clock.start
 	s.clock.ended = max(last, newest)
+	if s.spare != nil { // nothing is written there
+		s.deferRun(s.spare.cause)
+		return nil
+	}
 	err = d.exec("BEGIN IMMEDIATE")
 	if err == nil {
 		err = s.insertRun(d, s.mark)
@@ -77,7 +79,7 @@ func (s *Store) startRun(ctx context.Context, d *db) error {
 	if d.inTransaction() {
 		err = errors.Join(err, d.exec("ROLLBACK"))
 	}
-	if !s.crippled || !diskRefuses(err) {
+	if !s.crippled || !DiskRefuses(err) {
 		return err
 	}
 	s.deferRun(err)
@@ -157,34 +159,6 @@ func (s *Store) loadID(d *db, last int64) error {
 		s.id = newID()
 	}
 	return nil
-}
-
-// The lock file knows until when the database was used: one that ends earlier has
-// been put in its place.
-
-// lastKnown is the store's clock as the lock file has it, 0 for unknown.
-func (s *Store) lastKnown() int64 {
-	if s.lock == nil {
-		return 0
-	}
-	var b [32]byte
-	n, _ := s.lock.ReadAt(b[:], 0) // one that cannot be read says nothing
-	known, err := strconv.ParseInt(strings.TrimSpace(string(b[:n])), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return known
-}
-
-// keepKnown notes the store's clock after it has become durable. It is not
-// synced: a value that is too low says less and nothing wrong.
-func (s *Store) keepKnown(clock int64) {
-	if s.lock == nil || clock == 0 {
-		return
-	}
-	if _, err := s.lock.WriteAt(fmt.Appendf(nil, "%20d\n", clock), 0); err != nil {
-		s.log.Debug("lock file not written", "path", s.path+".lock", "err", err)
-	}
 }
 
 // touch writes down the store's clock, at most once per interval, and returns it

@@ -18,9 +18,14 @@ type Store struct {
 	disk Disk
 	path string
 
-	lock    *os.File // held while the store is open
-	w       *db      // the committer's connection
+	lock    atomic.Pointer[os.File] // held while the store is open
+	w       *db                     // the committer's connection
 	readers chan *db
+	// spare is what is read in the place of a database that cannot be written;
+	// nil once it can. Changed by the committer while the keeper is paused.
+	spare *spare
+	// intruder is why nothing may be committed any more; see keepLock.
+	intruder atomic.Pointer[error]
 	// single: there is one connection for everything, guarded by connMu
 	// (a disk of package storetest has no shared memory).
 	single bool
@@ -99,6 +104,9 @@ type Store struct {
 	nextAging time.Time
 
 	ops []*op
+	// impatient wait for a commit only while the disk works: their channels are
+	// closed by the first failure.
+	impatient []chan struct{}
 	// commitNow: something waits that no acknowledgement will make safe.
 	commitNow bool
 	// unsaved counts stored deliveries that were finished since cursors were

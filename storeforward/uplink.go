@@ -8,17 +8,18 @@ import (
 )
 
 // OpenUplink returns the first queue of an uplink, made when there is none, and the
-// inbound QoS 2 packet ids whose PUBREL has not come. A new queue is durable
-// when OpenUplink returns.
+// inbound QoS 2 packet ids whose PUBREL has not come. A new queue is durable when
+// OpenUplink returns, or, while the disk fails, with the first commit that works,
+// which is also the first that can have a message for it.
 func (s *Store) OpenUplink(name string) (id durable.QueueID, received []uint16, err error) {
 	s.mu.Lock()
 	if q := s.byUplink[name]; q != nil {
 		defer s.mu.Unlock()
 		return q.id, q.receivedIDs(), nil
 	}
-	if err := s.refuseLocked(); err != nil {
+	if s.closing {
 		s.mu.Unlock()
-		return 0, nil, err
+		return 0, nil, durable.ErrClosed
 	}
 	q := s.newUplink(s.nextQueue, name)
 	s.nextQueue++
@@ -26,15 +27,30 @@ func (s *Store) OpenUplink(name string) (id durable.QueueID, received []uint16, 
 		q.streams[i].cursor = s.seq
 	}
 	cursor := int64(s.seq)
-	durably := make(chan error, 1)
+	durably := make(chan struct{})
 	s.opLocked(func(d *db) error {
 		if err := d.exec("INSERT OR REPLACE INTO uplink (queue, name, state) VALUES (?, ?, '')", int64(q.id), name); err != nil {
 			return err
 		}
 		return insertQueue(d, q.id, cursor)
-	}, nil, func(err error) { durably <- err })
+	}, nil, func(error) { s.goOn(durably) })
+	s.impatient = append(s.impatient, durably)
+	failing := s.failing
 	s.mu.Unlock()
-	return q.id, nil, <-durably
+	if !failing {
+		<-durably
+	}
+	return q.id, nil, nil
+}
+
+// goOn ends the wait of one who waits for a commit, whether or not it has come.
+func (s *Store) goOn(durably chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.impatient, durably); i >= 0 {
+		s.impatient = slices.Delete(s.impatient, i, i+1)
+		close(durably)
+	}
 }
 
 // Uplinks returns the names of the uplinks that have a queue, so that those no

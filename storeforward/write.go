@@ -23,8 +23,13 @@ func (s *Store) write(b *batch) error {
 		defer s.connMu.Unlock()
 	}
 	d := s.w
-	if d == nil {
+	switch {
+	case d == nil:
 		return errors.New("commit: the database is not open")
+	case s.spare != nil:
+		return s.spare.cause
+	case s.intruder.Load() != nil:
+		return *s.intruder.Load()
 	}
 	err := d.exec("BEGIN IMMEDIATE")
 	if err == nil {

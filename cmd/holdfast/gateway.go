@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"net"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"holdfast/broker/listen"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
+	"holdfast/storeforward"
 	"holdfast/storeforward/uplink"
 )
 
@@ -134,8 +136,10 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	if err != nil {
 		return &exitError{exitConfig, err}
 	}
+	// A disk that takes nothing does not end the start: the store says so, and
+	// makes the folder when it can.
 	if err := os.MkdirAll(cfg.Gateway.Data, 0o750); err != nil {
-		return fmt.Errorf("data folder: %w", err)
+		log.Error("data folder not made", "component", "gateway", "path", cfg.Gateway.Data, "err", err)
 	}
 	unlock, err := lockData(cfg.Gateway.Data)
 	if err != nil {
@@ -173,11 +177,14 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	}
 	background.Go(func() { gw.publishRepairs(life, cfg.Gateway.ID) })
 	control, err := console.Listen(life, cfg.Control.Socket)
-	if err != nil {
+	switch {
+	case storeforward.DiskRefuses(err):
+		gw.log.Error("no control socket for now", "err", err)
+	case err != nil:
 		return err
 	}
 	background.Go(func() {
-		if err := console.Serve(life, control, console.Source{Status: gw.status, Healthy: gw.healthy, Store: gw.g.store}, log); err != nil {
+		if err := gw.serveControl(life, control, cfg.Control.Socket); err != nil {
 			gw.log.Error("control socket failed", "err", err)
 		}
 	})
@@ -204,6 +211,24 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 			gw.reload(life, ctx, load)
 		}
 	}
+}
+
+// serveControl answers on the control socket until ctx ends. One that a disk had no
+// place for is opened when it has.
+func (gw *gateway) serveControl(ctx context.Context, control net.Listener, path string) (err error) {
+	again := time.NewTicker(reportEvery)
+	defer again.Stop()
+	for control == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C:
+		}
+		if control, err = console.Listen(ctx, path); err != nil && !storeforward.DiskRefuses(err) {
+			return err
+		}
+	}
+	return console.Serve(ctx, control, console.Source{Status: gw.status, Healthy: gw.healthy, Store: gw.g.store}, gw.parts)
 }
 
 // stop ends everything in the reverse order of the start. A part that does not
@@ -521,11 +546,14 @@ func fixedKeys(old, fresh *config.Config) []string {
 	return keys
 }
 
-// lockData makes sure that one process owns the data folder. The lock goes
-// with the process, however it ends.
+// lockData makes sure that one process owns the data folder. It is the folder that
+// is locked: that needs no room, no right to write, and no file that somebody could
+// remove. The lock goes with the process, however it ends.
 func lockData(dir string) (unlock func(), err error) {
-	path := filepath.Join(dir, "holdfast.lock")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil // nor can anybody else use it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
