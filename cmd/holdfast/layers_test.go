@@ -52,7 +52,8 @@ var layers = map[string]struct {
 	"storeforward":                  {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}, third: []string{"github.com/mattn/go-sqlite3", "golang.org/x/sys"}},
 	"storeforward/storetest":        {third: []string{"github.com/mattn/go-sqlite3", "github.com/psanford/sqlite3vfs"}},
 	"storeforward/uplink/relaytest": {},
-	"storeforward/uplink":           {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward", "storeforward/uplink/dial"}},
+	"storeforward/pack":             {third: []string{"github.com/klauspost/compress"}},
+	"storeforward/uplink":           {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward", "storeforward/pack", "storeforward/uplink/dial"}},
 	"storeforward/uplink/dial":      {third: []string{"github.com/coder/websocket", "golang.org/x/sys"}}, // no MQTT
 
 	// Wiring: imported by nobody but the command itself.

@@ -1,0 +1,133 @@
+package pack
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// Packer makes batches of one format and compression, one after the other. It
+// keeps its tables from one to the next (zstd: about 1.5 MB), and is for one
+// goroutine at a time.
+type Packer struct {
+	format      Format
+	compression Compression
+	body        []byte
+	zstd        *zstd.Encoder
+	gzip        *gzip.Writer
+}
+
+// zstdWindow is how far back zstd looks, in bytes: no batch is much larger, and the
+// memory of both sides grows with it.
+const zstdWindow = 256 << 10
+
+// NewPacker returns a packer.
+func NewPacker(f Format, c Compression) (*Packer, error) {
+	p := &Packer{format: f, compression: c}
+	var err error
+	switch c {
+	case CompressionZstd:
+		// One goroutine's encoder, used through EncodeAll: it starts none.
+		p.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(zstdWindow), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
+	case CompressionGzip:
+		p.gzip, err = gzip.NewWriterLevel(io.Discard, gzip.BestCompression)
+	case CompressionNone:
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c, err)
+	}
+	return p, nil
+}
+
+// Pack returns the payload of a message that carries the records.
+func (p *Packer) Pack(records []Record) ([]byte, error) {
+	b := p.body[:0]
+	switch p.format {
+	case FormatCBOR:
+		b = appendHead(append(b, selfDescribed...), majorArray, uint64(len(records)))
+		topics, last := make(map[string]uint64), int64(0)
+		for i := range records {
+			b = appendCBOR(b, &records[i], topics, &last)
+		}
+	case FormatJSON:
+		for i := range records {
+			b = appendJSON(append(b, ",["[min(i, 1)^1]), &records[i])
+		}
+		b = append(b, ']')
+	case FormatJSONLines:
+		for i := range records {
+			b = append(appendJSON(b, &records[i]), '\n')
+		}
+	}
+	p.body = b
+	switch p.compression {
+	case CompressionZstd:
+		return p.zstd.EncodeAll(b, nil), nil
+	case CompressionGzip:
+		var out bytes.Buffer
+		p.gzip.Reset(&out)
+		if _, err := p.gzip.Write(b); err != nil {
+			return nil, fmt.Errorf("gzip: %w", err)
+		}
+		if err := p.gzip.Close(); err != nil {
+			return nil, fmt.Errorf("gzip: %w", err)
+		}
+		return out.Bytes(), nil
+	default:
+		return bytes.Clone(b), nil
+	}
+}
+
+// Unpack calls fn with each record of a batch. Whether and how it is compressed,
+// and its format, are told by its first bytes. Decompressed it may have most
+// bytes. The slices of a record stay valid.
+func Unpack(batch []byte, most int, fn func(Record) error) error {
+	b, err := decompress(batch, most)
+	if err != nil {
+		return err
+	}
+	switch {
+	case strings.HasPrefix(string(b[:min(len(b), 3)]), selfDescribed):
+		return readCBOR(b, fn)
+	case len(b) > 0 && (b[0] == '[' || b[0] == '{'):
+		return readJSON(b, fn)
+	default:
+		return wrong("it begins with % x", b[:min(len(b), 4)])
+	}
+}
+
+func decompress(b []byte, most int) ([]byte, error) {
+	var r io.Reader
+	switch {
+	case bytes.HasPrefix(b, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		z, err := zstd.NewReader(bytes.NewReader(b), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(most)+1<<20), zstd.WithDecoderMaxWindow(8<<20))
+		if err != nil {
+			return nil, wrong("zstd: %v", err)
+		}
+		defer z.Close()
+		r = z
+	case bytes.HasPrefix(b, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(bytes.NewReader(b))
+		if err != nil {
+			return nil, wrong("gzip: %v", err)
+		}
+		r = z
+	default:
+		return b, nil
+	}
+	out, err := io.ReadAll(io.LimitReader(r, int64(most)+1))
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, wrong("it is cut off")
+	case err != nil:
+		return nil, wrong("%v", err)
+	case len(out) > most:
+		return nil, wrong("it is more than %d bytes", most)
+	}
+	return out, nil
+}
