@@ -18,6 +18,8 @@ type ackLine struct {
 	// unacked is how many QoS 1 and 2 PUBLISH packets are not yet finished
 	// towards the client.
 	unacked atomic.Int32
+	// waits is how many acknowledgements wait; only the reader makes it grow.
+	waits atomic.Int32
 
 	mu      sync.Mutex
 	waiting []*ack        // guarded by mu
@@ -49,6 +51,7 @@ func (l *ackLine) push(a *ack, limit int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiting = append(l.waiting, a)
+	l.waits.Store(int32(len(l.waiting)))
 	return true
 }
 
@@ -80,6 +83,7 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) (left bool) 
 	rest := copy(l.waiting, l.waiting[n:])
 	clear(l.waiting[rest:])
 	l.waiting = l.waiting[:rest]
+	l.waits.Store(int32(rest)) // after what has left is queued
 	if l.wake != nil {
 		l.wake()
 		return left
@@ -95,11 +99,7 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) (left bool) 
 func (l *ackLine) released() { l.unacked.Add(-1) }
 
 // length is how many acknowledgements wait.
-func (l *ackLine) length() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.waiting)
-}
+func (l *ackLine) length() int { return int(l.waits.Load()) }
 
 // kill ends the line with its connection.
 func (l *ackLine) kill() {

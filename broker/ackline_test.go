@@ -74,11 +74,14 @@ func TestAckLineDiesWithItsConnection(t *testing.T) {
 
 func TestPacketIDsSkipThoseInUse(t *testing.T) {
 	ids := packetIDs{last: 65533}
-	used := map[uint16]*outbound{65535: {}, 1: {}, 2: {}, 4: {}}
+	var used idTable[outbound]
+	for _, id := range []uint16{65535, 1, 2, 4} {
+		used.put(id)
+	}
 	var got []uint16
 	for range 4 {
-		id := ids.next(used)
-		used[id] = &outbound{}
+		id := ids.next(&used)
+		used.put(id)
 		got = append(got, id)
 	}
 	if want := []uint16{65534, 3, 5, 6}; !slices.Equal(got, want) {

@@ -193,9 +193,8 @@ func (b *Broker) loadSession(kept durable.Session, now time.Time) {
 		s.subs[sub.Filter] = added
 		b.addSubscription(added)
 	}
-	s.in = make(map[uint16]*inbound, len(kept.Received))
 	for _, id := range kept.Received {
-		s.in[id] = &inbound{state: inReceived}
+		s.in.put(id).state = inReceived
 	}
 	// A clock that was set back in between gives no session more time than it
 	// asked for.

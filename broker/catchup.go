@@ -100,11 +100,8 @@ func (s *session) Offer(d durable.Delivery) bool {
 }
 
 func (s *session) offerExactlyOnceLocked(d durable.Delivery) {
-	o := s.out[d.PacketID]
-	if o == nil {
-		o = &outbound{qos: 2}
-		s.setOutLocked(d.PacketID, o)
-	}
+	o := s.out.put(d.PacketID)
+	o.qos = 2
 	s.nameLocked(o, d.Seq, d.PacketID)
 	s.catchUp.stored = append(s.catchUp.stored, storedDelivery{d, d.PacketID})
 	s.sendStoredLocked(nil)
@@ -128,8 +125,8 @@ func (s *session) Reserve() (packetID uint16, ok bool) {
 		s.catchUp.readable[1] = true
 		return 0, false
 	}
-	id := s.ids.next(s.out)
-	s.setOutLocked(id, &outbound{qos: 2, state: outReserved, conn: s.conn.number})
+	id := s.ids.next(&s.out)
+	*s.out.put(id) = outbound{qos: 2, state: outReserved, conn: s.conn.number}
 	s.inflight++
 	return id, true
 }
@@ -138,7 +135,7 @@ func (s *session) Reserve() (packetID uint16, ok bool) {
 func (s *session) Unreserve(packetID uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if o := s.out[packetID]; o != nil && o.seq == 0 && o.state == outReserved {
+	if o := s.out.get(packetID); o != nil && o.seq == 0 && o.state == outReserved {
 		s.freeLocked(packetID, o)
 	}
 }
@@ -291,7 +288,7 @@ func (s *session) takeLocked(qos byte, ds []durable.Delivery) {
 	}
 	s.sendStoredLocked(&k)
 	s.mu.Unlock()
-	k.flush()
+	k.flush(&s.b.count)
 	if len(save) > 0 {
 		s.b.store.Sent(s.queue, save, func(err error) { s.saved(save, err) })
 	}
@@ -305,7 +302,7 @@ func (s *session) sendStoredOnceLocked(k *cork, d durable.Delivery) {
 	id, again := s.sent[d.Seq]
 	if !s.mayReceiveLocked(d.Message.Topic) {
 		if again {
-			s.freeLocked(id, s.out[id])
+			s.freeLocked(id, s.out.get(id))
 		}
 		s.catchUp.drops = append(s.catchUp.drops, drop{seq: d.Seq, reason: dropDenied})
 		return
@@ -316,21 +313,22 @@ func (s *session) sendStoredOnceLocked(k *cork, d durable.Delivery) {
 		return
 	}
 	if !again {
-		id = s.ids.next(s.out)
+		id = s.ids.next(&s.out)
 	}
-	how := form{qos: 1, retain: d.Retain, dup: again, id: id, subIDs: d.SubscriptionIDs}
-	if s.conn.publish(k, &f, how) == tooLarge {
+	how := form{qos: 1, retain: d.Retain, dup: again, id: id, subIDs: d.SubscriptionIDs, placed: true}
+	f.single = true
+	if s.conn.publish(k, &f, &how) == tooLarge {
 		if again {
-			s.freeLocked(id, s.out[id])
+			s.freeLocked(id, s.out.get(id))
 		}
 		s.catchUp.drops = append(s.catchUp.drops, drop{seq: d.Seq, reason: dropTooLarge})
 		return
 	}
-	if again && s.out[id].conn == s.conn.number {
+	o := s.out.put(id)
+	if again && o.conn == s.conn.number {
 		return // its place is taken already
 	}
-	o := &outbound{qos: 1, state: outSent, conn: s.conn.number}
-	s.setOutLocked(id, o)
+	*o = outbound{qos: 1, state: outSent, conn: s.conn.number}
 	s.nameLocked(o, d.Seq, id)
 	s.inflight++
 }
@@ -346,17 +344,17 @@ func (s *session) takeExactlyOnceLocked(k *cork, d durable.Delivery, save []dura
 		}
 	}
 	if id == 0 {
-		id = s.ids.next(s.out)
-		o := &outbound{qos: 2, state: outSaving}
-		s.setOutLocked(id, o)
+		id = s.ids.next(&s.out)
+		o := s.out.put(id)
+		*o = outbound{qos: 2, state: outSaving}
 		s.nameLocked(o, d.Seq, id)
 		s.catchUp.stored = append(s.catchUp.stored, storedDelivery{d, id})
 		return append(save, durable.Sent{Seq: d.Seq, PacketID: id})
 	}
-	o := s.out[id]
+	o := s.out.get(id)
 	if o == nil {
-		o = &outbound{qos: 2, state: outReserved}
-		s.setOutLocked(id, o)
+		o = s.out.put(id)
+		*o = outbound{qos: 2, state: outReserved}
 	}
 	s.nameLocked(o, d.Seq, id)
 	if d.Released {
@@ -374,7 +372,7 @@ func (s *session) saved(ids []durable.Sent, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range ids {
-		o := s.out[x.PacketID]
+		o := s.out.get(x.PacketID)
 		if o == nil || o.seq != x.Seq || o.state != outSaving {
 			continue
 		}
@@ -414,7 +412,7 @@ func (s *session) sendStoredLocked(k *cork) {
 	now := time.Now()
 	for len(cu.stored) > 0 && s.conn != nil {
 		d := cu.stored[0]
-		o := s.out[d.id]
+		o := s.out.get(d.id)
 		if o == nil || o.state == outSaving {
 			return
 		}
@@ -438,8 +436,9 @@ func (s *session) sendStoredLocked(k *cork) {
 			cu.drops = append(cu.drops, drop{d.Seq, d.id, dropExpired})
 			continue
 		}
-		how := form{qos: 2, retain: d.Retain, dup: again, id: d.id, subIDs: d.SubscriptionIDs}
-		if s.conn.publish(k, &f, how) == tooLarge {
+		how := form{qos: 2, retain: d.Retain, dup: again, id: d.id, subIDs: d.SubscriptionIDs, placed: true}
+		f.single = true
+		if s.conn.publish(k, &f, &how) == tooLarge {
 			cu.drops = append(cu.drops, drop{d.Seq, d.id, dropTooLarge})
 			continue
 		}
@@ -464,7 +463,7 @@ func (s *session) freeWhenDone(id uint16, seq durable.Seq) func(error) {
 			s.storeFailedLocked(err)
 			return
 		}
-		if o := s.out[id]; o != nil && o.seq == seq {
+		if o := s.out.get(id); o != nil && o.seq == seq {
 			s.freeLocked(id, o)
 		}
 		if s.conn != nil {

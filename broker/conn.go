@@ -136,7 +136,7 @@ func (c *conn) finish(err error) {
 	c.comeBack()
 	c.leave()
 	close(c.gone)
-	c.cork.flush()
+	c.cork.flush(&c.b.count)
 	c.out.finish()
 	if cause := c.cause.Load(); !cause.silent && cause.reason.Failed() {
 		linger(c.nc)
@@ -147,7 +147,7 @@ func (c *conn) finish(err error) {
 
 // next reads and handles up to a batch of packets, waiting for the first.
 func (c *conn) next() error {
-	c.cork.flush()
+	c.cork.flush(&c.b.count)
 	if c.line.length() >= c.b.opts.ReceiveMaximum {
 		if err := c.awaitLine(); err != nil {
 			return err
@@ -180,7 +180,7 @@ func (c *conn) next() error {
 
 // take counts a packet and handles it.
 func (c *conn) take(p packet.Packet) error {
-	c.b.count.packetsIn.Add(1)
+	c.cork.count.packetsIn++
 	if err := packet.FromClient(p); err != nil {
 		return err
 	}
@@ -265,8 +265,16 @@ func (c *conn) send(k *cork, p packet.Packet) error {
 	if !c.out.packet(k, p, c.version) {
 		return c.overrun()
 	}
-	c.b.count.controlOut.Add(1)
+	c.countControl(k)
 	return nil
+}
+
+func (c *conn) countControl(k *cork) {
+	if k != nil {
+		k.count.controlOut++
+	} else {
+		c.b.count.controlOut.Add(1)
+	}
 }
 
 // fits says whether the client takes a packet of that size
@@ -294,33 +302,40 @@ func (c *conn) acknowledge(a *ack, k *cork) {
 		c.end(a.reason, "message not taken", true)
 		return
 	}
-	if a.reason == packet.ReasonSuccess && c.maxPacket == 0 {
-		c.brief(k, a)
-		return
+	t := packet.TypePuback
+	if a.qos == 2 {
+		t = packet.TypePubrec
 	}
-	var p packet.Packet
-	if a.qos == 1 {
-		p = &packet.Puback{PacketID: a.packetID, Reason: a.reason}
-	} else {
-		p = &packet.Pubrec{PacketID: a.packetID, Reason: a.reason}
-	}
-	_ = c.send(k, p)
+	_ = c.acknowledgeWith(k, t, a.packetID, a.reason)
 }
 
-// brief queues an acknowledgement without anything to add, which is the same in
-// all versions: there is one for each message, and nothing else to allocate.
-func (c *conn) brief(k *cork, a *ack) {
-	first := byte(packet.TypePuback) << 4
-	if a.qos == 2 {
-		first = byte(packet.TypePubrec) << 4
+// acknowledgeWith queues one of the four acknowledgements. Without a reason it
+// is the same in all versions, and there are some for each message.
+func (c *conn) acknowledgeWith(k *cork, t packet.Type, id uint16, reason packet.ReasonCode) error {
+	const size = 4
+	if (reason == packet.ReasonSuccess || c.version < packet.V5 && !reason.Failed()) && (c.maxPacket == 0 || c.maxPacket >= size) {
+		first := byte(t) << 4
+		if t == packet.TypePubrel {
+			first |= 2 // MQTT 5.0 §3.6.1 [MQTT-3.6.1-1]
+		}
+		if !c.out.brief(k, first, id) {
+			return c.overrun()
+		}
+		c.countControl(k)
+		return nil
 	}
-	if !c.out.queue(k, func(b []byte) []byte {
-		return append(b, first, 2, byte(a.packetID>>8), byte(a.packetID))
-	}) {
-		_ = c.overrun()
-		return
+	var p packet.Packet
+	switch t {
+	case packet.TypePuback:
+		p = &packet.Puback{PacketID: id, Reason: reason}
+	case packet.TypePubrec:
+		p = &packet.Pubrec{PacketID: id, Reason: reason}
+	case packet.TypePubrel:
+		p = &packet.Pubrel{PacketID: id, Reason: reason}
+	default:
+		p = &packet.Pubcomp{PacketID: id, Reason: reason}
 	}
-	c.b.count.controlOut.Add(1)
+	return c.send(k, p)
 }
 
 // storeFailed ends a connection whose request could not be made durable; it is

@@ -11,8 +11,10 @@ import (
 // be copied for each of them. It is for one goroutine.
 type frames struct {
 	m      *message.Message
-	expiry uint32 // what is left of it, in seconds
-	single bool   // there is one recipient only: a frame to copy from gains nothing
+	lent   bool    // m is the caller's again when it returns, unless keep has made it ours
+	park   *parked // where keep put it; nil for what was never lent
+	expiry uint32  // what is left of it, in seconds
+	single bool    // there is one recipient only: a frame to copy from gains nothing
 	shared [2][2]packet.Shared
 	made   [2][2]bool // by 5.0 or not, QoS above 0 or not
 }
@@ -36,6 +38,17 @@ type form struct {
 	subIDs []uint32
 	group  *group // whose member this is sent to; nil without one
 	left   bool   // by another member of the group
+	placed bool   // there was room when it was asked for
+}
+
+// keep returns the message for a queue in RAM, which lets go of its place.
+func (f *frames) keep() (*message.Message, *parked) {
+	if f.lent {
+		f.park = park(f.m)
+		f.m, f.lent = &f.park.m, false
+	}
+	f.park.hold()
+	return f.m, f.park
 }
 
 func (f *frames) publish(qos byte) packet.Publish {
@@ -68,29 +81,58 @@ type outcome byte
 
 const (
 	queued outcome = iota
+	noRoom         // [output.drained] tells when there is
 	tooLarge
 	tooLate
 	closed
 )
 
-// publish queues a PUBLISH.
-func (c *conn) publish(k *cork, f *frames, how form) outcome {
-	if f.single || c.version == packet.V5 && (len(how.subIDs) > 0 || c.given.limit > 0) {
+// publish queues a PUBLISH, if there is room for it.
+func (c *conn) publish(k *cork, f *frames, how *form) outcome {
+	if c.version == packet.V5 && (len(how.subIDs) > 0 || c.given.limit > 0) {
+		if !how.placed && !c.out.room() {
+			return noRoom
+		}
 		return c.publishAlone(k, f, how)
 	}
-	s := f.share(c.version, how.qos)
-	if c.maxPacket > 0 && s.Size() > c.maxPacket {
-		return tooLarge // MQTT 5.0 §3.1.2.11.4 [MQTT-3.1.2-24]
+	o := &c.out
+	if f.single {
+		h := packet.Header{
+			Dup: how.dup, Retain: how.retain, QoS: how.qos, PacketID: how.id,
+			HasExpiry: f.m.HasExpiry, Expiry: f.expiry,
+		}
+		size := h.ForwardSize(c.version, f.m.Topic, f.m.Properties, f.m.Payload)
+		if size == 0 || c.maxPacket > 0 && size > c.maxPacket {
+			return tooLarge // MQTT 5.0 §3.1.2.11.4 [MQTT-3.1.2-24]
+		}
+		o.mu.Lock()
+		if became := o.takesLocked(how.placed); became != queued {
+			o.mu.Unlock()
+			return became
+		}
+		b := o.bufferLocked()
+		*b = h.AppendForward(*b, c.version, f.m.Topic, f.m.Properties, f.m.Payload)
+	} else {
+		s := f.share(c.version, how.qos)
+		if c.maxPacket > 0 && s.Size() > c.maxPacket {
+			return tooLarge
+		}
+		o.mu.Lock()
+		if became := o.takesLocked(how.placed); became != queued {
+			o.mu.Unlock()
+			return became
+		}
+		b := o.bufferLocked()
+		*b, _ = s.AppendTo(*b, how.dup, how.qos, how.retain, how.id)
 	}
-	ok := c.out.queue(k, func(b []byte) []byte {
-		b, _ = s.AppendTo(b, how.dup, how.qos, how.retain, how.id)
-		return b
-	})
-	return c.published(ok, f)
+	o.queuedLocked(k)
+	o.mu.Unlock()
+	c.published(k, f)
+	return queued
 }
 
 // publishAlone queues a PUBLISH nobody else gets in the same form.
-func (c *conn) publishAlone(k *cork, f *frames, how form) outcome {
+func (c *conn) publishAlone(k *cork, f *frames, how *form) outcome {
 	p := f.publish(how.qos)
 	p.Dup, p.Retain, p.PacketID, p.SubscriptionIDs = how.dup, how.retain, how.id, how.subIDs
 	if c.given.limit > 0 {
@@ -99,44 +141,53 @@ func (c *conn) publishAlone(k *cork, f *frames, how form) outcome {
 	if c.maxPacket > 0 && p.Size(c.version) > c.maxPacket {
 		return tooLarge
 	}
-	ok := c.out.queue(k, func(b []byte) []byte {
-		b, _ = p.AppendTo(b, c.version)
-		return b
-	})
-	return c.published(ok, f)
-}
-
-func (c *conn) published(ok bool, f *frames) outcome {
-	if !ok {
+	if !c.out.packet(k, &p, c.version) {
 		return closed
 	}
-	c.b.count.messagesOut.Add(1)
-	c.b.count.payloadOut.Add(uint64(len(f.m.Payload)))
+	c.published(k, f)
 	return queued
+}
+
+func (c *conn) published(k *cork, f *frames) {
+	n := uint64(len(f.m.Payload))
+	if k != nil {
+		k.count.messagesOut++
+		k.count.payloadOut += n
+		return
+	}
+	c.b.count.messagesOut.Add(1)
+	c.b.count.payloadOut.Add(n)
 }
 
 // deliver hands a message to a session whose deliveries are not in the store:
 // QoS 0 to any, QoS 1 and 2 to one that ends with its connection. It returns
 // false if the client is gone.
-func (s *session) deliver(f *frames, how form, k *cork) (taken bool) {
+func (s *session) deliver(f *frames, how *form, k *cork) (taken bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	taken = s.deliverLocked(f, how, k)
+	s.mu.Unlock()
+	return taken
+}
+
+func (s *session) deliverLocked(f *frames, how *form, k *cork) (taken bool) {
 	c := s.conn
 	if c == nil {
 		return false
 	}
 	if how.qos == 0 {
-		if !c.out.room() {
+		switch c.publish(k, f, how) {
+		case noRoom:
 			s.b.count.droppedSlow.Add(1)
-			return true
-		}
-		if c.publish(k, f, how) == tooLarge {
+		case tooLarge:
 			s.b.count.droppedTooLarge.Add(1)
+		case queued, closed, tooLate:
 		}
 		return true
 	}
-	if s.pending.len() == 0 && s.roomLocked() > 0 && c.out.room() {
-		return s.sendLocked(k, f, how) != closed
+	if s.pending.len() == 0 && s.roomLocked() > 0 {
+		if became := s.sendLocked(k, f, how); became != noRoom {
+			return became != closed
+		}
 	}
 	size := f.m.Size()
 	full := s.pending.count >= s.b.opts.MaxQueued || s.pending.count > 0 && s.pending.bytes+size > s.b.opts.MaxQueuedBytes
@@ -149,45 +200,42 @@ func (s *session) deliver(f *frames, how form, k *cork) (taken bool) {
 		c.end(packet.ReasonQuotaExceeded, "too many messages are waiting for the client", false)
 		return false
 	}
-	s.pending.push(waiting{m: f.m, qos: how.qos, retain: how.retain, ids: how.subIDs, group: how.group, left: how.left})
+	m, place := f.keep()
+	s.pending.push(waiting{m: m, place: place, qos: how.qos, retain: how.retain, ids: how.subIDs, group: how.group, left: how.left})
 	return true
 }
 
 // sendLocked sends a QoS 1 or 2 message that is not in the store.
-func (s *session) sendLocked(k *cork, f *frames, how form) outcome {
-	how.id = s.ids.next(s.out)
+func (s *session) sendLocked(k *cork, f *frames, how *form) outcome {
+	last := s.ids
+	how.id = s.ids.next(&s.out)
 	became := s.conn.publish(k, f, how)
 	switch became {
+	case noRoom:
+		s.ids = last
 	case tooLarge:
 		s.b.count.droppedTooLarge.Add(1)
 	case queued:
-		o := &outbound{qos: how.qos, state: outSent, conn: s.conn.number}
+		o := s.out.put(how.id)
+		*o = outbound{qos: how.qos, state: outSent, conn: s.conn.number}
 		if how.group != nil && how.qos == 1 {
-			o.owed = &owed{m: f.m, group: how.group}
+			o.owed = &owed{m: f.m, group: how.group} // never lent, see plan.passing
 		}
-		s.setOutLocked(how.id, o)
 		s.inflight++
 	case closed, tooLate: // the session ends with the connection
 	}
 	return became
 }
 
-func (s *session) setOutLocked(id uint16, o *outbound) {
-	if s.out == nil {
-		s.out = make(map[uint16]*outbound)
-	}
-	s.out[id] = o
-}
-
 // freeLocked gives a packet id back, and its place in the window.
 func (s *session) freeLocked(id uint16, o *outbound) {
-	delete(s.out, id)
 	if o.seq != 0 {
 		delete(s.sent, o.seq)
 	}
 	if s.conn != nil && o.conn == s.conn.number {
 		s.inflight--
 	}
+	s.out.remove(id)
 }
 
 // hand puts retained messages in line for a new subscription. They take no
@@ -213,11 +261,7 @@ func (s *session) hand(ws []waiting, k *cork) {
 
 // sendPendingLocked sends what waits in RAM while there is room.
 func (s *session) sendPendingLocked(k *cork) {
-	if s.pending.len() == 0 {
-		return
-	}
-	now := time.Now()
-	for s.pending.len() > 0 && s.conn.out.room() {
+	for s.pending.len() > 0 {
 		w := s.pending.front()
 		m, qos := w.m, w.qos
 		if w.kept {
@@ -226,8 +270,11 @@ func (s *session) sendPendingLocked(k *cork) {
 		if m != nil && qos > 0 && s.roomLocked() <= 0 {
 			return
 		}
-		if m != nil && s.sendWaitingLocked(k, m, form{qos: qos, retain: w.retain, subIDs: w.ids, group: w.group}, now) == closed {
-			return
+		if m != nil {
+			how := form{qos: qos, retain: w.retain, subIDs: w.ids, group: w.group}
+			if became := s.sendWaitingLocked(k, m, &how); became == closed || became == noRoom {
+				return
+			}
 		}
 		s.pending.pop()
 	}
@@ -248,8 +295,12 @@ func (s *session) keptNow(w *waiting) (*message.Message, byte) {
 	return m, qos
 }
 
-func (s *session) sendWaitingLocked(k *cork, m *message.Message, how form, now time.Time) outcome {
-	f, alive := framesOf(m, now)
+func (s *session) sendWaitingLocked(k *cork, m *message.Message, how *form) outcome {
+	f, alive := frames{m: m}, true
+	if m.HasExpiry {
+		f, alive = framesOf(m, time.Now())
+	}
+	f.single = true
 	switch {
 	case !alive:
 		s.b.count.droppedExpired.Add(1)
@@ -271,12 +322,18 @@ func (s *session) sendWaitingLocked(k *cork, m *message.Message, how form, now t
 // if the reader calls, else nil.
 func (s *session) proceed(c *conn, k *cork) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.proceedLocked(c, k)
+	s.mu.Unlock()
+}
+
+func (s *session) proceedLocked(c *conn, k *cork) {
 	if s.conn != c {
 		return
 	}
 	s.sendPendingLocked(k)
-	s.sendStoredLocked(k)
-	s.kickLocked()
+	if s.queue != 0 {
+		s.sendStoredLocked(k)
+		s.kickLocked()
+	}
 	s.b.feedGroups()
 }

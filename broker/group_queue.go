@@ -286,7 +286,7 @@ func (q *groupQueue) placeLocked(l *lent) bool {
 		case tooLate:
 			q.dropLocked(l, dropExpired)
 			return true
-		case closed:
+		case noRoom, closed:
 		}
 	}
 	if !somebody {
@@ -310,7 +310,7 @@ func (l *lent) letGo(but *session) {
 	l.last = nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if o := s.out[l.id]; o != nil && o.lent == l {
+	if o := s.out.get(l.id); o != nil && o.lent == l {
 		s.freeLocked(l.id, o)
 	}
 }
@@ -332,21 +332,22 @@ func (s *session) lend(l *lent, sub *subscription) outcome {
 	}
 	how := form{qos: 1, retain: l.d.Retain && sub.RetainAsPublished, dup: again, id: l.id}
 	if !again {
-		how.id = s.ids.next(s.out)
+		how.id = s.ids.next(&s.out)
 	}
 	if sub.ID != 0 {
 		how.subIDs = []uint32{sub.ID}
 	}
-	became := c.publish(nil, &f, how)
+	f.single, how.placed = true, true
+	became := c.publish(nil, &f, &how)
 	if became != queued {
 		if again && became == tooLarge {
-			s.freeLocked(l.id, s.out[l.id])
+			s.freeLocked(l.id, s.out.get(l.id))
 			l.last = nil
 		}
 		return became
 	}
 	l.last = nil
-	s.setOutLocked(how.id, &outbound{qos: 1, state: outSent, conn: c.number, lent: l})
+	*s.out.put(how.id) = outbound{qos: 1, state: outSent, conn: c.number, lent: l}
 	s.inflight++
 	return queued
 }
@@ -363,7 +364,7 @@ func (s *session) takesLocked() bool {
 // acknowledged. The session keeps the packet ids for now. Its mu is held.
 func (s *session) takeLentLocked() []*lent {
 	var back []*lent
-	for id, o := range s.out {
+	for id, o := range s.out.all() {
 		if o.lent != nil && o.state == outSent {
 			o.state = outReserved
 			o.lent.id = id

@@ -9,7 +9,7 @@ import (
 func (c *conn) handlePuback(p *packet.Puback) error {
 	s := c.session
 	s.mu.Lock()
-	o := s.out[p.PacketID]
+	o := s.out.get(p.PacketID)
 	if o != nil && o.qos != 1 {
 		s.mu.Unlock()
 		return protocolError(p.Type(), "packet identifier", "is that of a QoS 2 delivery")
@@ -30,16 +30,19 @@ func (c *conn) handlePuback(p *packet.Puback) error {
 		seq, queue = l.d.Seq, l.from.id
 	}
 	s.freeLocked(p.PacketID, o)
-	s.mu.Unlock()
 	if p.Reason.Failed() {
 		c.b.count.refusedByClient.Add(1)
 	}
-	if seq != 0 {
-		if p.Reason.Failed() {
-			c.b.store.Refused(queue, seq, byte(p.Reason), nil)
-		} else {
-			c.b.store.Acked(queue, seq)
-		}
+	if seq == 0 {
+		s.proceedLocked(c, c.cork)
+		s.mu.Unlock()
+		return nil
+	}
+	s.mu.Unlock()
+	if p.Reason.Failed() {
+		c.b.store.Refused(queue, seq, byte(p.Reason), nil)
+	} else {
+		c.b.store.Acked(queue, seq)
 	}
 	s.proceed(c, c.cork)
 	return nil
@@ -50,7 +53,7 @@ func (c *conn) handlePuback(p *packet.Puback) error {
 func (c *conn) handlePubrec(p *packet.Pubrec) error {
 	s, id := c.session, p.PacketID
 	s.mu.Lock()
-	o := s.out[id]
+	o := s.out.get(id)
 	if o != nil && o.qos != 2 {
 		s.mu.Unlock()
 		return protocolError(p.Type(), "packet identifier", "is that of a QoS 1 delivery")
@@ -62,7 +65,7 @@ func (c *conn) handlePubrec(p *packet.Pubrec) error {
 			return nil
 		}
 		// So that the client forgets it too (MQTT 5.0 §3.6.2.1).
-		return c.reply(&packet.Pubrel{PacketID: id, Reason: packet.ReasonPacketIDNotFound})
+		return c.acknowledgeWith(c.cork, packet.TypePubrel, id, packet.ReasonPacketIDNotFound)
 	}
 	seq := o.seq
 	switch o.state {
@@ -74,7 +77,7 @@ func (c *conn) handlePubrec(p *packet.Pubrec) error {
 		if p.Reason.Failed() {
 			return nil
 		}
-		return c.reply(&packet.Pubrel{PacketID: id})
+		return c.acknowledgeWith(c.cork, packet.TypePubrel, id, packet.ReasonSuccess)
 	case outReserved, outSaving:
 		s.mu.Unlock()
 		return protocolError(p.Type(), "packet identifier", "was not sent")
@@ -83,14 +86,15 @@ func (c *conn) handlePubrec(p *packet.Pubrec) error {
 	if p.Reason.Failed() {
 		// MQTT 5.0 §4.3.3 [MQTT-4.3.3-4]: it ends here.
 		c.b.count.refusedByClient.Add(1)
-		return c.finishDelivery(id, o, func(done func(error)) {
-			c.b.store.Refused(s.queue, seq, byte(p.Reason), done)
-		})
+		if c.finishDelivery(id, o) {
+			c.b.store.Refused(s.queue, seq, byte(p.Reason), s.freeWhenDone(id, seq))
+		}
+		return nil
 	}
 	if seq == 0 {
 		o.state = outReleased
 		s.mu.Unlock()
-		return c.reply(&packet.Pubrel{PacketID: id})
+		return c.acknowledgeWith(c.cork, packet.TypePubrel, id, packet.ReasonSuccess)
 	}
 	o.state = outReceived
 	s.mu.Unlock()
@@ -102,7 +106,7 @@ func (c *conn) handlePubrec(p *packet.Pubrec) error {
 func (s *session) released(c *conn, id uint16, seq durable.Seq, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := s.out[id]
+	o := s.out.get(id)
 	if o == nil || o.seq != seq || o.state != outReceived {
 		return
 	}
@@ -113,24 +117,24 @@ func (s *session) released(c *conn, id uint16, seq durable.Seq, err error) {
 	}
 	o.state = outReleased
 	if s.conn == c {
-		c.tell(&packet.Pubrel{PacketID: id})
+		_ = c.acknowledgeWith(nil, packet.TypePubrel, id, packet.ReasonSuccess)
 	}
 }
 
 // finishDelivery ends a QoS 2 delivery; the session's lock is held, and let go.
-// The packet id is free once store's done says so.
-func (c *conn) finishDelivery(id uint16, o *outbound, store func(done func(error))) error {
+// stored says that the store is to be told, and the packet id free when that is
+// done.
+func (c *conn) finishDelivery(id uint16, o *outbound) (stored bool) {
 	s := c.session
 	if o.seq == 0 {
 		s.freeLocked(id, o)
+		s.proceedLocked(c, c.cork)
 		s.mu.Unlock()
-		s.proceed(c, c.cork)
-		return nil
+		return false
 	}
 	o.state = outEnding
 	s.mu.Unlock()
-	store(s.freeWhenDone(id, o.seq))
-	return nil
+	return true
 }
 
 // handlePubcomp ends a QoS 2 delivery. 0x92, packet identifier not found, ends
@@ -138,7 +142,7 @@ func (c *conn) finishDelivery(id uint16, o *outbound, store func(done func(error
 func (c *conn) handlePubcomp(p *packet.Pubcomp) error {
 	s, id := c.session, p.PacketID
 	s.mu.Lock()
-	o := s.out[id]
+	o := s.out.get(id)
 	switch {
 	case o == nil:
 		s.mu.Unlock()
@@ -152,7 +156,10 @@ func (c *conn) handlePubcomp(p *packet.Pubcomp) error {
 		return protocolError(p.Type(), "packet identifier", "PUBCOMP without PUBREL")
 	}
 	seq := o.seq
-	return c.finishDelivery(id, o, func(done func(error)) { c.b.store.Completed(s.queue, seq, done) })
+	if c.finishDelivery(id, o) {
+		c.b.store.Completed(s.queue, seq, s.freeWhenDone(id, seq))
+	}
+	return nil
 }
 
 // handlePubrel releases an inbound QoS 2 packet id: PUBCOMP follows once that
@@ -160,11 +167,11 @@ func (c *conn) handlePubcomp(p *packet.Pubcomp) error {
 func (c *conn) handlePubrel(p *packet.Pubrel) error {
 	s, id := c.session, p.PacketID
 	s.mu.Lock()
-	in := s.in[id]
+	in := s.in.get(id)
 	if in == nil {
 		s.mu.Unlock()
 		// Released before, and the PUBCOMP got lost (MQTT 5.0 §3.7.2.1).
-		return c.reply(&packet.Pubcomp{PacketID: id, Reason: packet.ReasonPacketIDNotFound})
+		return c.acknowledgeWith(c.cork, packet.TypePubcomp, id, packet.ReasonPacketIDNotFound)
 	}
 	switch in.state {
 	case inCommitting:
@@ -173,42 +180,45 @@ func (c *conn) handlePubrel(p *packet.Pubrel) error {
 	case inReleasing:
 		s.mu.Unlock() // PUBCOMP is on its way
 		return nil
-	case inReceived, inFailed:
+	case inReceived:
 	}
 	if s.queue == 0 {
 		counted := in.conn == c.number
-		delete(s.in, id)
+		s.in.remove(id)
 		s.mu.Unlock()
 		if counted {
 			c.line.released()
 		}
-		return c.reply(&packet.Pubcomp{PacketID: id})
+		return c.acknowledgeWith(c.cork, packet.TypePubcomp, id, packet.ReasonSuccess)
 	}
 	in.state = inReleasing
 	s.mu.Unlock()
-	c.b.store.Release(s.queue, id, func(err error) { s.completed(id, in, err) })
+	c.b.store.Release(s.queue, id, func(err error) { s.completed(id, err) })
 	return nil
 }
 
 // completed is called by the store when an inbound packet id is gone for good,
 // or is not. PUBCOMP goes to whichever connection the session has by now.
-func (s *session) completed(id uint16, in *inbound, err error) {
+func (s *session) completed(id uint16, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	in := s.in.get(id)
+	if in == nil {
+		return // never: while it is being released it goes only here
+	}
 	if err != nil {
 		in.state = inReceived
 		s.storeFailedLocked(err)
 		return
 	}
-	if s.in[id] == in {
-		delete(s.in, id)
-	}
+	conn := in.conn
+	s.in.remove(id)
 	c := s.conn
 	if c == nil {
 		return
 	}
-	if in.conn == c.number {
+	if conn == c.number {
 		c.line.released()
 	}
-	c.tell(&packet.Pubcomp{PacketID: id})
+	_ = c.acknowledgeWith(nil, packet.TypePubcomp, id, packet.ReasonSuccess)
 }

@@ -474,7 +474,7 @@ func (x *connecting) accept() error {
 	}
 	c.b.count.controlOut.Add(1)
 	c.connected.Store(true)
-	c.cork.flush()
+	c.cork.flush(&c.b.count)
 	if c.cause.Load() != nil {
 		return errEnded
 	}

@@ -21,7 +21,7 @@ type inbound struct {
 	conn uint64
 	// joined are the acknowledgements of the same PUBLISH sent again while it
 	// was being committed, each with the line it stands in.
-	joined []joinedAck
+	joined *[]joinedAck
 }
 
 type joinedAck struct {
@@ -36,21 +36,20 @@ const (
 	inCommitting inState = iota // PUBREC follows
 	inReceived                  // PUBREC sent, or about to be
 	inReleasing                 // PUBREL came; PUBCOMP follows
-	inFailed                    // not committed; the id is free
 )
 
 // handlePublish takes a client's message (MQTT 5.0 §3.3).
 func (c *conn) handlePublish(p *packet.Publish) error {
 	b := c.b
-	b.count.messagesIn.Add(1)
-	b.count.payloadIn.Add(uint64(len(p.Payload)))
+	c.cork.count.messagesIn++
+	c.cork.count.payloadIn += uint64(len(p.Payload))
 	if err := c.pay(p.Type(), 1); err != nil {
 		return err
 	}
 	if err := c.resolveAlias(p); err != nil {
 		return err
 	}
-	plan := b.lookup(p.Topic)
+	plan := b.lookupAt(c.cork.plans, p.Topic)
 	if plan == nil {
 		// Only names that were valid have a plan.
 		if err := topic.ValidName(p.Topic); err != nil {
@@ -65,11 +64,14 @@ func (c *conn) handlePublish(p *packet.Publish) error {
 		}
 		plan = b.planFor(name)
 	}
-	if reserved(plan.topic) || !c.mayPublish(plan.topic) {
+	if plan.reserved || !c.mayPublish(plan.topic) {
 		return c.deny(p)
 	}
 	if b.opts.CheckPayloadFormat && !formatted(p) {
 		return c.answer(p, packet.ReasonPayloadFormatInvalid)
+	}
+	if plan.passing && !p.Retain && (p.QoS == 0 || c.line.length() == 0) {
+		return c.pass(p, plan)
 	}
 	switch p.QoS {
 	case 0:
@@ -126,9 +128,17 @@ func formatted(p *packet.Publish) bool {
 // message copies a PUBLISH out of the reader's buffer: payload and properties
 // in one piece.
 func (c *conn) message(p *packet.Publish, plan *plan) *message.Message {
+	return kept(&message.Message{
+		Topic: plan.topic, Payload: p.Payload, Properties: p.Properties, QoS: p.QoS, Retain: p.Retain,
+		HasExpiry: p.HasExpiry, Expiry: p.MessageExpiry, Received: c.now(), From: c.session.clientID,
+	})
+}
+
+// kept is a copy of a lent message, in one piece if it is small.
+func kept(lent *message.Message) *message.Message {
 	var m *message.Message
 	var piece []byte
-	if size := len(p.Payload) + len(p.Properties); size <= smallMessage {
+	if size := len(lent.Payload) + len(lent.Properties); size <= smallMessage {
 		small := new(struct {
 			message.Message
 			piece [smallMessage]byte
@@ -137,13 +147,11 @@ func (c *conn) message(p *packet.Publish, plan *plan) *message.Message {
 	} else {
 		m, piece = new(message.Message), make([]byte, size)
 	}
-	n := copy(piece, p.Payload)
-	copy(piece[n:], p.Properties)
-	*m = message.Message{
-		Topic: plan.topic, Payload: piece[:n:n], QoS: p.QoS, Retain: p.Retain,
-		HasExpiry: p.HasExpiry, Expiry: p.MessageExpiry, Received: c.now(), From: c.session.clientID,
-	}
-	if len(p.Properties) > 0 {
+	*m = *lent
+	n := copy(piece, lent.Payload)
+	m.Payload = piece[:n:n]
+	if len(lent.Properties) > 0 {
+		copy(piece[n:], lent.Properties)
 		m.Properties = piece[n:]
 	}
 	return m
@@ -159,6 +167,58 @@ func (c *conn) now() time.Time {
 		return s.loop.time
 	}
 	return time.Now()
+}
+
+// pass hands a message to clients that are connected, where nobody else wants
+// it, and acknowledges it. It is route for what most messages of most gateways
+// are: nothing has to be safe, so nobody waits, nothing is left behind, and
+// nothing is copied but into the buffers of the sockets.
+func (c *conn) pass(p *packet.Publish, plan *plan) error {
+	limit := c.receiveMaximum()
+	switch p.QoS {
+	case 1:
+		if int(c.line.unacked.Load()) >= limit {
+			return errReceiveMaximum()
+		}
+	case 2:
+		if c.session.queue != 0 || !c.session.claimReceived(p.PacketID, c.number, c.b.opts.MaxUnreleased) {
+			return c.publishExactlyOnce(p, plan)
+		}
+		if int(c.line.unacked.Add(1)) > limit {
+			return errReceiveMaximum() // and with the connection the session ends
+		}
+	}
+	m := &c.cork.lent
+	*m = message.Message{
+		Topic: plan.topic, Payload: p.Payload, Properties: p.Properties, QoS: p.QoS,
+		HasExpiry: p.HasExpiry, Expiry: p.MessageExpiry, Received: c.now(), From: c.session.clientID,
+	}
+	f := frames{m: m, lent: true, expiry: m.Expiry, single: len(plan.sessions) == 1}
+	for i := range plan.sessions {
+		t := &plan.sessions[i]
+		how := form{qos: min(t.qos, p.QoS), subIDs: t.ids}
+		if t.noLocal && m.From == t.s.clientID {
+			g, ok := t.granted(m.From)
+			if !ok {
+				continue
+			}
+			how.qos, how.subIDs = min(g.qos, p.QoS), g.ids
+		}
+		t.s.deliver(&f, &how, c.cork)
+	}
+	m.Payload, m.Properties = nil, nil
+	f.park.letGo()
+	if p.QoS == 0 {
+		return nil
+	}
+	reason := packet.ReasonSuccess
+	if len(plan.sessions) == 0 {
+		reason = packet.ReasonNoMatchingSubscribers // MQTT 5.0 §3.4.2.1
+	}
+	if p.QoS == 1 {
+		return c.acknowledgeWith(c.cork, packet.TypePuback, p.PacketID, reason)
+	}
+	return c.acknowledgeWith(c.cork, packet.TypePubrec, p.PacketID, reason)
 }
 
 func (c *conn) publishAtMostOnce(p *packet.Publish, plan *plan) error {
@@ -241,19 +301,19 @@ func (c *conn) publishAtLeastOnce(p *packet.Publish, plan *plan) error {
 // again, but never goes onward twice (MQTT 5.0 §4.3.3 [MQTT-4.3.3-10]).
 func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
 	s, id := c.session, p.PacketID
-	in, again, counted := s.claim(id, c.number, c.b.opts.MaxUnreleased)
-	if in == nil {
+	became, again, counted := s.claim(id, c.number, c.b.opts.MaxUnreleased)
+	if !became {
 		return c.answer(p, packet.ReasonQuotaExceeded)
 	}
 	a := &ack{packetID: id, qos: 2, counted: counted}
 	if err := c.push(a); err != nil {
 		if !again {
-			s.committed(id, in, err)
+			s.committed(id, err)
 		}
 		return err
 	}
 	if again {
-		if reason, known := s.join(in, joinedAck{&c.line, a}); known {
+		if reason, known := s.join(id, joinedAck{&c.line, a}); known {
 			c.line.finish(a, reason, c.cork)
 		}
 		return nil
@@ -263,7 +323,7 @@ func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
 		j.from = durable.Origin{Queue: s.queue, PacketID: id}
 	}
 	j.done = func(err error) {
-		joined := s.committed(id, in, err)
+		joined := s.committed(id, err)
 		reason := c.b.answerTo(j, err)
 		c.line.finish(a, reason, c.corkOf(j))
 		for _, x := range joined {
@@ -279,42 +339,53 @@ func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
 }
 
 // claim takes an inbound packet id for a PUBLISH, or finds that it is taken.
-// counted says that it takes a place of that connection's receive maximum. Nil:
-// as many as there may be have been taken.
-func (s *session) claim(id uint16, conn uint64, limit int) (in *inbound, again, counted bool) {
+// counted says that it takes a place of that connection's receive maximum. Not
+// ok: as many as there may be have been taken.
+func (s *session) claim(id uint16, conn uint64, limit int) (ok, again, counted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	in, again = s.in[id]
-	if !again {
-		if len(s.in) >= limit {
-			return nil, false, false
-		}
-		in = &inbound{}
-		if s.in == nil {
-			s.in = make(map[uint16]*inbound)
-		}
-		s.in[id] = in
+	again = s.in.has(id)
+	if !again && s.in.len() >= limit {
+		return false, false, false
 	}
+	in := s.in.put(id)
 	counted = in.conn != conn
 	in.conn = conn
-	return in, again, counted
+	return true, again, counted
+}
+
+// claimReceived takes an inbound packet id for a PUBLISH that has nothing to
+// wait for. False: claim has to look at it.
+func (s *session) claimReceived(id uint16, conn uint64, limit int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.in.len() >= limit || s.in.has(id) {
+		return false
+	}
+	*s.in.put(id) = inbound{state: inReceived, conn: conn}
+	return true
 }
 
 // join lets the acknowledgement of a PUBLISH that was sent again wait for the
 // commit of the first, or says what it is if that is known.
-func (s *session) join(in *inbound, a joinedAck) (reason packet.ReasonCode, known bool) {
+func (s *session) join(id uint16, a joinedAck) (reason packet.ReasonCode, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	in := s.in.get(id)
+	if in == nil { // it failed just now
+		return packet.ReasonQuotaExceeded, true
+	}
 	switch in.state {
 	case inCommitting:
-		in.joined = append(in.joined, a)
+		if in.joined == nil {
+			in.joined = new([]joinedAck)
+		}
+		*in.joined = append(*in.joined, a)
 		return 0, false
 	case inReleasing:
 		// The client has released it, so this is another message under an id
 		// that is not free before our PUBCOMP.
 		return packet.ReasonPacketIDInUse, true
-	case inFailed:
-		return packet.ReasonQuotaExceeded, true
 	case inReceived:
 	}
 	return packet.ReasonSuccess, true
@@ -322,18 +393,21 @@ func (s *session) join(in *inbound, a joinedAck) (reason packet.ReasonCode, know
 
 // committed records that an inbound QoS 2 message is safe, or withdraws its
 // claim, and returns who waits for it besides the first.
-func (s *session) committed(id uint16, in *inbound, err error) []joinedAck {
+func (s *session) committed(id uint16, err error) []joinedAck {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	joined := in.joined
-	in.joined = nil
+	in := s.in.get(id)
+	if in == nil {
+		return nil // never: while it is being committed it goes only here
+	}
+	var joined []joinedAck
+	if in.joined != nil {
+		joined, in.joined = *in.joined, nil
+	}
 	if err == nil {
 		in.state = inReceived
-		return joined
-	}
-	in.state = inFailed
-	if s.in[id] == in {
-		delete(s.in, id)
+	} else {
+		s.in.remove(id)
 	}
 	return joined
 }
@@ -373,7 +447,7 @@ func (c *conn) answer(p *packet.Publish, reason packet.ReasonCode) error {
 	if p.QoS == 2 {
 		s := c.session
 		s.mu.Lock()
-		_, claimed := s.in[p.PacketID]
+		claimed := s.in.has(p.PacketID)
 		s.mu.Unlock()
 		if claimed {
 			// Rights were taken away between a PUBLISH and its resend.
@@ -419,13 +493,20 @@ func (c *conn) mayPublish(name string) bool {
 // push gives a PUBLISH its place in the acknowledgement line. Only 5.0 clients
 // know a receive maximum; the others are slowed down by awaitLine.
 func (c *conn) push(a *ack) error {
-	limit := c.b.opts.ReceiveMaximum
-	if c.version < packet.V5 {
-		limit = 1 << 30
-	}
-	if c.line.push(a, limit) {
+	if c.line.push(a, c.receiveMaximum()) {
 		return nil
 	}
+	return errReceiveMaximum()
+}
+
+func (c *conn) receiveMaximum() int {
+	if c.version < packet.V5 {
+		return 1 << 30
+	}
+	return c.b.opts.ReceiveMaximum
+}
+
+func errReceiveMaximum() error {
 	return &packet.Error{
 		Reason: packet.ReasonReceiveMaximumExceeded, Type: packet.TypePublish, Field: "receive maximum",
 		Detail: "more publications unacknowledged than the CONNACK allowed",

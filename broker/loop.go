@@ -121,6 +121,7 @@ func newLoop(b *Broker) (*loop, error) {
 		return nil, errors.Join(os.NewSyscallError("eventfd", err), unix.Close(ep))
 	}
 	l := &loop{b: b, ep: ep, wakes: wakes, reader: packet.NewReader(nil, loopBuffer), wheel: wheel{start: time.Now()}}
+	l.cork.plans = new([planSlots]*plan)
 	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wakes, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wakes)}); err != nil {
 		return nil, errors.Join(os.NewSyscallError("epoll_ctl", err), unix.Close(ep), unix.Close(wakes))
 	}
@@ -150,7 +151,7 @@ func (l *loop) run(ctx context.Context) {
 			l.ready(int(events[i].Fd), events[i].Events)
 		}
 		l.takePosted()
-		l.cork.flush()
+		l.cork.flush(&l.b.count)
 		l.checkSilence()
 	}
 }
@@ -560,7 +561,7 @@ func (c *conn) join() bool {
 	}
 	c.reader.Reset(nil, c.version, nil)
 	c.reader = nil
-	c.cork.flush()
+	c.cork.flush(&c.b.count)
 	c.cork = &s.loop.cork
 	c.line.wake = func() {
 		if s.parked.Load() {

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/broker/message"
 	"holdfast/broker/packet"
 )
 
@@ -84,16 +85,59 @@ func (o *output) roomLocked() bool {
 	return false
 }
 
-// queue appends what encode appends. It returns false when the connection
-// takes nothing any more, or when its client does not even read
-// acknowledgements. With a cork the flush is left to that.
-func (o *output) queue(k *cork, encode func(b []byte) []byte) bool {
+// packet queues a control packet. It returns false when the connection takes
+// nothing any more, or when its client does not even read acknowledgements. With
+// a cork the flush is left to that. What cannot be encoded is a mistake of ours:
+// it is left out, and the test that made it fails on its absence.
+func (o *output) packet(k *cork, p packet.Packet, v packet.Version) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed || o.sealed || o.sizeLocked() > o.limit+controlRoom {
+	if o.takesLocked(true) != queued {
 		return false
 	}
-	o.appendLocked(encode)
+	b := o.bufferLocked()
+	*b, _ = p.AppendTo(*b, v)
+	o.queuedLocked(k)
+	return true
+}
+
+// brief is packet for an acknowledgement without anything to add, which is the
+// same in all versions.
+func (o *output) brief(k *cork, first byte, id uint16) bool {
+	o.mu.Lock()
+	if o.takesLocked(true) != queued {
+		o.mu.Unlock()
+		return false
+	}
+	b := o.bufferLocked()
+	*b = append(*b, first, 2, byte(id>>8), byte(id))
+	o.queuedLocked(k)
+	o.mu.Unlock()
+	return true
+}
+
+// takesLocked says whether something may be queued; control is for what has its
+// place already, or may take some of controlRoom.
+func (o *output) takesLocked(control bool) outcome {
+	switch {
+	case control && (o.closed || o.sealed || o.sizeLocked() > o.limit+controlRoom):
+		return closed
+	case !control && !o.roomLocked():
+		return noRoom
+	}
+	return queued
+}
+
+// bufferLocked is where to append, before queuedLocked.
+func (o *output) bufferLocked() *[]byte {
+	if o.buf == nil {
+		o.buf, _ = buffers.Get().(*[]byte)
+	}
+	return o.buf
+}
+
+// queuedLocked sees to it that what was appended gets written.
+func (o *output) queuedLocked(k *cork) {
 	if k == nil {
 		o.flushLocked()
 	} else if !o.corked {
@@ -103,14 +147,6 @@ func (o *output) queue(k *cork, encode func(b []byte) []byte) bool {
 	if o.sock != nil && len(*o.buf) >= flushAt {
 		o.writeLocked()
 	}
-	return true
-}
-
-func (o *output) appendLocked(encode func(b []byte) []byte) {
-	if o.buf == nil {
-		o.buf, _ = buffers.Get().(*[]byte)
-	}
-	*o.buf = encode(*o.buf)
 }
 
 // seal queues p, unless it is nil, behind everything else and takes nothing
@@ -123,7 +159,8 @@ func (o *output) seal(p packet.Packet, v packet.Version) {
 	}
 	o.sealed = true
 	if p != nil {
-		o.appendLocked(encoder(p, v))
+		b := o.bufferLocked()
+		*b, _ = p.AppendTo(*b, v)
 	}
 	o.flushLocked()
 }
@@ -285,24 +322,18 @@ func (o *output) finish() {
 	o.buf, o.rest = nil, nil
 }
 
-// packet queues a control packet. What cannot be encoded is a mistake of ours:
-// it is left out, and the test that made it fails on its absence.
-func (o *output) packet(k *cork, p packet.Packet, v packet.Version) bool {
-	return o.queue(k, encoder(p, v))
+// cork collects the outputs to flush once a batch of packets has been handled,
+// and what was counted meanwhile. It belongs to one reader goroutine.
+type cork struct {
+	outputs []*output
+	count   tally
+	lent    message.Message // what is being passed on, see conn.pass
+	// plans are those of the topics of late, by planSlot; nil for none kept.
+	plans *[planSlots]*plan
 }
 
-func encoder(p packet.Packet, v packet.Version) func(b []byte) []byte {
-	return func(b []byte) []byte {
-		b, _ = p.AppendTo(b, v)
-		return b
-	}
-}
-
-// cork collects the outputs to flush once a batch of packets has been handled.
-// It belongs to one reader goroutine.
-type cork struct{ outputs []*output }
-
-func (k *cork) flush() {
+func (k *cork) flush(to *counters) {
+	k.count.addTo(to) // first: who has an answer finds it counted
 	for i, o := range k.outputs {
 		o.mu.Lock()
 		o.corked = false

@@ -19,6 +19,8 @@ const (
 	// maxPlanName is the longest topic, in bytes; others are looked up each
 	// time.
 	maxPlanName = 512
+	// planSlots is how many a loop has at hand.
+	planSlots = 64
 )
 
 // plan is who gets messages of one topic. It does not change: it is good as
@@ -26,6 +28,10 @@ const (
 type plan struct {
 	topic      string
 	generation uint64
+	reserved   bool // clients may not publish there
+	// passing says that nobody keeps its messages but who is connected: they go
+	// to sockets only.
+	passing    bool
 	sessions   []target
 	groups     []*group
 	recipients []recipientTarget
@@ -76,6 +82,22 @@ func (b *Broker) lookup(name []byte) *plan {
 	return p
 }
 
+// lookupAt is lookup for a goroutine that has the plans of late at hand.
+func (b *Broker) lookupAt(plans *[planSlots]*plan, name []byte) *plan {
+	if plans == nil || len(name) == 0 {
+		return b.lookup(name)
+	}
+	// The ends of names differ most.
+	n := len(name)
+	slot := &plans[(int(name[n-1])^int(name[n/2])<<2^n<<3)%planSlots]
+	if p := *slot; p != nil && p.topic == string(name) && p.generation == b.generation() {
+		return p
+	}
+	p := b.lookup(name)
+	*slot = p
+	return p
+}
+
 // planFor returns the plan of a topic, made anew if need be.
 func (b *Broker) planFor(name string) *plan {
 	b.plans.mu.RLock()
@@ -112,7 +134,7 @@ func (p *plan) recipientCount() int {
 }
 
 func (b *Broker) makePlan(name string) *plan {
-	p := &plan{topic: name, generation: b.generation()}
+	p := &plan{topic: name, generation: b.generation(), reserved: reserved(name)}
 	var subs []*subscription
 	b.trie.Match(name, func(sub *subscription) {
 		switch {
@@ -145,9 +167,11 @@ func (b *Broker) makePlan(name string) *plan {
 		t.subs = append(t.subs, sub)
 		t.noLocal = t.noLocal || sub.NoLocal
 	}
+	p.passing = len(p.groups)+len(p.recipients)+len(p.watches) == 0
 	for i := range p.sessions {
 		t := &p.sessions[i]
 		t.grant, _ = t.granted("")
+		p.passing = p.passing && t.s.queue == 0
 	}
 	return p
 }

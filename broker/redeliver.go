@@ -38,7 +38,7 @@ func (s *session) takeOrphans() []owed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var sent []uint16
-	for id, o := range s.out {
+	for id, o := range s.out.all() {
 		if o.owed != nil {
 			sent = append(sent, id)
 		}
@@ -49,10 +49,10 @@ func (s *session) takeOrphans() []owed {
 	})
 	var all []owed
 	for _, id := range sent {
-		all = append(all, *s.out[id].owed)
+		all = append(all, *s.out.get(id).owed)
 	}
 	all = append(all, s.orphans...)
-	s.orphans, s.out = nil, nil
+	s.orphans, s.out = nil, idTable[outbound]{}
 	return all
 }
 
@@ -83,7 +83,8 @@ func (b *Broker) redeliverOne(o owed) (done bool) {
 	s, g := sub.session, sub.alone()
 	qos, retain := min(g.qos, o.m.QoS), o.m.Retain && g.asWritten
 	if qos == 0 || s.queue == 0 {
-		return s.deliver(&f, form{qos: qos, retain: retain, subIDs: g.ids, group: o.group, left: true}, nil) || qos == 0
+		how := form{qos: qos, retain: retain, subIDs: g.ids, group: o.group, left: true}
+		return s.deliver(&f, &how, nil) || qos == 0
 	}
 	b.redeliverTo(durable.Claim{Queue: s.queue, QoS: qos, Retain: retain, SubscriptionIDs: g.ids}, o.m)
 	return true

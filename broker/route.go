@@ -107,19 +107,6 @@ func (b *Broker) route(j *job) error {
 	return nil
 }
 
-// kept is a copy of a lent message.
-func kept(m *message.Message) *message.Message {
-	piece := make([]byte, 0, len(m.Payload)+len(m.Properties))
-	piece = append(append(piece, m.Payload...), m.Properties...)
-	again := *m
-	n := len(m.Payload)
-	again.Payload = piece[:n:n]
-	if len(m.Properties) > 0 {
-		again.Properties = piece[n:]
-	}
-	return &again
-}
-
 // onward is the delivery of a message for later. It is here, and not in route,
 // so that messages that need none of it leave nothing behind.
 func (b *Broker) onward(p *plan, m *message.Message, shared []delivery, from durable.QueueID) func(*cork) {
@@ -166,7 +153,7 @@ func (b *Broker) deliver(p *plan, m *message.Message, shared []delivery, from du
 			return // it comes from the store
 		}
 		how := form{qos: qos, retain: m.Retain && g.asWritten, subIDs: g.ids, group: of}
-		if !s.deliver(&f, how, k) && of != nil && qos > 0 {
+		if !s.deliver(&f, &how, k) && of != nil && qos > 0 {
 			// Not from here: the store's lock may not be taken under that of
 			// an acknowledgement line.
 			b.clock.after(0, func() { b.redeliver([]owed{{m, of}}) })

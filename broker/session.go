@@ -30,10 +30,10 @@ type session struct {
 	// identity is that of the latest connection; guarded by mu.
 	identity Identity
 	subs     map[string]*subscription // guarded by mu; by filter as the client wrote it
-	in       map[uint16]*inbound      // guarded by mu; inbound QoS 2
+	in       idTable[inbound]         // guarded by mu; inbound QoS 2
 	// Outbound, guarded by mu:
 	ids      packetIDs
-	out      map[uint16]*outbound
+	out      idTable[outbound]
 	sent     map[durable.Seq]uint16 // packet ids of deliveries of the store
 	inflight int                    // QoS 1 and 2 sent on this connection, not finished
 	pending  fifo                   // waits in RAM for room
@@ -69,13 +69,13 @@ type packetIDs struct{ last uint16 }
 
 // next finds a free id. There always is one: windows are at most half of the
 // ids, and ids from the store were given within such windows.
-func (p *packetIDs) next(used map[uint16]*outbound) uint16 {
+func (p *packetIDs) next(used *idTable[outbound]) uint16 {
 	for {
 		p.last++
 		if p.last == 0 {
 			p.last = 1
 		}
-		if _, taken := used[p.last]; !taken {
+		if !used.has(p.last) {
 			return p.last
 		}
 	}
@@ -84,6 +84,7 @@ func (p *packetIDs) next(used map[uint16]*outbound) uint16 {
 // waiting is one delivery that waits in RAM for room on the connection.
 type waiting struct {
 	m      *message.Message
+	place  *parked // m's, nil for one that is left to the garbage collector
 	ids    []uint32
 	qos    byte // the subscription's when kept, else the delivery's
 	retain bool
@@ -95,6 +96,9 @@ type waiting struct {
 // counts says whether it counts against MaxQueued. What another member of a
 // shared group left must not cost this one its connection; it was counted there.
 func (w *waiting) counts() bool { return !w.kept && !w.left }
+
+// keptWaiting is how many places an empty fifo keeps.
+const keptWaiting = 32
 
 // fifo is a queue of deliveries.
 type fifo struct {
@@ -127,9 +131,14 @@ func (f *fifo) pop() {
 		f.count--
 		f.bytes -= w.m.Size()
 	}
+	w.place.letGo()
 	*w = waiting{}
-	if f.head++; f.head == len(f.items) {
-		*f = fifo{}
+	if f.head++; f.head < len(f.items) {
+		return
+	}
+	f.items, f.head = f.items[:0], 0
+	if cap(f.items) > keptWaiting {
+		f.items = nil
 	}
 }
 

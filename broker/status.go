@@ -45,6 +45,27 @@ type counters struct {
 	droppedDenied    atomic.Uint64
 }
 
+// tally is what a reader goroutine has counted and not yet added to the
+// counters: those of every packet are added once for many.
+type tally struct {
+	packetsIn, controlOut   uint64
+	messagesIn, messagesOut uint64
+	payloadIn, payloadOut   uint64
+}
+
+func (t *tally) addTo(n *counters) {
+	if *t == (tally{}) {
+		return
+	}
+	n.packetsIn.Add(t.packetsIn)
+	n.controlOut.Add(t.controlOut)
+	n.messagesIn.Add(t.messagesIn)
+	n.messagesOut.Add(t.messagesOut)
+	n.payloadIn.Add(t.payloadIn)
+	n.payloadOut.Add(t.payloadOut)
+	*t = tally{}
+}
+
 // Status is a snapshot of the broker. Counters start at 0 with the process.
 type Status struct {
 	Uptime        time.Duration `json:"uptime_ns"`

@@ -28,6 +28,8 @@ type Reader struct {
 	// burst says that the last read brought more than own would have held.
 	burst bool
 	err   error // of a packet, after which the stream makes no sense
+	// burdened says that an acknowledgement below has more than its packet id.
+	burdened bool
 
 	publish Publish
 	puback  Puback
@@ -104,6 +106,9 @@ func (r *Reader) Next() (Packet, error) {
 		return nil, r.err
 	}
 	for {
+		if p := r.quick(); p != nil {
+			return p, nil
+		}
 		frame, err := r.frame()
 		if err != nil {
 			r.err = err
@@ -115,8 +120,11 @@ func (r *Reader) Next() (Packet, error) {
 				r.err = err
 				return nil, err
 			}
-			if c, ok := p.(*Connect); ok {
-				r.version = c.Version
+			switch p := p.(type) {
+			case *Connect:
+				r.version = p.Version
+			case *Puback, *Pubrec, *Pubrel, *Pubcomp:
+				r.burdened = true
 			}
 			return p, nil
 		}

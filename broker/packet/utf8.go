@@ -2,6 +2,7 @@ package packet
 
 import (
 	"bytes"
+	"encoding/binary"
 	"strings"
 	"unicode/utf8"
 )
@@ -20,5 +21,20 @@ func ValidString(s string) bool {
 
 // ValidBytes is [ValidString] for bytes.
 func ValidBytes(b []byte) bool {
-	return len(b) <= maxField && bytes.IndexByte(b, 0) < 0 && utf8.Valid(b)
+	if len(b) > maxField {
+		return false
+	}
+	for ; len(b) >= 8; b = b[8:] { // nearly all there is is ASCII
+		const ones, highs = 0x0101010101010101, 0x8080808080808080
+		w := binary.LittleEndian.Uint64(b)
+		if (w|(w-ones))&highs != 0 { // a byte above 0x7f, or below 1
+			break
+		}
+	}
+	for i, c := range b {
+		if c-1 >= 0x7f {
+			return bytes.IndexByte(b[i:], 0) < 0 && utf8.Valid(b[i:])
+		}
+	}
+	return true
 }
