@@ -177,15 +177,16 @@ func (r *race) begin(ctx context.Context, now time.Time) {
 	if now.Before(r.mayBegin) || now.Before(r.nextBegin) {
 		return
 	}
-	if len(r.waiting[r.turn]) == 0 {
-		r.turn ^= 1
+	family := r.turn
+	if len(r.waiting[family]) == 0 {
+		family ^= 1
 	}
-	if len(r.waiting[r.turn]) == 0 {
+	if len(r.waiting[family]) == 0 {
 		return
 	}
-	addr := r.waiting[r.turn][0]
-	r.waiting[r.turn] = r.waiting[r.turn][1:]
-	r.turn ^= 1
+	addr := r.waiting[family][0]
+	r.waiting[family] = r.waiting[family][1:]
+	r.turn = family ^ 1
 	r.attempts++
 	r.nextBegin = now.Add(attemptDelay)
 	r.wg.Go(func() {
