@@ -13,6 +13,15 @@ type laneKey struct {
 	qos   byte
 }
 
+// lane is where f waits when it is refused. Messages that may go in a batch keep
+// their order with those that do.
+func (f *flight) lane() laneKey {
+	if f.with != nil && f.qos == 1 {
+		return laneKey{f.with.topic, f.qos}
+	}
+	return laneKey{f.msg.Topic, f.qos}
+}
+
 // lane holds the messages of one topic and QoS of which the cloud refused one
 // for now. Others go on meanwhile; these wait for the next try of the first,
 // so that they keep their order among themselves. They keep their places in
@@ -35,7 +44,7 @@ func (ln *lane) insert(f *flight) {
 
 // holdLocked keeps a message that was refused for now.
 func (l *link) holdLocked(f *flight, reason packet.ReasonCode) {
-	u, key := l.u, laneKey{f.msg.Topic, f.qos}
+	u, key := l.u, f.lane()
 	f.state = flightHeld
 	l.sess.held += f.size
 	ln := l.sess.lanes[key]
@@ -76,7 +85,7 @@ func (l *link) acceptedLocked(f *flight) {
 		return
 	}
 	f.probe = false
-	key := laneKey{f.msg.Topic, f.qos}
+	key := f.lane()
 	ln := l.sess.lanes[key]
 	if ln == nil {
 		return

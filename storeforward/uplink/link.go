@@ -50,6 +50,7 @@ type link struct {
 	qos0     []*message.Message
 	aliases  *aliases
 	window   window
+	batches  []*batch       // of the routes that have them
 	pub      packet.Publish // encoded and forgotten
 	full     bool           // the connection takes no PUBLISH until it has drained
 
@@ -105,6 +106,11 @@ func (u *Uplink) newLink(conn *client.Conn) *link {
 	l.quota = min(u.opts.Window, int(l.limits.ReceiveMaximum))
 	l.aliases = newAliases(min(u.opts.TopicAliases, int(l.limits.TopicAliasMaximum)))
 	l.lineRoom = sync.NewCond(&u.mu)
+	for i := range u.out {
+		if u.out[i].batch != nil {
+			l.batches = append(l.batches, &batch{way: &u.out[i]})
+		}
+	}
 	return l
 }
 
@@ -404,6 +410,9 @@ func (l *link) Offer(d durable.Delivery) bool {
 // takeLocked puts a delivery in flight if there is room.
 func (l *link) takeLocked(d *durable.Delivery) bool {
 	s := l.sess
+	if mine, room := l.joinLocked(d, time.Now()); mine {
+		return room
+	}
 	f := &flight{seq: d.Seq, msg: d.Message, qos: d.QoS, retain: d.Retain, id: d.PacketID, state: flightReady}
 	switch {
 	case d.PacketID != 0 && s.reserved[d.PacketID]:

@@ -91,7 +91,7 @@ func (u *Uplink) openSession(ctx context.Context, l *link) error {
 		}
 		for _, f := range u.sess.flights {
 			if f.qos == 1 && f.seq != 0 && f.sent {
-				u.status.Duplicates++
+				u.status.Duplicates += f.count()
 			}
 		}
 		u.sess = newSession(nil)
@@ -111,6 +111,7 @@ func (u *Uplink) openSession(ctx context.Context, l *link) error {
 	}
 	u.mu.Lock()
 	l.sess = u.sess
+	l.disbandLocked()
 	l.stale, l.memory = stale, now
 	u.status.SessionPresent = present
 	u.mu.Unlock()

@@ -227,8 +227,8 @@ func (o Options) Validate() error {
 	seconds("session_expiry", o.SessionExpiry, 0, 136*365*24*time.Hour)
 	seconds("will_delay", o.WillDelay, 0, 136*365*24*time.Hour)
 	if o.StatusTopic != "" {
-		if err := topic.ValidName(o.statusTopic()); err != nil {
-			fail("status_topic", "%w", err)
+		if err := validTopic("status_topic", o.StatusTopic, o.Gateway); err != nil {
+			errs = append(errs, fmt.Errorf("uplink.%w", err))
 		}
 	}
 	between("window", o.Window, 1, 65535)
@@ -245,7 +245,7 @@ func (o Options) Validate() error {
 	span("max_age", o.MaxAge, 0, 100*365*24*time.Hour)
 	between("topic_aliases", o.TopicAliases, 0, 65535)
 	for i := range o.Routes {
-		if err := o.Routes[i].validate(); err != nil {
+		if err := o.Routes[i].validate(o.Gateway); err != nil {
 			errs = append(errs, fmt.Errorf("uplink.route[%d].%w", i, err))
 		}
 	}
@@ -259,6 +259,19 @@ func (o Options) clientID() string {
 	return o.Gateway
 }
 
-func (o Options) statusTopic() string {
-	return strings.ReplaceAll(o.StatusTopic, "{gateway}", o.Gateway)
+func (o Options) statusTopic() string { return expand(o.StatusTopic, o.Gateway) }
+
+// expand puts the gateway's id into a topic of the configuration.
+func expand(topic, gateway string) string { return strings.ReplaceAll(topic, "{gateway}", gateway) }
+
+// validTopic checks a topic of the configuration.
+func validTopic(key, name, gateway string) error {
+	name = expand(name, gateway)
+	if err := topic.ValidName(name); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	if strings.ContainsAny(name, "{}") {
+		return fmt.Errorf("%s: in %q only {gateway} stands for something", key, name)
+	}
+	return nil
 }

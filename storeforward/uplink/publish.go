@@ -19,9 +19,14 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 	}
 	remote := f.remote
 	reason := ""
-	if f.seq != 0 {
+	switch {
+	case f.members != nil:
+		if remote = f.with.topic; l.v != packet.V5 {
+			remote += f.with.suffix
+		}
+	case f.seq != 0:
 		var way *way
-		if way, remote = u.out.find(f.msg.Topic); way == nil {
+		if way, remote = u.carries(f.msg.Topic); way == nil {
 			reason = dropNoRoute
 		} else if way.strip {
 			p.Retain = false
@@ -66,14 +71,14 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 	}
 	switch {
 	case !f.sent:
-		u.status.MessagesOut++
+		u.status.MessagesOut += f.count()
 		if p.QoS < f.qos {
 			u.status.Downgraded++
 		}
 	default:
 		u.status.Resends++
 		if f.qos == 1 {
-			u.status.Duplicates++
+			u.status.Duplicates += f.count()
 		}
 	}
 	f.repeated = f.sent
@@ -126,7 +131,9 @@ func (l *link) giveUpLocked(f *flight, reason string) {
 	u, s := l.u, l.sess
 	l.acceptedLocked(f) // what waits behind it may go
 	if f.qos == 1 {
-		l.droppedLocked(f.seq, f.qos, f.msg, reason)
+		for seq := range f.seqs() {
+			l.droppedLocked(seq, f.qos, f.msg, reason)
+		}
 		s.remove(f)
 		return
 	}
@@ -164,7 +171,7 @@ func (l *link) publish0Locked(now time.Time) {
 		l.qos0 = l.qos0[1:]
 		return
 	}
-	way, remote := u.out.find(m.Topic)
+	way, remote := u.carries(m.Topic)
 	p := &l.pub
 	*p = packet.Publish{
 		Retain: m.Retain && !way.strip && l.limits.Retain, HasExpiry: m.HasExpiry,

@@ -111,11 +111,14 @@ func (l *link) pubackLocked(p *packet.Puback) {
 			u.store.Completed(u.queue, f.seq, u.ended(s, f, flightSent))
 		})
 	default:
-		u.status.Acked++
+		u.status.Acked += f.count()
 		l.acceptedLocked(f)
 		s.remove(f)
-		seq := f.seq
-		l.later(func() { u.store.Acked(u.queue, seq) })
+		l.later(func() {
+			for seq := range f.seqs() {
+				u.store.Acked(u.queue, seq)
+			}
+		})
 	}
 }
 
@@ -189,12 +192,16 @@ func (l *link) refusedLocked(f *flight, reason packet.ReasonCode) {
 		l.holdLocked(f, reason)
 		return
 	}
-	u.status.Refused++
+	u.status.Refused += f.count()
 	l.warn("refused", "message refused by the cloud", "topic", f.msg.Topic, "qos", f.qos, "packet_id", f.id, "seq", uint64(f.seq), "reason", reason, "refused", u.status.Refused)
 	l.acceptedLocked(f) // what waits behind it may go
 	if f.qos == 1 {
 		s.remove(f)
-		l.later(func() { u.store.Refused(u.queue, f.seq, byte(reason), u.kept) })
+		l.later(func() {
+			for seq := range f.seqs() {
+				u.store.Refused(u.queue, seq, byte(reason), u.kept)
+			}
+		})
 		return
 	}
 	f.state = flightEnding

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/broker/topic"
+	"holdfast/storeforward/pack"
 )
 
 // Values of Route.Direction and Route.Retain.
@@ -30,6 +32,10 @@ type Route struct {
 	Direction string `toml:"direction"`
 	// Filter is the topic filter without the prefixes.
 	Filter string `toml:"filter"`
+	// Rename is what the topic without the prefixes becomes at the cloud: {1},
+	// {2} ... as whole levels stand for the wildcards of Filter, each once. Empty
+	// keeps it. Inbound routes read it backwards.
+	Rename string `toml:"rename"`
 	// Prefix is what the topic has in front at the cloud.
 	Prefix string `toml:"prefix"`
 	// LocalPrefix is what the topic has in front here.
@@ -45,6 +51,26 @@ type Route struct {
 	// fewer messages are kept the older they are, from before the queue is
 	// full). Empty means refuse. What has been sent is never dropped.
 	Policy durable.Policy `toml:"policy"`
+
+	// Batch puts many QoS 1 messages into one on BatchTopic, as "jsonl", "json"
+	// or "cbor" (see package pack); empty does not. QoS 2 and what is retained
+	// go alone. Messages here keep their order, and each is finished when its
+	// batch is acknowledged.
+	Batch pack.Format `toml:"batch"`
+	// Compression of a batch: "zstd", "gzip" or "none"; empty means zstd.
+	Compression pack.Compression `toml:"compression"`
+	// BatchTopic is the cloud's topic of the batches, with {gateway} standing
+	// for the gateway's id; empty means [DefaultBatchTopic]. In 3.1.1 it gets
+	// one more level, such as "cbor.zst".
+	BatchTopic string `toml:"batch_topic"`
+	// BatchMessages and BatchBytes (before compression) are what makes a batch
+	// full; 0 means [DefaultBatchMessages] and [DefaultBatchBytes].
+	BatchMessages int `toml:"batch_messages"`
+	BatchBytes    int `toml:"batch_bytes"`
+	// BatchDelay is how long the first message of a batch waits for others; 0
+	// means [DefaultBatchDelay]. What waits longer than the store's
+	// commit_window is written to flash.
+	BatchDelay time.Duration `toml:"batch_delay"`
 }
 
 // OutRoute is what the broker must know of a route to the cloud: which local
@@ -54,7 +80,7 @@ type OutRoute struct {
 	QoS    byte
 }
 
-func (r *Route) validate() error {
+func (r *Route) validate(gateway string) error {
 	switch r.Direction {
 	case DirectionOut, DirectionIn, DirectionBoth:
 	case "":
@@ -93,7 +119,16 @@ func (r *Route) validate() error {
 	default:
 		return fmt.Errorf("retain: %q is not one of \"keep\", \"strip\"", r.Retain)
 	}
-	return nil
+	if r.Rename != "" {
+		ls, err := templateLevels(r.Prefix+r.Rename, filterLevels(r.LocalPrefix+r.Filter))
+		if err != nil {
+			return fmt.Errorf("rename: %w", err)
+		}
+		if err := topic.ValidFilter(filterOf(ls)); err != nil || strings.ContainsAny(r.Rename, "+#") {
+			return fmt.Errorf("rename: %q makes no topic", r.Prefix+r.Rename)
+		}
+	}
+	return r.validateBatch(gateway)
 }
 
 // way is one direction of a route, ready for use.
@@ -103,12 +138,15 @@ type way struct {
 	to     string // prefix on the other side
 	qos    byte
 	strip  bool // RETAIN is cleared
+	// fromLevels and toLevels rename; nil where the prefixes say it all.
+	fromLevels, toLevels []level
+	batch                *batching // nil for messages that go alone
 }
 
 // ways are the routes of one direction in the order of the file.
 type ways []way
 
-func compile(routes []Route) (out, in ways) {
+func compile(routes []Route, gateway string) (out, in ways) {
 	for i := range routes {
 		r := &routes[i]
 		qos := byte(2)
@@ -116,12 +154,23 @@ func compile(routes []Route) (out, in ways) {
 			qos = byte(*r.QoS)
 		}
 		w := way{qos: qos, strip: r.Retain == RetainStrip}
+		here, there := filterLevels(r.LocalPrefix+r.Filter), []level(nil)
+		if r.Rename != "" {
+			there, _ = templateLevels(r.Prefix+r.Rename, here) // validated
+		}
 		if r.Direction != DirectionIn {
 			w.filter, w.from, w.to = r.LocalPrefix+r.Filter, r.LocalPrefix, r.Prefix
+			if there != nil {
+				w.from, w.to, w.fromLevels, w.toLevels = "", "", here, there
+			}
+			w.batch = r.batching(gateway)
 			out = append(out, w)
 		}
 		if r.Direction != DirectionOut {
-			w.filter, w.from, w.to = r.Prefix+r.Filter, r.Prefix, r.LocalPrefix
+			w.filter, w.from, w.to, w.batch = r.Prefix+r.Filter, r.Prefix, r.LocalPrefix, nil
+			if there != nil {
+				w.filter, w.from, w.to, w.fromLevels, w.toLevels = filterOf(there), "", "", there, here
+			}
 			in = append(in, w)
 		}
 	}
@@ -143,23 +192,55 @@ func (o Options) queuePolicy() durable.QueuePolicy {
 // does.
 func (ws ways) find(name string) (*way, string) {
 	for i := range ws {
-		w := &ws[i]
-		if !topic.Match(w.filter, name) || !strings.HasPrefix(name, w.from) {
-			continue
+		if ok, other := ws[i].carry(name); ok {
+			return &ws[i], other
 		}
-		if w.from == w.to {
-			return w, name
-		}
-		return w, w.to + name[len(w.from):]
 	}
 	return nil, ""
+}
+
+// carry says whether the way carries name, and what name becomes.
+func (w *way) carry(name string) (ok bool, other string) {
+	switch {
+	case !topic.Match(w.filter, name) || !strings.HasPrefix(name, w.from):
+		return false, ""
+	case w.fromLevels != nil:
+		return true, rename(name, w.fromLevels, w.toLevels)
+	case w.from == w.to:
+		return true, name
+	default:
+		return true, w.to + name[len(w.from):]
+	}
+}
+
+// carried is what [Uplink.carries] has found out.
+type carried struct {
+	way    *way
+	remote string
+}
+
+// maxCarried is how many topics are remembered, as the broker's plans do.
+const maxCarried = 8192
+
+// carries returns the way out of a topic here and what it becomes at the cloud;
+// nil when there is none. The caller holds mu.
+func (u *Uplink) carries(name string) (*way, string) {
+	c, known := u.topics[name]
+	if !known {
+		c.way, c.remote = u.out.find(name)
+		if u.topics == nil || len(u.topics) >= maxCarried {
+			u.topics = make(map[string]carried)
+		}
+		u.topics[name] = c
+	}
+	return c.way, c.remote
 }
 
 // inbound maps a message of the cloud to the local topic. What would land on
 // a topic of the broker's own ($SYS and the like) or on none is not carried.
 func (ws ways) inbound(name string) (*way, string) {
 	w, local := ws.find(name)
-	if w == nil || local[0] == '$' || topic.ValidName(local) != nil {
+	if w == nil || local == "" || local[0] == '$' || topic.ValidName(local) != nil {
 		return nil, ""
 	}
 	return w, local

@@ -13,11 +13,11 @@ func TestRoutesMapTopics(t *testing.T) {
 		{Direction: DirectionIn, Filter: "#", Prefix: "cmd/7/"},
 	}
 	for i := range routes {
-		if err := routes[i].validate(); err != nil {
+		if err := routes[i].validate("gw"); err != nil {
 			t.Fatalf("route %d: %v", i, err)
 		}
 	}
-	out, in := compile(routes)
+	out, in := compile(routes, "gw")
 	tests := map[string]struct {
 		in    bool
 		topic string
@@ -78,6 +78,20 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"route prefix no slash": {func(o *Options) { o.Routes[0].Prefix = "a"; o.Routes[0].Filter = "#" }, "uplink.route[0].prefix:"},
 		"route qos":             {func(o *Options) { o.Routes[0].QoS = new(3) }, "uplink.route[0].qos: 3 is outside 0..2"},
 		"route retain":          {func(o *Options) { o.Routes[0].Retain = "no" }, "uplink.route[0].retain:"},
+		"rename without all":    {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a/+/+", "b/{2}" }, "uplink.route[0].rename: {1} is missing"},
+		"rename of what is not": {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a/+", "{1}/{2}" }, "uplink.route[0].rename: {2}: the filter has no"},
+		"rename twice":          {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a/+", "{1}/{1}" }, "uplink.route[0].rename: {1}: "},
+		"rename in a level":     {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a/+", "x{1}" }, `uplink.route[0].rename: level "x{1}"`},
+		"rename of # inside":    {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a/#", "{1}/x" }, `uplink.route[0].rename: {1} stands for "#"`},
+		"rename to a filter":    {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a", "b/+" }, "uplink.route[0].rename: "},
+		"batch format":          {func(o *Options) { o.Routes[0].Batch = "xml" }, `uplink.route[0].batch: "xml" is not one of`},
+		"batch in":              {func(o *Options) { o.Routes[1].Batch = "cbor" }, "uplink.route[1].batch: is for direction"},
+		"batch without QoS":     {func(o *Options) { o.Routes[0].Batch, o.Routes[0].QoS = "cbor", new(0) }, "uplink.route[0].batch: needs acknowledgements"},
+		"batch compression":     {func(o *Options) { o.Routes[0].Batch, o.Routes[0].Compression = "cbor", "lzma" }, "uplink.route[0].compression:"},
+		"batch topic":           {func(o *Options) { o.Routes[0].Batch, o.Routes[0].BatchTopic = "cbor", "a/{gatway}" }, "uplink.route[0].batch_topic: "},
+		"batch too large":       {func(o *Options) { o.Routes[0].Batch, o.Routes[0].BatchBytes = "cbor", 1<<21 }, "uplink.route[0].batch_bytes: "},
+		"batch too long":        {func(o *Options) { o.Routes[0].Batch, o.Routes[0].BatchMessages = "cbor", 1<<21 }, "uplink.route[0].batch_messages: "},
+		"batch too late":        {func(o *Options) { o.Routes[0].Batch, o.Routes[0].BatchDelay = "cbor", 1<<60 }, "uplink.route[0].batch_delay: "},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

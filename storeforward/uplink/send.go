@@ -19,6 +19,7 @@ func (l *link) write(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
+		l.pack()
 		l.u.mu.Lock()
 		now := time.Now()
 		l.fillLocked(now)
@@ -137,6 +138,11 @@ func (l *link) checkLocked(now time.Time) time.Time {
 	if !l.askAgain.IsZero() {
 		by(l.askAgain, errAskAgain)
 	}
+	for _, b := range l.batches {
+		if at, waiting := b.dueAt(now); waiting && l.roomLocked(0) {
+			next = earlier(next, at)
+		}
+	}
 	for _, ln := range l.sess.lanes {
 		if !ln.probing {
 			next = earlier(next, ln.retryAt)
@@ -236,11 +242,19 @@ func (l *link) admitLocked(now time.Time) {
 				return
 			}
 		case l.hopelessLocked(d, now):
-		case !l.roomLocked(d.Message.Size()):
-			idle = 2
-			l.turn ^= 3
-			continue
 		default:
+			mine, room := l.joinLocked(d, now)
+			if !mine {
+				room = l.roomLocked(d.Message.Size())
+			}
+			if !room {
+				idle = 2
+				l.turn ^= 3
+				continue
+			}
+			if mine {
+				break
+			}
 			f := &flight{seq: d.Seq, msg: d.Message, qos: d.QoS, retain: d.Retain, state: flightReady}
 			f.id, _ = l.sess.ids.Take() // room has said that there is one
 			if f.qos == 2 {
@@ -316,7 +330,7 @@ func (l *link) hopeless(m *message.Message, qos byte, now time.Time) string {
 	if l.u.loops(m) {
 		return dropLoop
 	}
-	way, remote := l.u.out.find(m.Topic)
+	way, remote := l.u.carries(m.Topic)
 	if way == nil {
 		return dropNoRoute
 	}
@@ -380,7 +394,7 @@ func (l *link) pickLocked() *flight {
 				continue // removed meanwhile
 			}
 			if len(l.sess.lanes) > 0 {
-				if ln := l.sess.lanes[laneKey{f.msg.Topic, f.qos}]; ln != nil {
+				if ln := l.sess.lanes[f.lane()]; ln != nil {
 					f.state = flightHeld
 					l.sess.held += f.size
 					ln.insert(f)

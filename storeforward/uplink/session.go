@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"iter"
 	"slices"
 	"time"
 
@@ -65,14 +66,19 @@ const (
 // end. Its QoS never changes, nor its id while the cloud may know it
 // (MQTT 5.0 §2.2.1, §4.4).
 type flight struct {
-	seq    durable.Seq      // 0 for the uplink's own status messages
-	msg    *message.Message // nil when released before this process began
-	remote string           // topic at the cloud; for own messages
-	size   int
-	qos    byte
-	retain bool
-	id     uint16
-	state  flightState
+	seq durable.Seq // 0 for the uplink's own status messages
+	// members are the messages of a batch, all QoS 1, seq the first of them;
+	// nil for one message. with is how their route puts them together; a
+	// message that went alone has it too.
+	members []durable.Seq
+	with    *batching
+	msg     *message.Message // nil when released before this process began
+	remote  string           // topic at the cloud; for own messages
+	size    int
+	qos     byte
+	retain  bool
+	id      uint16
+	state   flightState
 	// sent says that the cloud may have seen this PUBLISH under this id and
 	// has not refused it: DUP is set (MQTT 5.0 §3.3.1.1).
 	sent bool
@@ -92,6 +98,22 @@ type flight struct {
 	awaited bool
 	sample  sample
 }
+
+// seqs are the messages of the store in f: one, those of a batch, or none.
+func (f *flight) seqs() iter.Seq[durable.Seq] {
+	return func(yield func(durable.Seq) bool) {
+		if f.members == nil && f.seq != 0 {
+			yield(f.seq)
+		}
+		for _, seq := range f.members {
+			if !yield(seq) {
+				return
+			}
+		}
+	}
+}
+
+func (f *flight) count() uint64 { return uint64(max(len(f.members), 1)) }
 
 // roomLocked says whether one more message of that size fits the window. One
 // always fits an empty window. What the cloud refused for now does not take the
@@ -150,8 +172,8 @@ func (q *unanswered) answer(f *flight) {
 // add puts f in flight under f.id, which must be taken.
 func (s *session) add(f *flight) {
 	s.flights[f.id] = f
-	if f.seq != 0 {
-		s.bySeq[f.seq] = f
+	for seq := range f.seqs() {
+		s.bySeq[seq] = f
 	}
 	if f.msg != nil {
 		f.size = f.msg.Size()
@@ -165,7 +187,9 @@ func (s *session) remove(f *flight) {
 		return
 	}
 	delete(s.flights, f.id)
-	delete(s.bySeq, f.seq)
+	for seq := range f.seqs() {
+		delete(s.bySeq, seq)
+	}
 	s.bytes -= f.size
 	s.ids.Free(f.id)
 }

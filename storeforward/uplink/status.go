@@ -104,6 +104,14 @@ type Status struct {
 	StuckConnections uint64 `json:"stuck_connections"`   // replaced for want of acknowledgements
 	SubscribeRefused uint64 `json:"subscribe_refused"`   // routes in that the cloud did not grant
 	StoreErrors      uint64 `json:"store_errors"`        // connections given up because the store failed
+	// Batches are the messages that carried Batched others. Of their bytes
+	// (topic, payload, properties) BatchBytes were left, so that BatchSaving is
+	// the share that was saved, 0 to 1.
+	Batches      uint64  `json:"batches"`
+	Batched      uint64  `json:"batched"`
+	BatchedBytes uint64  `json:"batched_bytes"`
+	BatchBytes   uint64  `json:"batch_bytes"`
+	BatchSaving  float64 `json:"batch_saving"`
 	// Dropped counts messages by reason.
 	Dropped map[string]uint64 `json:"dropped,omitempty"`
 
@@ -163,6 +171,12 @@ func (u *Uplink) Status() Status {
 	st.InFlight = len(u.sess.flights)
 	for _, lane := range u.sess.lanes {
 		st.Held += len(lane.flights)
+	}
+	if st.BatchedBytes > 0 {
+		st.BatchSaving = 1 - float64(st.BatchBytes)/float64(st.BatchedBytes)
+	}
+	if st.BatchedBytes > 0 {
+		st.BatchSaving = 1 - float64(st.BatchBytes)/float64(st.BatchedBytes)
 	}
 	st.RoundTrip = u.roundTrip.Seconds()
 	st.OwnCertificate, st.CloudCertificate = st.OwnCertificate.copyWith(now), st.CloudCertificate.copyWith(now)

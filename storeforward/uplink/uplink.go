@@ -9,6 +9,7 @@ import (
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/storeforward"
+	"holdfast/storeforward/pack"
 	"holdfast/storeforward/uplink/dial"
 )
 
@@ -35,13 +36,16 @@ type Uplink struct {
 	in     ways
 
 	mu        sync.Mutex
-	sess      *session      // guarded by mu; never nil
-	link      *link         // guarded by mu; nil while down
-	status    Status        // guarded by mu
-	roundTrip time.Duration // guarded by mu
-	carried   int           // guarded by mu; what the last link held, bytes
-	drops     limiter       // guarded by mu
-	again     backoff       // guarded by mu; until refused messages of a 3.1.1 cloud are asked for again
+	sess      *session           // guarded by mu; never nil
+	link      *link              // guarded by mu; nil while down
+	status    Status             // guarded by mu
+	roundTrip time.Duration      // guarded by mu
+	carried   int                // guarded by mu; what the last link held, bytes
+	drops     limiter            // guarded by mu
+	topics    map[string]carried // guarded by mu; see carries
+	again     backoff            // guarded by mu; until refused messages of a 3.1.1 cloud are asked for again
+
+	packers map[string]*pack.Packer // of Run's goroutine, by format and compression
 
 	// Of Run's goroutine: why the next birth message, and why the last
 	// connection failed or ended.
@@ -84,8 +88,9 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 	}
 	u.at = u.dialer.Paths()[0]
 	u.drops = make(limiter)
+	u.packers = make(map[string]*pack.Packer)
 	u.again = newBackoff(opts.ReconnectMin, opts.ReconnectMax)
-	u.out, u.in = compile(opts.Routes)
+	u.out, u.in = compile(opts.Routes, opts.Gateway)
 	u.status = Status{
 		Name: name, URL: u.at.Target.String(), ClientID: opts.clientID(),
 		State: StateIdle, Since: time.Now(),

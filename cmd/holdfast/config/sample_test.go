@@ -15,6 +15,7 @@ import (
 	"holdfast/adapters/serial"
 	"holdfast/broker/access"
 	"holdfast/broker/durable"
+	"holdfast/storeforward/pack"
 	"holdfast/storeforward/uplink"
 )
 
@@ -168,7 +169,11 @@ func show(v reflect.Value) any {
 
 // Where the zero value stands for a default, the sample says which.
 func defaultRoute() uplink.Route {
-	return uplink.Route{QoS: new(2), Retain: uplink.RetainKeep, Policy: durable.PolicyRefuse}
+	return uplink.Route{
+		QoS: new(2), Retain: uplink.RetainKeep, Policy: durable.PolicyRefuse,
+		Compression: pack.CompressionZstd, BatchTopic: uplink.DefaultBatchTopic, BatchMessages: uplink.DefaultBatchMessages,
+		BatchBytes: uplink.DefaultBatchBytes, BatchDelay: uplink.DefaultBatchDelay,
+	}
 }
 
 func defaultPort() Port {
