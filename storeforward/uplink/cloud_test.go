@@ -454,3 +454,49 @@ func (p *peer) subscribed() {
 	}
 	p.send(ack)
 }
+
+// putAll appends one message for several uplinks, as the broker does.
+func (r *rig) putAll(payload string, ups ...*Uplink) (safe chan struct{}) {
+	r.t.Helper()
+	safe = make(chan struct{})
+	var claims []durable.Claim
+	for _, u := range ups {
+		claims = append(claims, durable.Claim{Queue: u.Queue(), QoS: 1})
+	}
+	m := &message.Message{Topic: "s/x", Payload: []byte(payload), QoS: 1, Received: time.Now()}
+	err := r.store.Append(m, claims, durable.Origin{}, func(err error) {
+		if err == nil {
+			close(safe)
+		}
+	})
+	if err != nil {
+		r.t.Fatalf("append %q: %v", payload, err)
+	}
+	return safe
+}
+
+func newCancel() (context.Context, func(error)) {
+	ctx, stop := context.WithCancelCause(context.Background())
+	return ctx, stop
+}
+
+// subscribedSlowly answers the SUBSCRIBE, and the first PINGREQ after that long.
+func (p *peer) subscribedSlowly(tb testing.TB, late time.Duration) {
+	tb.Helper()
+	for {
+		q, err := readPacket(p.nc, p.v)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		switch q := q.(type) {
+		case *packet.Subscribe:
+			p.send(&packet.Suback{PacketID: q.PacketID, Reasons: make([]packet.ReasonCode, len(q.Filters))})
+		case *packet.Pingreq:
+			pass(late)
+			p.send(&packet.Pingresp{})
+			synctest.Wait()
+			go p.read()
+			return
+		}
+	}
+}

@@ -189,6 +189,9 @@ func (u *Uplink) Status() Status {
 			st.OldestUnacked = now.Sub(oldest).Seconds()
 		}
 	}
+	if st.State == StateUp && now.Sub(st.Since) > twinMemory {
+		st.Twin = "" // if there was another one, it has gone
+	}
 	u.mu.Unlock()
 
 	for _, q := range u.store.Status().Queues {
