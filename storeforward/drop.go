@@ -86,6 +86,7 @@ func (s *Store) dropLocked(q *queue, x *dropping, done func(error)) bool {
 	for i := range q.streams {
 		if st := &q.streams[i]; !st.live {
 			st.dropping++
+			s.forgetAheadLocked(st)
 			st.round++ // what is being read meanwhile is read again
 			st.waiting = true
 			held = append(held, st)

@@ -115,7 +115,8 @@ type stream struct {
 	cursor durable.Seq
 	dirty  bool
 	// pos: everything up to here has been handed to the attached recipient.
-	pos durable.Seq
+	pos   durable.Seq
+	ahead ahead
 	// out are the deliveries handed out after the cursor, in order.
 	out []handed
 	// finished are deliveries finished out of order and not in out.

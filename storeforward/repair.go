@@ -276,6 +276,7 @@ func (s *Store) recountLocked(d *db) (lost int64, err error) {
 	})
 	for _, q := range s.queues {
 		for i := range q.streams {
+			s.forgetAheadLocked(&q.streams[i])
 			s.forgetLost(&q.streams[i], have[&q.streams[i]])
 		}
 		if n := before[q] - q.messages; n > 0 {

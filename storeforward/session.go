@@ -220,6 +220,9 @@ func (s *Store) endLocked(q *queue, done func(error)) {
 	for _, lq := range queues {
 		delete(s.queues, lq.id)
 		lq.r = nil
+		for i := range lq.streams {
+			s.forgetAheadLocked(&lq.streams[i])
+		}
 		for _, p := range lq.parked {
 			s.unparked = append(s.unparked, p.done)
 		}

@@ -97,6 +97,7 @@ type Store struct {
 	nextQueue   durable.QueueID
 	pendingEnds int
 	retained    map[string]struct{}
+	aheadBytes  int64 // of all streams
 
 	// unparked are acknowledgements withheld for queues that have ended.
 	unparked  []func(error)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
@@ -42,6 +41,7 @@ func (s *Store) Detach(id durable.QueueID, r durable.Recipient) {
 	for i := range q.streams {
 		st := &q.streams[i]
 		st.live, st.waiting = false, false
+		s.forgetAheadLocked(st)
 		st.round++
 	}
 	if q.unsafe > 0 {
@@ -51,6 +51,7 @@ func (s *Store) Detach(id durable.QueueID, r durable.Recipient) {
 
 func (s *Store) resetLocked(q *queue) {
 	for i := range q.streams {
+		s.forgetAheadLocked(&q.streams[i])
 		q.streams[i].reset()
 	}
 	if q.unsafe > 0 {
@@ -65,54 +66,48 @@ func (s *Store) resetLocked(q *queue) {
 // by Sent before it goes out; one with a packet id has it for good, also when it
 // comes from Reserve and has not been sent (Resend false).
 func (s *Store) Read(ctx context.Context, id durable.QueueID, qos byte, limit, maxBytes int) (ds []durable.Delivery, live bool, err error) {
-	limit = max(limit, 1)
-	for {
-		s.mu.Lock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var round uint64
+	for first := true; ; first = false {
 		q := s.queues[id]
-		if q == nil || q.r == nil {
-			err := s.noQueueLocked()
-			s.mu.Unlock()
-			if q != nil {
-				err = nil // just detached
-			}
-			return nil, false, err
+		if q == nil {
+			return nil, false, s.noQueueLocked()
 		}
 		st := q.stream(qos)
+		if first {
+			round = st.round
+		}
+		if q.r == nil || st.round != round {
+			return nil, false, nil // just detached, or another recipient reads it now
+		}
 		room := s.opts.MaxUnfinished - len(st.out)
-		switch {
-		case st.live:
-			s.mu.Unlock()
+		if st.live {
 			return nil, true, nil
-		case st.hold > 0, st.dropping > 0, room <= 0:
+		}
+		if st.hold > 0 || st.dropping > 0 || room <= 0 {
 			st.waiting = true
-			s.mu.Unlock()
 			return nil, false, nil
-		case st.pos >= s.committed:
-			ds, live = s.readTailLocked(st, min(limit, room), maxBytes)
-			s.mu.Unlock()
+		}
+		ds, live, f := s.readOnLocked(st, min(max(limit, 1), room), max(maxBytes, 1))
+		if f == nil {
 			return ds, live, nil
 		}
-		from, to, round := st.pos, s.committed, st.round
-		s.mu.Unlock()
-		rows, all, err := s.readRows(ctx, id, qos, from, to, min(limit, room), maxBytes)
-		if err != nil {
+		if err := s.awaitLocked(ctx, f); err != nil {
 			return nil, false, err
 		}
-		s.mu.Lock()
-		if st.round != round {
-			s.mu.Unlock()
-			return nil, false, nil // another recipient reads it now
-		}
-		if st.pos == from {
-			ds = s.takeRowsLocked(st, rows)
-			if all {
-				st.pos = max(st.pos, to)
-			}
-		}
-		s.mu.Unlock()
-		if len(ds) > 0 {
-			return ds, false, nil
-		}
+	}
+}
+
+// awaitLocked lets the lock go while a query is under way.
+func (s *Store) awaitLocked(ctx context.Context, f *fetch) error {
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -159,76 +154,10 @@ func (st *stream) take(seq durable.Seq, received, size int64) bool {
 	return false
 }
 
-// storedMessage is a row of the message table.
-type storedMessage struct {
-	seq      durable.Seq
-	set      int64
-	received int64
-	m        *message.Message
-}
-
-// takeRowsLocked turns rows into deliveries.
-func (s *Store) takeRowsLocked(st *stream, rows []storedMessage) (ds []durable.Delivery) {
-	for _, r := range rows {
-		set := s.setsByID[r.set]
-		if set == nil {
-			s.counts.readErrors++ // its claims are gone: a damaged file
-			continue
-		}
-		c, ok := set.claimOf(st.q.id, st.qos)
-		size := int64(r.m.Size())
-		if !ok || r.seq <= st.pos || !st.take(r.seq, r.received, size) {
-			continue
-		}
-		d := durable.Delivery{Seq: r.seq, Message: r.m, QoS: st.qos, Retain: c.Retain, SubscriptionIDs: c.SubscriptionIDs}
-		if d2 := st.deliveries[r.seq]; d2 != nil {
-			d2.size = uint32(size)
-			d.PacketID = d2.packetID
-			d.Resend = !d2.fresh
-			if d2.state == stateReleased {
-				d.Released, d.Message = true, nil
-			}
-		}
-		ds = append(ds, d)
-	}
-	return ds
-}
-
-// errEnough stops a query.
-var errEnough = errors.New("enough")
-
-// readRows reads committed rows of a stream after from, up to to. all says that
-// there are no more of them.
-func (s *Store) readRows(ctx context.Context, q durable.QueueID, qos byte, from, to durable.Seq, limit, maxBytes int) (rows []storedMessage, all bool, err error) {
-	all = true
-	err = s.read(ctx, func(d *db) error {
-		return d.query(ctx, func(row []driver.Value) error {
-			r := storedFromRow(&s.clock, row)
-			rows = append(rows, r)
-			maxBytes -= r.m.Size()
-			if len(rows) >= limit || maxBytes <= 0 {
-				all = false
-				return errEnough
-			}
-			return nil
-		}, `SELECT seq, claimset, topic, payload, properties, qos, retain, expiry, received, source FROM message
-			WHERE seq > ? AND seq <= ? AND claimset IN (SELECT claimset FROM claim WHERE queue = ? AND qos = ?) ORDER BY seq`,
-			int64(from), int64(to), int64(q), int64(qos))
-	})
-	if err != nil && !errors.Is(err, errEnough) {
-		s.mu.Lock()
-		s.counts.readErrors++
-		s.counts.lastErr = err.Error()
-		s.mu.Unlock()
-		return nil, false, fmt.Errorf("read queue %d: %w", q, err)
-	}
-	return rows, all, nil
-}
-
 // storedFromRow reads the columns seq, claimset, topic, payload, properties,
 // qos, retain, expiry, received, source.
 func storedFromRow(clock *storeClock, row []driver.Value) storedMessage {
-	r := storedMessage{seq: durable.Seq(integer(row[0])), set: integer(row[1]), received: integer(row[8])}
+	r := storedMessage{seq: durable.Seq(integer(row[0])), setID: integer(row[1]), received: integer(row[8])}
 	r.m = &message.Message{
 		Topic: text(row[2]), Payload: blob(row[3]), Properties: blob(row[4]), QoS: byte(integer(row[5])),
 		Retain: integer(row[6]) != 0, Received: clock.received(r.seq, r.received), From: text(row[9]),
