@@ -256,7 +256,7 @@ func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(err
 	}
 	e := s.tail.get(seq)
 	if e == nil {
-		s.storedFinishedLocked(st)
+		s.storedFinishedLocked(st, bytes-q.bytes)
 		return nil
 	}
 	for i := range e.claims {
@@ -266,7 +266,7 @@ func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(err
 		}
 		c.state = claimFinished
 		if c.inRow {
-			s.storedFinishedLocked(st)
+			s.storedFinishedLocked(st, e.size)
 		} else {
 			q.safeByAck++
 		}
@@ -277,9 +277,9 @@ func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(err
 
 // storedFinishedLocked notes that a delivery with a row has been finished: the
 // cursor must become durable soon and the row may go.
-func (s *Store) storedFinishedLocked(st *stream) {
+func (s *Store) storedFinishedLocked(st *stream, size int64) {
 	st.dirty = true
-	s.deletes = true
+	s.spent.add(rowSize(size))
 	s.unsaved++
 	switch s.unsaved {
 	case 1:

@@ -20,9 +20,9 @@ type claimset struct {
 	stored bool            // its rows are on disk or in the commit under way
 	// rows counts the messages on disk with this set; those up to from have
 	// been deleted.
-	rows int64
-	from durable.Seq
-	used durable.Seq // the commit that last needed it
+	rows       int64
+	from, last durable.Seq // last is the last row there was
+	used       durable.Seq // the commit that last needed it
 }
 
 // claimKey is equal for equal sets of claims, which are in order of queues.

@@ -1,7 +1,6 @@
 package storeforward
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -32,19 +31,21 @@ import (
 // batch is what one transaction makes durable: everything appended and changed
 // up to last.
 type batch struct {
-	last     durable.Seq
-	entries  []*entry // not safe when taken, in order
-	rows     int      // of them that are written
-	newSets  []*claimset
-	ops      []*op
-	cursors  []cursorWrite
-	deletes  []deletion
-	dropSets []*claimset
-	dropped  []droppedCount
-	mark     durable.Seq // new reservation of sequence numbers; 0 is none
-	more     bool        // not everything deletable fits
-	probe    bool        // write the clock whatever else there is
-	clock    int64       // the clock written, 0 for none
+	last    durable.Seq
+	entries []*entry // not safe when taken, in order
+	rows    int      // of them that are written
+	newSets []*claimset
+	ops     []*op
+	cursors []cursorWrite
+	deletes []deletion
+	// deleteAll: no row on disk is needed, and the batch has none.
+	deleteAll bool
+	dropSets  []*claimset
+	dropped   []droppedCount
+	mark      durable.Seq // new reservation of sequence numbers; 0 is none
+	more      bool        // not everything deletable fits
+	probe     bool        // write the clock whatever else there is
+	clock     int64       // the clock written, 0 for none
 }
 
 type droppedCount struct {
@@ -67,7 +68,7 @@ type deletion struct {
 }
 
 func (b *batch) empty() bool {
-	return len(b.entries) == 0 && len(b.ops) == 0 && len(b.cursors) == 0 && len(b.deletes) == 0 &&
+	return len(b.entries) == 0 && len(b.ops) == 0 && len(b.cursors) == 0 && len(b.deletes) == 0 && !b.deleteAll &&
 		len(b.dropSets) == 0 && b.mark == 0
 }
 
@@ -170,6 +171,7 @@ func (s *Store) wantedLocked(now time.Time) (wait time.Duration, due bool) {
 	if s.unsaved > 0 {
 		wait = min(wait, s.unsavedSince.Add(s.opts.CommitWindow).Sub(now))
 	}
+	wait = min(wait, s.deleteDueLocked(now))
 	if !s.lazySince.IsZero() {
 		wait = min(wait, s.lazySince.Add(s.opts.CommitWindow).Sub(now))
 	}
@@ -270,20 +272,7 @@ func (s *Store) takeCursorsLocked(b *batch) {
 		}
 		s.unsaved = 0
 	}
-	if !s.deletes {
-		return
-	}
-	s.deletes = false
-	for _, set := range s.sets {
-		to := s.finishedToLocked(set)
-		if set.rows > 0 && to > set.from {
-			b.deletes = append(b.deletes, deletion{set: set, from: set.from, to: to})
-		}
-		if set.rows == 0 && set.stored && set.used < b.last && s.uselessLocked(set) {
-			b.dropSets = append(b.dropSets, set)
-		}
-	}
-	slices.SortFunc(b.deletes, func(x, y deletion) int { return cmp.Compare(x.from, y.from) })
+	s.takeDeletesLocked(b)
 }
 
 // uselessLocked says whether a set without rows may be forgotten: no message
@@ -313,19 +302,10 @@ func (s *Store) settle(b *batch) {
 			calls = append(calls, o.done)
 		}
 	}
-	for i := range b.deletes {
-		d := &b.deletes[i]
-		d.set.rows -= d.deleted
-		d.set.from = max(d.set.from, d.reached)
-		b.more = b.more || d.reached < d.to
-	}
+	s.settleDeletesLocked(b)
 	for _, set := range b.dropSets {
 		delete(s.sets, set.key)
 		delete(s.setsByID, set.id)
-	}
-	if b.more && !s.closing {
-		s.deletes = true
-		s.hurryLocked()
 	}
 	wake := s.settleEntriesLocked(b, &calls)
 	for _, st := range wake {
@@ -344,6 +324,9 @@ func (s *Store) settleEntriesLocked(b *batch, calls *[]func(error)) (streams []*
 	for _, e := range b.entries {
 		if e.set != nil {
 			e.set.rows++
+			e.set.last = e.seq
+			s.spent.stored++
+			s.spent.storedBytes += rowSize(e.size)
 		}
 		for i := range e.claims {
 			c := &e.claims[i]

@@ -48,14 +48,14 @@ func (s *Store) refuse1Locked(q *queue, st *stream, seq durable.Seq, e *entry) b
 	s.counts.messages--
 	s.counts.bytes -= bytes - q.bytes
 	if e == nil {
-		s.storedFinishedLocked(st)
+		s.storedFinishedLocked(st, bytes-q.bytes)
 		return true
 	}
 	for i := range e.claims {
 		if c := &e.claims[i]; c.q == q && c.state == claimUnsafe {
 			c.state = claimRefused
 			if c.inRow {
-				s.storedFinishedLocked(st)
+				s.storedFinishedLocked(st, e.size)
 			}
 		}
 	}
@@ -264,7 +264,7 @@ func (s *Store) finishUnreadLocked(st *stream, seq durable.Seq, size uint32) {
 	}
 	s.counts.messages--
 	s.counts.bytes -= int64(size)
-	s.storedFinishedLocked(st)
+	s.storedFinishedLocked(st, int64(size))
 }
 
 // op2Locked queues a change of the QoS 2 state of a queue.

@@ -254,10 +254,14 @@ func (x *dropping) target(d *db, id int64) (droppedRow, error) {
 func (x *dropping) applyLocked() {
 	for _, r := range x.rows {
 		r.old.rows--
+		if r.left == nil {
+			x.s.spent.gone(1)
+		}
 		if r.left != nil {
 			r.left.stored = true
 			r.left.rows++
 			r.left.from = min(r.left.from, r.seq-1)
+			r.left.last = max(r.left.last, r.seq)
 			r.left.used = max(r.left.used, x.s.seq)
 		}
 		x.q.messages--
@@ -267,7 +271,7 @@ func (x *dropping) applyLocked() {
 	}
 	if n := uint64(len(x.rows)); n > 0 {
 		x.q.dropped[x.reason] += n
-		x.s.deletes = true
+		x.s.spent.add(0)
 		x.s.vacuum = true // this is the committer's goroutine
 		x.s.wakeCommitter()
 	}

@@ -23,7 +23,7 @@ func (s *Store) commitOrHeal(b *batch) bool {
 	if err == nil {
 		s.settle(b)
 		s.healed()
-		s.afterCommit(len(b.deletes) > 0)
+		s.afterCommit(len(b.deletes) > 0 || b.deleteAll)
 		return true
 	}
 	for {
@@ -237,7 +237,9 @@ func (s *Store) giveBack(b *batch) {
 		c.st.dirty = true
 		s.unsaved = max(s.unsaved, 1)
 	}
-	s.deletes = s.deletes || len(b.deletes) > 0 || len(b.dropSets) > 0
+	if b.deleteAll || len(b.deletes) > 0 || len(b.dropSets) > 0 {
+		s.spent.look, s.spent.now = true, true
+	}
 	for _, e := range b.entries {
 		e.set = nil
 		for i := range e.claims {

@@ -27,7 +27,7 @@ func (s *Store) forget() {
 	clear(s.bySession)
 	clear(s.byUplink)
 	clear(s.retained)
-	s.clock, s.counts, s.ops = storeClock{}, counters{}, nil
+	s.clock, s.counts, s.ops, s.spent = storeClock{}, counters{}, nil, spentRows{}
 	s.seq, s.mark, s.committed, s.lastSet, s.nextQueue, s.id = 0, 0, 0, 0, 0, 0
 }
 
@@ -131,18 +131,15 @@ func (s *Store) loadRest(ctx context.Context, d *db) error {
 // loadMessages counts what each queue holds. It looks at every row once, without
 // its payload.
 func (s *Store) loadMessages(ctx context.Context, d *db) error {
-	s.deletes = true
 	return d.query(ctx, func(row []driver.Value) error {
 		seq, size := durable.Seq(integer(row[0])), integer(row[2])
 		s.seq = max(s.seq, seq)
 		set := s.setsByID[integer(row[1])]
+		s.spent.noteRow(set, seq, size)
 		if set == nil {
 			return nil
 		}
-		if set.rows == 0 {
-			set.from = seq - 1
-		}
-		set.rows++
+		needed := false
 		for _, c := range set.claims {
 			q := s.queues[c.Queue]
 			if q == nil {
@@ -152,10 +149,11 @@ func (s *Store) loadMessages(ctx context.Context, d *db) error {
 			if _, done := st.finished[seq]; done || seq <= st.cursor {
 				continue
 			}
-			q.messages++
-			q.bytes += size
-			s.counts.messages++
-			s.counts.bytes += size
+			needed = true
+			s.countIn(q, size)
+		}
+		if !needed {
+			s.spent.add(rowSize(size))
 		}
 		return nil
 	}, "SELECT seq, claimset, length(CAST(topic AS BLOB)) + length(payload) + coalesce(length(properties), 0) FROM message ORDER BY seq")

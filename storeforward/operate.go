@@ -158,7 +158,7 @@ func (im *Importer) Flush(ctx context.Context) error {
 // Replay queues again, as new messages, what the queue has had since then and the
 // database still holds: refused messages (dead letters, which leave their table)
 // and delivered ones that others still wait for. The rest is gone: a message is
-// deleted when nobody needs it.
+// deleted when nobody needs it, or some time later.
 func (s *Store) Replay(ctx context.Context, id durable.QueueID, since time.Time, progress func(int64)) (int64, error) {
 	if err := s.Settle(ctx); err != nil {
 		return 0, err
@@ -216,7 +216,8 @@ func (s *Store) delivered(ctx context.Context, id durable.QueueID, from, upto du
 		}, `SELECT m.seq, m.claimset, m.topic, m.payload, m.properties, m.qos, m.retain, m.expiry, m.received, m.source, c.qos, c.retain
 			FROM message m JOIN claim c ON c.claimset = m.claimset AND c.queue = ?1 JOIN stream s ON s.queue = ?1 AND s.qos = c.qos
 			LEFT JOIN delivery2 d ON d.queue = ?1 AND d.seq = m.seq
-			WHERE m.seq > ?2 AND m.seq <= ?3 AND m.received >= ?4 AND (m.seq <= s.cursor OR d.state = 3) ORDER BY m.seq LIMIT ?5`,
+			WHERE m.seq > ?2 AND m.seq <= ?3 AND m.received >= ?4 AND (m.seq <= s.cursor OR d.state = 3)
+				AND NOT EXISTS (SELECT 1 FROM dead_letter x WHERE x.queue = ?1 AND x.seq = m.seq) ORDER BY m.seq LIMIT ?5`,
 			int64(id), int64(from), int64(upto), since.UnixMicro(), int64(importWindow))
 	})
 	return page, err

@@ -256,8 +256,9 @@ func (s *Store) recountLocked(d *db) (lost int64, err error) {
 	}
 	s.counts.messages, s.counts.bytes = 0, 0
 	for _, set := range s.sets {
-		set.rows, set.from = 0, 0
+		set.rows, set.from, set.last = 0, 0, 0
 	}
+	s.spent = spentRows{}
 	have := make(map[*stream]map[durable.Seq]bool)
 	err = d.query(context.Background(), func(row []driver.Value) error {
 		s.recountRow(durable.Seq(integer(row[0])), s.setsByID[integer(row[1])], integer(row[2]), have)
@@ -297,7 +298,8 @@ func (s *Store) recountLocked(d *db) (lost int64, err error) {
 		}
 		return true
 	})
-	s.deletes = true
+	s.spent.add(0)
+	s.spent.now = true
 	return lost, err
 }
 
@@ -309,13 +311,10 @@ func (s *Store) countIn(q *queue, size int64) {
 }
 
 func (s *Store) recountRow(seq durable.Seq, set *claimset, size int64, have map[*stream]map[durable.Seq]bool) {
+	s.spent.noteRow(set, seq, size)
 	if set == nil {
 		return
 	}
-	if set.rows == 0 {
-		set.from = seq - 1
-	}
-	set.rows++
 	for _, c := range set.claims {
 		q := s.queues[c.Queue]
 		if q == nil {

@@ -240,7 +240,8 @@ func (s *Store) endLocked(q *queue, done func(error)) {
 		return nil
 	}, func() {
 		s.pendingEnds--
-		s.deletes = true
+		s.spent.add(0)
+		s.spent.now = true
 		s.hurryLocked()
 	}, done)
 }

@@ -116,8 +116,7 @@ type Store struct {
 	unsavedSince time.Time
 	// lazySince is when the oldest change came that nobody waits for.
 	lazySince time.Time
-	// deletes: stored rows may have become deletable.
-	deletes bool
+	spent     spentRows
 
 	counts counters
 }

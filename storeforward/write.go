@@ -196,6 +196,9 @@ func writeCursor(d *db, c cursorWrite) error {
 
 // deleteRows deletes what nobody needs any more, up to maxDelete rows.
 func deleteRows(d *db, b *batch) error {
+	if b.deleteAll {
+		return d.exec("DELETE FROM message")
+	}
 	var total int64
 	for i := range b.deletes {
 		del := &b.deletes[i]
