@@ -236,7 +236,7 @@ func (u *Uplink) packed(w *way, ds []durable.Delivery, most int) ([]*flight, err
 		left, _ := m.Remaining(now)
 		records[i] = pack.Record{
 			Topic: remote, Time: m.Received, Payload: m.Payload, QoS: m.QoS,
-			HasExpiry: m.HasExpiry, Expiry: max(left, 1), Properties: m.Properties,
+			HasExpiry: m.HasExpiry, Expiry: max(left, 1), Properties: propertiesOut(m),
 		}
 		if !m.HasExpiry {
 			records[i].Expiry = 0

@@ -470,8 +470,13 @@ func (l *link) Wake(qos byte) {
 }
 
 // Offer0 takes a QoS 0 message from the broker: it is sent if the link is up
-// and there is room, and dropped and counted otherwise. It never waits.
+// and there is room, and dropped and counted otherwise, unless its route keeps
+// QoS 0: then it goes by the store as QoS 1 does. It never waits.
 func (u *Uplink) Offer0(m *message.Message) {
+	if u.keeps0(m) {
+		u.keep0(m)
+		return
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch l := u.link; {
@@ -484,5 +489,25 @@ func (u *Uplink) Offer0(m *message.Message) {
 	default:
 		l.qos0 = append(l.qos0, m)
 		l.u.wakeLocked()
+	}
+}
+
+func (u *Uplink) keeps0(m *message.Message) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	way, _ := u.carries(m.Topic)
+	return way != nil && way.keep0 && m.QoS == 0 && !u.loops(m)
+}
+
+// keep0 puts a QoS 0 message in the store's queue. The broker has it retained
+// already where it has to.
+func (u *Uplink) keep0(m *message.Message) {
+	kept := *m
+	kept.Retain = false
+	claims := []durable.Claim{{Queue: u.queue, QoS: 1, Retain: m.Retain}}
+	if err := u.store.Append(&kept, claims, durable.Origin{}, nil); err != nil {
+		if u.drop(dropQoS0Full) {
+			u.log.Warn("message not kept", "topic", m.Topic, "qos", 0, "err", err)
+		}
 	}
 }

@@ -372,3 +372,33 @@ func TestOneMissingAcknowledgement(t *testing.T) {
 		p.quiet()
 	})
 }
+
+// With qos0 = "keep" a QoS 0 message waits for the link as QoS 1 does, in order,
+// and costs no flash while the link is well.
+func TestQoS0Kept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.Routes[0].QoS0 = QoS0Keep })
+		offer := func(payload string, retain bool) {
+			r.up.Offer0(&message.Message{Topic: "s/a", Payload: []byte(payload), Retain: retain, Received: time.Now()})
+		}
+		offer("1", false)
+		offer("2", true)
+		p := r.cloud.welcome(t, packet.Connack{})
+		p.subscribed()
+		for i, want := range []string{"1", "2"} {
+			q := p.expectPublish(want, 1, false)
+			if q.Retain != (i == 1) {
+				t.Errorf("got %s", show(q))
+			}
+			p.puback(q)
+		}
+		p.quiet()
+		written := r.store.Status().Written
+		offer("3", true)
+		p.puback(p.expectPublish("3", 1, false))
+		p.quiet()
+		if st := r.up.Status(); st.Backlog != 0 || len(st.Dropped) != 0 || r.store.Status().Written != written {
+			t.Errorf("backlog %d, dropped %v, written %d, was %d", st.Backlog, st.Dropped, r.store.Status().Written, written)
+		}
+	})
+}

@@ -15,7 +15,7 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 	p := &l.pub
 	*p = packet.Publish{
 		Dup: f.sent, QoS: min(f.qos, l.limits.MaximumQoS), Retain: f.retain, PacketID: f.id,
-		HasExpiry: f.msg.HasExpiry, Properties: f.msg.Properties, Payload: f.msg.Payload,
+		HasExpiry: f.msg.HasExpiry, Properties: propertiesOut(f.msg), Payload: f.msg.Payload,
 	}
 	remote := f.remote
 	reason := ""
@@ -175,7 +175,7 @@ func (l *link) publish0Locked(now time.Time) {
 	p := &l.pub
 	*p = packet.Publish{
 		Retain: m.Retain && !way.strip && l.limits.Retain, HasExpiry: m.HasExpiry,
-		Topic: l.topic(remote), Properties: m.Properties, Payload: m.Payload,
+		Topic: l.topic(remote), Properties: propertiesOut(m), Payload: m.Payload,
 	}
 	p.MessageExpiry, _ = m.Remaining(now)
 	l.aliasLocked(p, remote)

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,7 +13,7 @@ import (
 	"holdfast/storeforward/pack"
 )
 
-// Values of Route.Direction and Route.Retain.
+// Values of Route.Direction, Route.Retain and Route.QoS0.
 const (
 	DirectionOut  = "out"  // to the cloud
 	DirectionIn   = "in"   // from the cloud
@@ -20,6 +21,9 @@ const (
 
 	RetainKeep  = "keep"  // as the publisher set it
 	RetainStrip = "strip" // never
+
+	QoS0Drop = "drop" // what comes while the link is down is dropped
+	QoS0Keep = "keep" // it waits in the store
 )
 
 // Route maps topics here to topics of the cloud. With filter X a message of
@@ -43,6 +47,9 @@ type Route struct {
 	// QoS is the highest QoS the route carries, 0 to 2; nil means 2, that is,
 	// the publisher's.
 	QoS *int `toml:"qos"`
+	// QoS0 is "drop" (QoS 0 is sent while the link is up) or "keep" (it is kept
+	// and sent as QoS 1 is); empty means drop.
+	QoS0 string `toml:"qos0"`
 	// Retain is "keep" or "strip"; empty means keep.
 	Retain string `toml:"retain"`
 	// Policy is what happens to a message for the cloud when the queue is
@@ -119,6 +126,15 @@ func (r *Route) validate(gateway string) error {
 	default:
 		return fmt.Errorf("retain: %q is not one of \"keep\", \"strip\"", r.Retain)
 	}
+	switch r.QoS0 {
+	case "", QoS0Drop:
+	case QoS0Keep:
+		if r.QoS != nil && *r.QoS == 0 {
+			return errors.New("qos0: \"keep\" needs acknowledgements; set qos to 1 or 2")
+		}
+	default:
+		return fmt.Errorf("qos0: %q is not one of \"drop\", \"keep\"", r.QoS0)
+	}
 	if r.Rename != "" {
 		ls, err := templateLevels(r.Prefix+r.Rename, filterLevels(r.LocalPrefix+r.Filter))
 		if err != nil {
@@ -138,6 +154,7 @@ type way struct {
 	to     string // prefix on the other side
 	qos    byte
 	strip  bool // RETAIN is cleared
+	keep0  bool // QoS 0 goes through the store
 	// fromLevels and toLevels rename; nil where the prefixes say it all.
 	fromLevels, toLevels []level
 	batch                *batching // nil for messages that go alone
@@ -153,7 +170,7 @@ func compile(routes []Route, gateway string) (out, in ways) {
 		if r.QoS != nil {
 			qos = byte(*r.QoS)
 		}
-		w := way{qos: qos, strip: r.Retain == RetainStrip}
+		w := way{qos: qos, strip: r.Retain == RetainStrip, keep0: r.QoS0 == QoS0Keep}
 		here, there := filterLevels(r.LocalPrefix+r.Filter), []level(nil)
 		if r.Rename != "" {
 			there, _ = templateLevels(r.Prefix+r.Rename, here) // validated
@@ -248,7 +265,16 @@ func (ws ways) inbound(name string) (*way, string) {
 
 // RecipientName is the publisher's name that messages of an uplink carry, and the name
 // under which the broker knows it; "$" keeps it apart from client ids.
-func RecipientName(name string) string { return "$uplink/" + name }
+func RecipientName(name string) string { return recipientPrefix + name }
 
-// loops says that m came from this uplink; it must not go back there.
-func (u *Uplink) loops(m *message.Message) bool { return m.From == u.from }
+const recipientPrefix = "$uplink/"
+
+// loops says that m came from this uplink, or has been through too many: it must
+// not go there.
+func (u *Uplink) loops(m *message.Message) bool {
+	if m.From == u.from {
+		return true
+	}
+	n, _ := hops(m)
+	return n >= maxHops
+}

@@ -84,6 +84,8 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"rename in a level":     {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a/+", "x{1}" }, `uplink.route[0].rename: level "x{1}"`},
 		"rename of # inside":    {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a/#", "{1}/x" }, `uplink.route[0].rename: {1} stands for "#"`},
 		"rename to a filter":    {func(o *Options) { o.Routes[0].Filter, o.Routes[0].Rename = "a", "b/+" }, "uplink.route[0].rename: "},
+		"qos0":                  {func(o *Options) { o.Routes[0].QoS0 = "wait" }, "uplink.route[0].qos0:"},
+		"qos0 without QoS":      {func(o *Options) { o.Routes[0].QoS0, o.Routes[0].QoS = QoS0Keep, new(0) }, "uplink.route[0].qos0: "},
 		"batch format":          {func(o *Options) { o.Routes[0].Batch = "xml" }, `uplink.route[0].batch: "xml" is not one of`},
 		"batch in":              {func(o *Options) { o.Routes[1].Batch = "cbor" }, "uplink.route[1].batch: is for direction"},
 		"batch without QoS":     {func(o *Options) { o.Routes[0].Batch, o.Routes[0].QoS = "cbor", new(0) }, "uplink.route[0].batch: needs acknowledgements"},

@@ -48,7 +48,7 @@ const (
 	dropLoop      = "loop"        // came from this uplink
 	dropInvalid   = "invalid"     // cannot be said in MQTT: topic too long with its prefix
 	dropQoS0Down  = "qos0_down"   // QoS 0 while the link was down
-	dropQoS0Full  = "qos0_full"   // QoS 0 beyond qos0_queue
+	dropQoS0Full  = "qos0_full"   // QoS 0 beyond qos0_queue, or not taken by the store
 	dropInNoRoute = "in_no_route" // from the cloud, no route in matches
 	dropInFull    = "in_refused"  // from the cloud, not taken here
 )

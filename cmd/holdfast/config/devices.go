@@ -10,6 +10,7 @@ import (
 	"holdfast/adapters/port"
 	"holdfast/adapters/reading"
 	"holdfast/adapters/serial"
+	"holdfast/storeforward/uplink"
 )
 
 // The adapters a device can name.
@@ -164,6 +165,7 @@ func (c *Config) Warnings() []string {
 			out = append(out, join("port", name)+": no device uses it")
 		}
 	}
+	out = append(out, uplink.Loops(sortedKeys(c.Uplinks), c.Uplinks)...)
 	for _, name := range sortedKeys(c.Uplinks) {
 		if len(c.Uplinks[name].Routes) == 0 {
 			out = append(out, join("uplink", name)+": it has no routes; only statuses go to the cloud")
