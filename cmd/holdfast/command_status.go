@@ -116,6 +116,11 @@ func (s *gatewayStatus) print(w io.Writer) error {
 			u.Backlog, u.BacklogBytes, seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window, u.Refused, sum(u.Dropped))
 		fmt.Fprintf(t, "\t\t%s%s; round trip %d ms; bytes out %d, in %d; resent %d, possible duplicates %d\n",
 			u.URL, via(u.Interface), int(u.RoundTrip*1000), u.BytesOut, u.BytesIn, u.Resends, u.Duplicates)
+		for _, l := range u.Lanes {
+			if l.Backlog > 0 && l.Backlog < u.Backlog { // in one lane it is as above
+				fmt.Fprintf(t, "\t\tlane %s: backlog %d messages, %d bytes, oldest %s\n", l.Lane, l.Backlog, l.BacklogBytes, seconds(l.BacklogAge))
+			}
+		}
 	}
 	for _, b := range s.Buses {
 		fmt.Fprintf(t, "port\t%s\t%s", b.Name, b.Supervisor.State)

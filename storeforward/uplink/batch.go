@@ -80,12 +80,13 @@ func (r *Route) validateBatch(gateway string) error {
 	return validTopic("batch_topic", cmp.Or(r.BatchTopic, DefaultBatchTopic), gateway)
 }
 
-// batch gathers the messages of one route for as long as a connection lasts: what
+// batch gathers the messages of one route and lane for as long as a connection lasts: what
 // is not sent with it is read from the store again. All QoS 1 messages of the
 // route pass through it, so that they keep their order; one with RETAIN, which no
 // batch can carry, goes alone.
 type batch struct {
 	way     *way
+	lane    *lane
 	waiting []durable.Delivery
 	bytes   int
 	alone   int // of waiting: cannot be in a batch
@@ -94,21 +95,25 @@ type batch struct {
 
 func (b *batch) single(d *durable.Delivery) bool { return d.Retain && !b.way.strip }
 
-// joinLocked takes a delivery into the batch of its route. mine is false for one
-// that goes alone and at once; room is false when the batch is full.
-func (l *link) joinLocked(d *durable.Delivery, now time.Time) (mine, room bool) {
-	if len(l.batches) == 0 || d.QoS != 1 {
-		return false, false
+// batchedLocked says that the delivery goes by a batch.
+func (ln *lane) batchedLocked(d *durable.Delivery) bool {
+	if d.QoS != 1 || !ln.l.u.out.batch() {
+		return false
 	}
-	way, _ := l.u.carries(d.Message.Topic)
-	i := slices.IndexFunc(l.batches, func(b *batch) bool { return b.way == way })
-	if i < 0 {
-		return false, false
+	way, _ := ln.l.u.carries(d.Message.Topic)
+	return way != nil && way.batch != nil
+}
+
+// joinLocked takes a delivery into the batch of its route; false when it goes by
+// none, or the batch is full.
+func (l *link) joinLocked(ln *lane, d *durable.Delivery, now time.Time) bool {
+	if !ln.batchedLocked(d) {
+		return false
 	}
-	b := l.batches[i]
+	b := l.batchOf(ln, d)
 	// One on its way together, one filling up meanwhile.
-	if len(b.waiting) >= 2*way.batch.messages || b.bytes >= 2*way.batch.bytes {
-		return true, false
+	if len(b.waiting) >= 2*b.way.batch.messages || b.bytes >= 2*b.way.batch.bytes {
+		return false
 	}
 	if len(b.waiting) == 0 {
 		b.since = now
@@ -118,7 +123,22 @@ func (l *link) joinLocked(d *durable.Delivery, now time.Time) (mine, room bool) 
 	if b.single(d) {
 		b.alone++
 	}
-	return true, true
+	return true
+}
+
+// batchOf returns the batch of a route and a lane, which may be one that the route
+// had before. They are in the order of the lanes.
+func (l *link) batchOf(ln *lane, d *durable.Delivery) *batch {
+	way, _ := l.u.carries(d.Message.Topic)
+	for _, b := range l.batches {
+		if b.way == way && b.lane == ln {
+			return b
+		}
+	}
+	b := &batch{way: way, lane: ln}
+	l.batches = append(l.batches, b)
+	slices.SortStableFunc(l.batches, func(a, b *batch) int { return cmp.Compare(a.lane.index, b.lane.index) })
+	return b
 }
 
 // dueAt is when the batch goes out, full or not.
@@ -152,8 +172,9 @@ func (l *link) pack() {
 				err = errors.Join(err, errors.New("no packet id is left"))
 				break
 			}
+			f.lane = b.lane.index
 			l.sess.add(f)
-			l.ready[1] = append(l.ready[1], f)
+			b.lane.ready[1] = append(b.lane.ready[1], f)
 		}
 		if err != nil {
 			l.failLocked(fmt.Errorf("batch: %w", err))
@@ -202,7 +223,7 @@ func (l *link) takeBatchLocked(b *batch, now time.Time) []durable.Delivery {
 	b.waiting = slices.Delete(b.waiting, 0, n)
 	b.bytes -= bytes
 	b.since = now
-	return slices.DeleteFunc(ds, func(d durable.Delivery) bool { return l.hopelessLocked(&d, now) })
+	return slices.DeleteFunc(ds, func(d durable.Delivery) bool { return b.lane.hopelessLocked(&d, now) })
 }
 
 // payloadRoom is the largest payload of a batch that the cloud takes.
@@ -233,12 +254,12 @@ func (u *Uplink) packed(w *way, ds []durable.Delivery, most int) ([]*flight, err
 		before += m.Size()
 		seqs[i] = ds[i].Seq
 		_, remote := w.carry(m.Topic)
-		left, _ := m.Remaining(now)
+		left, limited, _ := w.remaining(m, now)
 		records[i] = pack.Record{
 			Topic: remote, Time: m.Received, Payload: m.Payload, QoS: m.QoS,
-			HasExpiry: m.HasExpiry, Expiry: max(left, 1), Properties: propertiesOut(m),
+			HasExpiry: limited, Expiry: max(left, 1), Properties: propertiesOut(m),
 		}
-		if !m.HasExpiry {
+		if !limited {
 			records[i].Expiry = 0
 		}
 	}

@@ -74,7 +74,7 @@ func (l *link) stop(ctx context.Context) {
 	u := l.u
 	why := stopReason(ctx)
 	u.setState(StateStopping, why)
-	u.store.Detach(u.queue, l) // what was offered and is not acknowledged gets committed
+	l.detach()
 	ctx = context.WithoutCancel(ctx)
 	waiting, cancel := context.WithTimeout(ctx, u.opts.StopTimeout)
 	defer cancel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,16 +39,15 @@ type link struct {
 	closed  bool  // no more offers
 	leaving bool  // nothing new goes out but the last status message
 
-	used     int          // of quota
-	own      []*flight    // status messages to be sent
-	releases []*flight    // PUBRELs to be sent
-	resend   []*flight    // PUBLISHes to be sent again, in the order of their first send
-	ready    [3][]*flight // by QoS: those to be sent for the first time
-	pick     byte         // the QoS to send next
-	name     []byte       // a topic name, for one packet
-	turn     byte         // the QoS whose turn it is
-	streams  [3]stream    // by QoS
+	used     int       // of quota
+	own      []*flight // status messages to be sent
+	releases []*flight // PUBRELs to be sent
+	resend   []*flight // PUBLISHes to be sent again, in the order of their first send
+	lanes    []*lane   // what is to be sent for the first time, the highest lane first
+	sched    scheduler // of lanes
+	name     []byte    // a topic name, for one packet
 	qos0     []*message.Message
+	adopted  []*flight // sent before this process began, while load reads
 	aliases  *aliases
 	window   window
 	batches  []*batch       // of the routes that have them
@@ -80,16 +80,6 @@ const (
 	awaitPubcomp
 )
 
-// stream is what has been read from the store of one QoS and is not yet in
-// flight.
-type stream struct {
-	buf []durable.Delivery
-	// behind says that the store may have something to Read.
-	behind bool
-	// last is the newest that was handed over on this connection.
-	last durable.Seq
-}
-
 type subCall struct {
 	filters []string
 	sentAt  time.Time
@@ -100,17 +90,12 @@ func (u *Uplink) newLink(conn *client.Conn) *link {
 	l := &link{
 		u: u, conn: conn, v: conn.Version(), limits: conn.Limits(),
 		subs: make(map[uint16]subCall),
-		turn: 1,
-		pick: 1,
 	}
+	l.lanes = u.newLanes(l)
+	l.sched = newScheduler(len(l.lanes))
 	l.quota = min(u.opts.Window, int(l.limits.ReceiveMaximum))
 	l.aliases = newAliases(min(u.opts.TopicAliases, int(l.limits.TopicAliasMaximum)))
 	l.lineRoom = sync.NewCond(&u.mu)
-	for i := range u.out {
-		if u.out[i].batch != nil {
-			l.batches = append(l.batches, &batch{way: &u.out[i]})
-		}
-	}
 	return l
 }
 
@@ -128,8 +113,8 @@ func (u *Uplink) serve(ctx context.Context, conn *client.Conn) error {
 	if err := u.settled(ctx); err != nil {
 		return err
 	}
-	if err := u.store.Attach(u.queue, l); err != nil {
-		return fmt.Errorf("%w: attach queue: %w", errStore, err)
+	if err := l.attach(); err != nil {
+		return err
 	}
 	defer l.end()
 	if err := l.load(ctx); err != nil {
@@ -181,29 +166,45 @@ func (u *Uplink) settled(ctx context.Context) error {
 	}
 }
 
-// load reads both streams up to what is in flight. The store takes an
+// load reads the streams of all lanes up to what is in flight. The store takes an
 // acknowledgement only for what it has handed to this recipient, so this comes
 // before anything is sent again. With QoS 2 it goes on until there are no more
 // packet ids from before, so that none in use is given out again; the PUBRELs
 // that are due come with them. What is not in flight stays in the buffers.
 func (l *link) load(ctx context.Context) error {
-	for qos := byte(1); qos <= 2; qos++ {
-		if err := l.loadStream(ctx, qos); err != nil {
-			return err
+	for _, ln := range l.lanes {
+		for qos := byte(1); qos <= 2; qos++ {
+			if err := l.loadStream(ctx, ln, qos); err != nil {
+				return err
+			}
 		}
 	}
+	l.u.mu.Lock()
+	defer l.u.mu.Unlock()
+	l.orderAdoptedLocked()
 	return nil
 }
 
-func (l *link) loadStream(ctx context.Context, qos byte) error {
-	u, st := l.u, &l.streams[qos]
+// orderAdoptedLocked orders what was sent before this process began as the store
+// numbers it: of a topic that was the order of the first sends, in whatever lanes.
+func (l *link) orderAdoptedLocked() {
+	slices.SortFunc(l.adopted, func(a, b *flight) int { return compare(a.seq, b.seq) })
+	for _, f := range l.adopted {
+		l.sess.order++
+		f.order = l.sess.order
+	}
+	l.adopted = nil
+}
+
+func (l *link) loadStream(ctx context.Context, ln *lane, qos byte) error {
+	u, st := l.u, &ln.streams[qos]
 	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, errSlow)
 	defer cancel()
 	for {
 		u.mu.Lock()
 		st.behind = false
 		u.mu.Unlock()
-		ds, live, err := u.store.Read(ctx, u.queue, qos, u.opts.Batch, u.opts.WindowBytes)
+		ds, live, err := u.store.Read(ctx, ln.queue, qos, u.opts.Batch, u.opts.WindowBytes)
 		if err != nil {
 			return fmt.Errorf("%w: read QoS %d: %w", errStore, qos, err)
 		}
@@ -216,10 +217,11 @@ func (l *link) loadStream(ctx context.Context, qos byte) error {
 			case d.PacketID == 0:
 				st.buf = append(st.buf, *d)
 			default:
-				err = errors.Join(err, l.adoptLocked(d))
+				_, aerr := l.adoptLocked(ln, d)
+				err = errors.Join(err, aerr)
 			}
 		}
-		done := live || st.last >= l.newestLocked(qos) && (qos == 1 || len(st.buf) > 0)
+		done := live || st.last >= l.newestLocked(ln.index, qos) && (qos == 1 || len(st.buf) > 0)
 		wait := !done && len(ds) == 0 && !st.behind
 		if done {
 			st.behind = true
@@ -239,10 +241,10 @@ func (l *link) loadStream(ctx context.Context, qos byte) error {
 	}
 }
 
-// newestLocked returns the newest message of that QoS in flight.
-func (l *link) newestLocked(qos byte) (newest durable.Seq) {
+// newestLocked returns the newest message of that lane and QoS in flight.
+func (l *link) newestLocked(lane int, qos byte) (newest durable.Seq) {
 	for seq, f := range l.sess.bySeq {
-		if f.qos == qos && f.state != flightEnding {
+		if f.lane == lane && f.qos == qos && f.state != flightEnding {
 			newest = max(newest, seq)
 		}
 	}
@@ -250,23 +252,23 @@ func (l *link) newestLocked(qos byte) (newest durable.Seq) {
 }
 
 // adoptLocked puts a QoS 2 delivery with a durable packet id in flight.
-func (l *link) adoptLocked(d *durable.Delivery) error {
+func (l *link) adoptLocked(ln *lane, d *durable.Delivery) (*flight, error) {
 	s := l.sess
 	if s.reserved[d.PacketID] {
 		delete(s.reserved, d.PacketID)
 	} else if !s.ids.Reserve(d.PacketID) {
-		return fmt.Errorf("%w: %d of message %d", errTwice, d.PacketID, d.Seq)
+		return nil, fmt.Errorf("%w: %d of message %d", errTwice, d.PacketID, d.Seq)
 	}
-	f := &flight{seq: d.Seq, msg: d.Message, qos: 2, retain: d.Retain, id: d.PacketID, state: flightReady}
+	f := ln.flight(d)
 	if d.Released || d.Resend {
-		s.order++
-		f.order, f.sent = s.order, true
+		f.sent = true
+		l.adopted = append(l.adopted, f)
 	}
 	if d.Released {
 		f.state = flightReceived
 	}
 	s.add(f)
-	return nil
+	return f, nil
 }
 
 // begin sorts what is in flight from earlier connections into the queues of
@@ -275,7 +277,7 @@ func (l *link) begin() {
 	u := l.u
 	u.mu.Lock()
 	defer l.unlock()
-	clear(l.sess.lanes)
+	clear(l.sess.holds)
 	l.sess.held = 0
 	l.window = newWindow(u.opts.WindowBytes, u.carried)
 	for _, f := range l.sess.inOrder() {
@@ -289,11 +291,11 @@ func (l *link) begin() {
 			case f.order != 0:
 				l.resend = append(l.resend, f)
 			default:
-				l.ready[f.qos] = append(l.ready[f.qos], f)
+				l.readyLocked(f)
 			}
 			f.state = flightReady
 		case flightSaving:
-			l.ready[f.qos] = append(l.ready[f.qos], f)
+			l.readyLocked(f)
 		case flightReceived, flightReleased:
 			if f.state == flightReleased {
 				u.status.ResentReleases++
@@ -330,7 +332,13 @@ func (l *link) end() {
 	}
 	l.qos0 = nil
 	u.mu.Unlock()
-	u.store.Detach(u.queue, l)
+	l.detach()
+}
+
+// readyLocked puts f behind what its lane is to send for the first time.
+func (l *link) readyLocked(f *flight) {
+	ready := &l.lanes[f.lane].ready[f.qos]
+	*ready = append(*ready, f)
 }
 
 // fail gives the connection up; the first reason counts.
@@ -383,90 +391,6 @@ func (l *link) warn(limit, msg string, args ...any) {
 	if limit == "" || l.u.drops.allow(limit, time.Now()) {
 		l.later(func() { l.u.log.Warn(msg, args...) }) //nolint:sloglint // every caller passes a constant
 	}
-}
-
-// The link is the store's durable.Recipient while it lasts.
-
-// Offer takes a delivery of a live stream if it fits the window.
-func (l *link) Offer(d durable.Delivery) bool {
-	u := l.u
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	st := &l.streams[d.QoS]
-	if d.Seq <= st.last {
-		return true // it has been handed over on this connection
-	}
-	taken := l.begun && !l.closed && !l.leaving && l.err == nil && len(st.buf) == 0 && l.takeLocked(&d)
-	if !taken {
-		st.behind = true
-		l.u.wakeLocked()
-		return false
-	}
-	st.last = d.Seq
-	l.u.wakeLocked()
-	return true
-}
-
-// takeLocked puts a delivery in flight if there is room.
-func (l *link) takeLocked(d *durable.Delivery) bool {
-	s := l.sess
-	if mine, room := l.joinLocked(d, time.Now()); mine {
-		return room
-	}
-	f := &flight{seq: d.Seq, msg: d.Message, qos: d.QoS, retain: d.Retain, id: d.PacketID, state: flightReady}
-	switch {
-	case d.PacketID != 0 && s.reserved[d.PacketID]:
-		delete(s.reserved, d.PacketID) // its room was kept
-	case d.PacketID != 0:
-		return false // comes again through Read
-	case !l.roomLocked(d.Message.Size()):
-		return false
-	default:
-		if f.id, _ = s.ids.Take(); f.id == 0 {
-			return false
-		}
-	}
-	s.add(f)
-	l.ready[f.qos] = append(l.ready[f.qos], f)
-	return true
-}
-
-// Reserve gives a packet id for a QoS 2 message about to be committed.
-func (l *link) Reserve() (packetID uint16, ok bool) {
-	u := l.u
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	st := &l.streams[2]
-	if !l.begun || l.closed || l.leaving || l.err != nil || len(st.buf) > 0 || !l.roomLocked(0) {
-		st.behind = true
-		l.u.wakeLocked()
-		return 0, false
-	}
-	// The window has at most 65535 places, and an id for each.
-	id, ok := l.sess.ids.Take()
-	if ok {
-		l.sess.reserved[id] = true
-	}
-	return id, ok
-}
-
-// Unreserve takes an id back. It may come after the link has ended; then it
-// concerns the session it was given for.
-func (l *link) Unreserve(packetID uint16) {
-	l.u.mu.Lock()
-	defer l.u.mu.Unlock()
-	if l.sess.reserved[packetID] {
-		delete(l.sess.reserved, packetID)
-		l.sess.ids.Free(packetID)
-	}
-}
-
-// Wake says that a stream has something to Read.
-func (l *link) Wake(qos byte) {
-	l.u.mu.Lock()
-	defer l.u.mu.Unlock()
-	l.streams[qos].behind = true
-	l.u.wakeLocked()
 }
 
 // Offer0 takes a QoS 0 message from the broker: it is sent if the link is up

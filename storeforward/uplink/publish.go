@@ -15,17 +15,17 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 	p := &l.pub
 	*p = packet.Publish{
 		Dup: f.sent, QoS: min(f.qos, l.limits.MaximumQoS), Retain: f.retain, PacketID: f.id,
-		HasExpiry: f.msg.HasExpiry, Properties: propertiesOut(f.msg), Payload: f.msg.Payload,
+		Properties: propertiesOut(f.msg), Payload: f.msg.Payload,
 	}
 	remote := f.remote
 	reason := ""
+	var way *way
 	switch {
 	case f.members != nil:
 		if remote = f.with.topic; l.v != packet.V5 {
 			remote += f.with.suffix
 		}
 	case f.seq != 0:
-		var way *way
 		if way, remote = u.carries(f.msg.Topic); way == nil {
 			reason = dropNoRoute
 		} else if way.strip {
@@ -35,12 +35,12 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 			reason = dropLoop
 		}
 	}
-	left, alive := f.msg.Remaining(now)
+	left, limited, alive := way.remaining(f.msg, now)
 	switch {
 	case !alive && !f.sent:
 		reason = dropExpired
-	case f.msg.HasExpiry:
-		p.MessageExpiry = max(left, 1) // see doc.go
+	case limited:
+		p.HasExpiry, p.MessageExpiry = true, max(left, 1) // see doc.go
 	}
 	if !l.limits.Retain {
 		p.Retain = false // it would end the connection (MQTT 5.0 §3.2.2.3.5)
@@ -72,6 +72,10 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 	switch {
 	case !f.sent:
 		u.status.MessagesOut += f.count()
+		if f.seq != 0 {
+			u.status.Lanes[f.lane].MessagesOut += f.count()
+			u.status.Lanes[f.lane].BytesOut += uint64(f.size)
+		}
 		if p.QoS < f.qos {
 			u.status.Downgraded++
 		}
@@ -117,7 +121,8 @@ func (l *link) putBackLocked(f *flight) {
 	case f.order != 0:
 		l.resend = append([]*flight{f}, l.resend...)
 	default:
-		l.ready[f.qos] = append([]*flight{f}, l.ready[f.qos]...)
+		ready := &l.lanes[f.lane].ready[f.qos]
+		*ready = append([]*flight{f}, *ready...)
 	}
 }
 
@@ -132,7 +137,7 @@ func (l *link) giveUpLocked(f *flight, reason string) {
 	l.acceptedLocked(f) // what waits behind it may go
 	if f.qos == 1 {
 		for seq := range f.seqs() {
-			l.droppedLocked(seq, f.qos, f.msg, reason)
+			l.droppedLocked(u.queueOf(f), seq, f.qos, f.msg, reason)
 		}
 		s.remove(f)
 		return
@@ -140,7 +145,7 @@ func (l *link) giveUpLocked(f *flight, reason string) {
 	f.state = flightEnding
 	u.dropLocked(reason)
 	l.warn(reason, "message dropped", "topic", f.msg.Topic, "qos", f.qos, "packet_id", f.id, "bytes", f.size, "seq", uint64(f.seq), "reason", reason, "dropped", u.status.Dropped[reason])
-	l.later(func() { u.store.Dropped(u.queue, f.seq, reason, u.ended(s, f, flightReady)) })
+	l.later(func() { u.store.Dropped(u.queueOf(f), f.seq, reason, u.ended(s, f, flightReady)) })
 }
 
 // ended returns the done of a call that finishes f: its packet id is free when
@@ -174,10 +179,10 @@ func (l *link) publish0Locked(now time.Time) {
 	way, remote := u.carries(m.Topic)
 	p := &l.pub
 	*p = packet.Publish{
-		Retain: m.Retain && !way.strip && l.limits.Retain, HasExpiry: m.HasExpiry,
-		Topic: l.topic(remote), Properties: propertiesOut(m), Payload: m.Payload,
+		Retain: m.Retain && !way.strip && l.limits.Retain,
+		Topic:  l.topic(remote), Properties: propertiesOut(m), Payload: m.Payload,
 	}
-	p.MessageExpiry, _ = m.Remaining(now)
+	p.MessageExpiry, p.HasExpiry, _ = way.remaining(m, now)
 	l.aliasLocked(p, remote)
 	switch err := l.conn.Queue(p); {
 	case errors.Is(err, client.ErrOutputFull):

@@ -107,8 +107,8 @@ func (l *link) pubackLocked(p *packet.Puback) {
 		l.acceptedLocked(f)
 		f.state = flightEnding
 		l.later(func() {
-			u.store.Received(u.queue, f.seq, u.kept)
-			u.store.Completed(u.queue, f.seq, u.ended(s, f, flightSent))
+			u.store.Received(u.queueOf(f), f.seq, u.kept)
+			u.store.Completed(u.queueOf(f), f.seq, u.ended(s, f, flightSent))
 		})
 	default:
 		u.status.Acked += f.count()
@@ -116,7 +116,7 @@ func (l *link) pubackLocked(p *packet.Puback) {
 		s.remove(f)
 		l.later(func() {
 			for seq := range f.seqs() {
-				u.store.Acked(u.queue, seq)
+				u.store.Acked(u.queueOf(f), seq)
 			}
 		})
 	}
@@ -146,7 +146,7 @@ func (l *link) pubrecLocked(p *packet.Pubrec) {
 	l.acceptedLocked(f)
 	f.state = flightReceiving
 	l.later(func() {
-		u.store.Received(u.queue, f.seq, func(err error) {
+		u.store.Received(u.queueOf(f), f.seq, func(err error) {
 			u.mu.Lock()
 			defer u.mu.Unlock()
 			if u.sess != s {
@@ -179,7 +179,7 @@ func (l *link) pubcompLocked(p *packet.Pubcomp) {
 	l.giveRoomLocked(f)
 	u.status.Acked++
 	f.state = flightEnding
-	l.later(func() { u.store.Completed(u.queue, f.seq, u.ended(s, f, flightReleased)) })
+	l.later(func() { u.store.Completed(u.queueOf(f), f.seq, u.ended(s, f, flightReleased)) })
 }
 
 // refusedLocked deals with a PUBACK or PUBREC of 0x80 or above. The exchange is
@@ -199,13 +199,13 @@ func (l *link) refusedLocked(f *flight, reason packet.ReasonCode) {
 		s.remove(f)
 		l.later(func() {
 			for seq := range f.seqs() {
-				u.store.Refused(u.queue, seq, byte(reason), u.kept)
+				u.store.Refused(u.queueOf(f), seq, byte(reason), u.kept)
 			}
 		})
 		return
 	}
 	f.state = flightEnding
-	l.later(func() { u.store.Refused(u.queue, f.seq, byte(reason), u.ended(s, f, flightReady)) })
+	l.later(func() { u.store.Refused(u.queueOf(f), f.seq, byte(reason), u.ended(s, f, flightReady)) })
 }
 
 // receiptState is where a message of the cloud stands.

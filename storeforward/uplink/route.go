@@ -52,6 +52,19 @@ type Route struct {
 	QoS0 string `toml:"qos0"`
 	// Retain is "keep" or "strip"; empty means keep.
 	Retain string `toml:"retain"`
+	// Lane is the priority of what goes to the cloud, 0 to 7: a higher one goes
+	// first, and each one that waits gets at least a 64th of what the link
+	// carries. nil means 3. The order of a topic is kept within its lane, and
+	// through a change of it.
+	Lane *int `toml:"lane"`
+	// Latest keeps only the newest message of each topic for the cloud, and
+	// those that have been sent: for states. Messages go as QoS 1 and are
+	// counted when a newer one takes their place; a topic goes by when it last
+	// changed. Latest messages of a lane go before the others.
+	Latest bool `toml:"-"`
+	// Expiry is the most a message may wait for the cloud, whole seconds; the
+	// cloud is told what is left of it (5.0). 0 leaves it to the publisher.
+	Expiry time.Duration `toml:"expiry"`
 	// Policy is what happens to a message for the cloud when the queue is
 	// full: "refuse" (the publisher is told), "wait" (its acknowledgement is
 	// withheld), "drop_oldest", "drop_newest", or "thin" (of each topic ever
@@ -79,6 +92,9 @@ type Route struct {
 	// commit_window is written to flash.
 	BatchDelay time.Duration `toml:"batch_delay"`
 }
+
+// maxExpiry is the longest message expiry interval there is (MQTT 5.0 §3.3.2.3.3).
+const maxExpiry = (1<<32 - 1) * time.Second
 
 // OutRoute is what the broker must know of a route to the cloud: which local
 // messages it takes and the highest QoS they are delivered with.
@@ -121,6 +137,22 @@ func (r *Route) validate(gateway string) error {
 	if r.Policy != "" && !slices.Contains(durable.Policies, r.Policy) {
 		return fmt.Errorf("policy: %q is not one of %q", r.Policy, durable.Policies)
 	}
+	if r.Lane != nil && (*r.Lane < 0 || *r.Lane >= durable.Lanes) {
+		return fmt.Errorf("lane: %d is outside 0..%d", *r.Lane, durable.Lanes-1)
+	}
+	if r.Latest && r.QoS != nil && *r.QoS != 1 {
+		return fmt.Errorf("latest: needs qos = 1, the newest message of a topic is kept and goes at least once, not %d", *r.QoS)
+	}
+	if r.Expiry < 0 || r.Expiry > maxExpiry || r.Expiry%time.Second != 0 {
+		return fmt.Errorf("expiry: %v is not whole seconds up to %v", r.Expiry, maxExpiry)
+	}
+	if r.Direction == DirectionIn {
+		for key, set := range map[string]bool{"lane": r.Lane != nil, "latest": r.Latest, "expiry": r.Expiry != 0} {
+			if set {
+				return fmt.Errorf("%s: means nothing for direction \"in\"", key)
+			}
+		}
+	}
 	switch r.Retain {
 	case "", RetainKeep, RetainStrip:
 	default:
@@ -158,6 +190,7 @@ type way struct {
 	// fromLevels and toLevels rename; nil where the prefixes say it all.
 	fromLevels, toLevels []level
 	batch                *batching // nil for messages that go alone
+	expiry               time.Duration
 }
 
 // ways are the routes of one direction in the order of the file.
@@ -170,7 +203,7 @@ func compile(routes []Route, gateway string) (out, in ways) {
 		if r.QoS != nil {
 			qos = byte(*r.QoS)
 		}
-		w := way{qos: qos, strip: r.Retain == RetainStrip, keep0: r.QoS0 == QoS0Keep}
+		w := way{qos: qos, strip: r.Retain == RetainStrip, keep0: r.QoS0 == QoS0Keep, expiry: r.Expiry}
 		here, there := filterLevels(r.LocalPrefix+r.Filter), []level(nil)
 		if r.Rename != "" {
 			there, _ = templateLevels(r.Prefix+r.Rename, here) // validated
@@ -205,6 +238,25 @@ func (o Options) queuePolicy() durable.QueuePolicy {
 	return p
 }
 
+// laneRoutes say which lanes the topics of the routes out take.
+func (o Options) laneRoutes() (lanes []durable.LaneRoute) {
+	for i := range o.Routes {
+		if r := &o.Routes[i]; r.Direction != DirectionIn {
+			lanes = append(lanes, durable.LaneRoute{Filter: r.LocalPrefix + r.Filter, Lane: r.lane()})
+		}
+	}
+	return lanes
+}
+
+// lane is the route's lane.
+func (r *Route) lane() durable.Lane {
+	l := durable.Lane{Number: durable.DefaultLane, Latest: r.Latest}
+	if r.Lane != nil {
+		l.Number = byte(*r.Lane)
+	}
+	return l
+}
+
 // find returns the way that carries name and what name becomes; nil when none
 // does.
 func (ws ways) find(name string) (*way, string) {
@@ -230,6 +282,11 @@ func (w *way) carry(name string) (ok bool, other string) {
 	}
 }
 
+// batch says that some of the ways put messages together.
+func (ws ways) batch() bool {
+	return slices.ContainsFunc(ws, func(w way) bool { return w.batch != nil })
+}
+
 // carried is what [Uplink.carries] has found out.
 type carried struct {
 	way    *way
@@ -251,6 +308,23 @@ func (u *Uplink) carries(name string) (*way, string) {
 		u.topics[name] = c
 	}
 	return c.way, c.remote
+}
+
+// remaining is what is left of a message's expiry, seconds: the publisher's, or the
+// route's where that is shorter. limited says that there is one, alive that it has
+// not passed. There may be no way: our own messages have none.
+func (w *way) remaining(m *message.Message, now time.Time) (left uint32, limited, alive bool) {
+	left, alive = m.Remaining(now)
+	if w == nil || w.expiry == 0 {
+		return left, m.HasExpiry, alive
+	}
+	own := *m
+	own.HasExpiry, own.Expiry = true, uint32(w.expiry/time.Second)
+	ours, still := own.Remaining(now)
+	if m.HasExpiry {
+		ours = min(ours, left)
+	}
+	return ours, true, alive && still
 }
 
 // inbound maps a message of the cloud to the local topic. What would land on

@@ -3,6 +3,7 @@ package uplink
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRoutesMapTopics(t *testing.T) {
@@ -111,6 +112,41 @@ func TestValidateNamesTheKey(t *testing.T) {
 			}
 			if strings.Contains(err.Error(), "secret") {
 				t.Errorf("Validate() shows a password: %v", err)
+			}
+		})
+	}
+}
+
+func TestRouteKeysOutOfRange(t *testing.T) {
+	out := Route{Direction: DirectionOut, Filter: "s/#"}
+	tests := map[string]struct {
+		change func(*Route)
+		want   string // in the error, "" for none
+	}{
+		"highest lane":         {func(r *Route) { r.Lane = new(7) }, ""},
+		"lowest lane":          {func(r *Route) { r.Lane = new(0) }, ""},
+		"lane above":           {func(r *Route) { r.Lane = new(8) }, "lane: 8 is outside 0..7"},
+		"lane below":           {func(r *Route) { r.Lane = new(-1) }, "lane: -1 is outside 0..7"},
+		"latest of QoS 1":      {func(r *Route) { r.Latest, r.QoS = true, new(1) }, ""},
+		"latest of any QoS":    {func(r *Route) { r.Latest = true }, ""},
+		"latest of QoS 2":      {func(r *Route) { r.Latest, r.QoS = true, new(2) }, "latest: needs qos = 1"},
+		"latest of QoS 0":      {func(r *Route) { r.Latest, r.QoS = true, new(0) }, "latest: needs qos = 1"},
+		"an hour":              {func(r *Route) { r.Expiry = time.Hour }, ""},
+		"expiry of less":       {func(r *Route) { r.Expiry = 1500 * time.Millisecond }, "expiry: 1.5s is not whole seconds"},
+		"expiry below nothing": {func(r *Route) { r.Expiry = -time.Second }, "expiry: -1s is not whole seconds"},
+		"expiry beyond MQTT":   {func(r *Route) { r.Expiry = 1 << 32 * time.Second }, "is not whole seconds up to"},
+		"lane in":              {func(r *Route) { r.Direction, r.Lane = DirectionIn, new(3) }, `lane: means nothing for direction "in"`},
+		"latest in":            {func(r *Route) { r.Direction, r.Latest = DirectionIn, true }, `latest: means nothing for direction "in"`},
+		"expiry in":            {func(r *Route) { r.Direction, r.Expiry = DirectionIn, time.Hour }, `expiry: means nothing for direction "in"`},
+		"expiry both ways":     {func(r *Route) { r.Direction, r.Expiry = DirectionBoth, time.Hour }, ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := out
+			test.change(&r)
+			err := r.validate("gw")
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("validate: %v, want %q", err, test.want)
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"holdfast/broker/client"
@@ -19,12 +20,13 @@ func (l *link) write(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
+		l.settleChanges()
 		l.pack()
 		l.u.mu.Lock()
 		now := time.Now()
 		l.fillLocked(now)
 		next := l.checkLocked(now)
-		qos := l.hungryLocked()
+		hungry, qos := l.hungryLocked()
 		err := l.err
 		gather := l.gatherLocked()
 		l.unlock()
@@ -35,8 +37,8 @@ func (l *link) write(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if qos != 0 {
-			if err := l.read(ctx, qos); err != nil {
+		if hungry != nil {
+			if err := hungry.read(ctx, qos); err != nil {
 				return err
 			}
 			continue
@@ -64,43 +66,6 @@ func (l *link) write(ctx context.Context) error {
 // anybody to notice.
 func (l *link) gatherLocked() time.Duration {
 	return min(l.window.trip/64, time.Millisecond)
-}
-
-// read gets the next deliveries of a stream that is behind.
-func (l *link) read(ctx context.Context, qos byte) error {
-	u := l.u
-	ds, _, err := u.store.Read(ctx, u.queue, qos, u.opts.Batch, u.opts.WindowBytes)
-	if ctx.Err() != nil {
-		return nil // the stop is on its way; the writer sees it
-	}
-	if err != nil {
-		return fmt.Errorf("%w: read QoS %d: %w", errStore, qos, err)
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	st := &l.streams[qos]
-	for i := range ds {
-		if ds[i].Seq > st.last {
-			st.last = ds[i].Seq
-			st.buf = append(st.buf, ds[i])
-		}
-	}
-	if len(ds) > 0 {
-		st.behind = true
-	}
-	return nil
-}
-
-// hungryLocked returns the QoS to Read, 0 for none. The mark goes before the
-// Read: a Wake or a refused Offer during it must not be lost.
-func (l *link) hungryLocked() byte {
-	for qos := byte(1); qos <= 2; qos++ {
-		if st := &l.streams[qos]; st.behind && len(st.buf) == 0 && !l.leaving && l.roomLocked(0) {
-			st.behind = false
-			return qos
-		}
-	}
-	return 0
 }
 
 // checkLocked looks at the clock: is the cloud stuck, is it time for another
@@ -143,9 +108,9 @@ func (l *link) checkLocked(now time.Time) time.Time {
 			next = earlier(next, at)
 		}
 	}
-	for _, ln := range l.sess.lanes {
-		if !ln.probing {
-			next = earlier(next, ln.retryAt)
+	for _, hd := range l.sess.holds {
+		if !hd.probing {
+			next = earlier(next, hd.retryAt)
 		}
 	}
 	return next
@@ -170,8 +135,8 @@ func (l *link) oldestLocked() (oldest time.Time, ok bool) {
 
 // fillLocked queues everything that may go out now: acknowledgements first,
 // since others wait for them, our own status, PUBRELs, which make room,
-// subscriptions, what is to be sent again, QoS 0, and new messages, the
-// streams in turn. It stops when the connection is full.
+// subscriptions, what is to be sent again, QoS 0, and new messages as the
+// scheduler of the lanes says. It stops when the connection is full.
 func (l *link) fillLocked(now time.Time) {
 	if l.err != nil {
 		return
@@ -204,99 +169,54 @@ func (l *link) fillLocked(now time.Time) {
 	for !l.full && l.err == nil && len(l.qos0) > 0 {
 		l.publish0Locked(now)
 	}
+	for _, ln := range l.lanes {
+		ln.tidyLocked(now)
+	}
 	if len(l.resend) > 0 {
 		return // nothing new before what is old
 	}
 	l.probeLocked(now)
 	for !l.full && l.err == nil {
-		l.admitLocked(now)
-		f := l.pickLocked()
+		f, idle := l.pickLocked(now)
 		if f == nil {
-			if l.used < l.quota && l.roomLocked(0) {
+			if idle {
 				l.window.idle()
 			}
 			return
 		}
+		if f.seq != 0 { // it may have been the head
+			l.lanes[f.lane].tidyLocked(now)
+		}
 		l.publishLocked(f, now)
-	}
-}
-
-// admitLocked moves deliveries that were read into flight while there is room,
-// the streams in turn, and finishes those that can never be sent.
-func (l *link) admitLocked(now time.Time) {
-	var ids []durable.Sent
-	var fs []*flight
-	for idle := 0; idle < 2; {
-		st := &l.streams[l.turn]
-		l.turn ^= 3 // 1, 2, 1 ...
-		if len(st.buf) == 0 {
-			idle++
-			continue
+		if f.state == flightSent {
+			l.sched.sent(f.lane, max(f.size, 1))
 		}
-		d := &st.buf[0]
-		switch {
-		case l.sess.bySeq[d.Seq] != nil: // in flight since an earlier connection
-		case d.PacketID != 0:
-			if err := l.admitOldLocked(d); err != nil {
-				l.failLocked(err)
-				return
-			}
-		case l.hopelessLocked(d, now):
-		default:
-			mine, room := l.joinLocked(d, now)
-			if !mine {
-				room = l.roomLocked(d.Message.Size())
-			}
-			if !room {
-				idle = 2
-				l.turn ^= 3
-				continue
-			}
-			if mine {
-				break
-			}
-			f := &flight{seq: d.Seq, msg: d.Message, qos: d.QoS, retain: d.Retain, state: flightReady}
-			f.id, _ = l.sess.ids.Take() // room has said that there is one
-			if f.qos == 2 {
-				f.state = flightSaving
-				ids = append(ids, durable.Sent{Seq: f.seq, PacketID: f.id})
-				fs = append(fs, f)
-			}
-			l.sess.add(f)
-			l.ready[f.qos] = append(l.ready[f.qos], f)
-		}
-		st.buf[0] = durable.Delivery{}
-		if st.buf = st.buf[1:]; len(st.buf) == 0 {
-			st.buf = nil
-		}
-		idle = 0
-	}
-	if len(ids) > 0 {
-		l.saveLocked(ids, fs)
 	}
 }
 
 // admitOldLocked takes a delivery with a durable id that came outside load: its
 // Offer was refused after the commit.
-func (l *link) admitOldLocked(d *durable.Delivery) error {
-	if err := l.adoptLocked(d); err != nil {
+func (ln *lane) admitOldLocked(d *durable.Delivery) error {
+	l := ln.l
+	f, err := l.adoptLocked(ln, d)
+	if err != nil {
 		return err
 	}
-	f := l.sess.flights[d.PacketID]
+	l.orderAdoptedLocked()
 	if f.state == flightReceived {
 		l.releases = append(l.releases, f)
 	} else {
-		l.ready[2] = append(l.ready[2], f)
+		ln.ready[2] = append(ln.ready[2], f)
 	}
 	return nil
 }
 
-// saveLocked makes the packet ids of new QoS 2 messages durable; they go out
-// when that is done.
-func (l *link) saveLocked(ids []durable.Sent, fs []*flight) {
-	u, s := l.u, l.sess
+// saveLocked makes the packet ids of new QoS 2 messages of a lane durable; they go
+// out when that is done.
+func (ln *lane) saveLocked(ids []durable.Sent, fs []*flight) {
+	l, u, s := ln.l, ln.l.u, ln.l.sess
 	l.later(func() {
-		u.store.Sent(u.queue, ids, func(err error) {
+		u.store.Sent(ln.queue, ids, func(err error) {
 			u.mu.Lock()
 			defer u.mu.Unlock()
 			if u.sess != s {
@@ -317,12 +237,12 @@ func (l *link) saveLocked(ids []durable.Sent, fs []*flight) {
 
 // hopelessLocked says that a delivery that was never sent cannot be, and
 // finishes it.
-func (l *link) hopelessLocked(d *durable.Delivery, now time.Time) bool {
-	reason := l.hopeless(d.Message, d.QoS, now)
+func (ln *lane) hopelessLocked(d *durable.Delivery, now time.Time) bool {
+	reason := ln.l.hopeless(d.Message, d.QoS, now)
 	if reason == "" {
 		return false
 	}
-	l.droppedLocked(d.Seq, d.QoS, d.Message, reason)
+	ln.l.droppedLocked(ln.queue, d.Seq, d.QoS, d.Message, reason)
 	return true
 }
 
@@ -337,10 +257,11 @@ func (l *link) hopeless(m *message.Message, qos byte, now time.Time) string {
 	if len(remote) > 65535 {
 		return dropInvalid
 	}
-	if _, alive := m.Remaining(now); !alive {
+	_, limited, alive := way.remaining(m, now)
+	if !alive {
 		return dropExpired
 	}
-	p := packet.Publish{QoS: qos, PacketID: 1, HasExpiry: m.HasExpiry, Topic: l.topic(remote), Properties: m.Properties, Payload: m.Payload}
+	p := packet.Publish{QoS: qos, PacketID: 1, HasExpiry: limited, Topic: l.topic(remote), Properties: m.Properties, Payload: m.Payload}
 	if l.tooLarge(&p) {
 		return dropTooLarge
 	}
@@ -359,12 +280,12 @@ func (l *link) topic(name string) []byte {
 
 // droppedLocked counts a message that will not be sent and has the store
 // finish it.
-func (l *link) droppedLocked(seq durable.Seq, qos byte, m *message.Message, reason string) {
+func (l *link) droppedLocked(queue durable.QueueID, seq durable.Seq, qos byte, m *message.Message, reason string) {
 	u := l.u
 	u.dropLocked(reason)
 	l.warn(reason, "message dropped", "topic", m.Topic, "qos", qos, "bytes", m.Size(), "seq", uint64(seq), "reason", reason, "dropped", u.status.Dropped[reason])
 	l.later(func() {
-		u.store.Dropped(u.queue, seq, reason, u.kept)
+		u.store.Dropped(queue, seq, reason, u.kept)
 	})
 }
 
@@ -378,33 +299,253 @@ func (u *Uplink) kept(err error) {
 	u.storeFailedLocked(err)
 }
 
-// pickLocked returns the next new message to send; nil if there is none, or
-// none may go. Those of a topic of which one was refused wait in its lane.
-func (l *link) pickLocked() *flight {
+// pickLocked returns the next new message to send; nil if there is none, or none
+// may go. idle says that nothing but the want of messages is the reason.
+//
+// Messages take their place in the window when it is their turn, so that what
+// waits can be overtaken; those of live streams have theirs already.
+func (l *link) pickLocked(now time.Time) (f *flight, idle bool) {
 	if l.used >= l.quota {
-		return nil
+		return nil, false
 	}
-	for range 2 {
-		qos := l.pick
-		l.pick ^= 3
-		for len(l.ready[qos]) > 0 && l.ready[qos][0].state != flightSaving {
-			f := l.ready[qos][0]
-			l.ready[qos] = l.ready[qos][1:]
-			if f.state != flightReady {
-				continue // removed meanwhile
+	for l.err == nil {
+		i := l.chooseLocked()
+		if i < 0 {
+			return nil, l.roomLocked(0) && !l.waitsLocked()
+		}
+		ln := l.lanes[i]
+		qos, fresh := ln.headLocked()
+		if fresh == nil {
+			return ln.nextLocked(qos), false
+		}
+		switch {
+		case slices.ContainsFunc(l.lanes[:i], func(o *lane) bool { return o.unreadLocked() }):
+			return nil, false // read first what goes before it
+		case !l.roomLocked(fresh.Message.Size()):
+			// It waits for room. Who has a place goes on: that makes some.
+			return l.placedLocked(), false
+		case qos == 1:
+			f := ln.flight(fresh)
+			f.id, _ = l.sess.ids.Take() // room has said that there is one
+			l.sess.add(f)
+			ln.streams[1].drop()
+			ln.turn = 2
+			if !l.joinHoldLocked(f) {
+				return f, false
 			}
-			if len(l.sess.lanes) > 0 {
-				if ln := l.sess.lanes[f.lane()]; ln != nil {
-					f.state = flightHeld
-					l.sess.held += f.size
-					ln.insert(f)
-					continue
-				}
-			}
-			return f
+		default:
+			ln.admit2Locked(now)
+		}
+		ln.tidyLocked(now)
+	}
+	return nil, false
+}
+
+// nextLocked takes the first message of that QoS that has its place in the window.
+func (ln *lane) nextLocked(qos byte) *flight {
+	f := ln.ready[qos][0]
+	ln.ready[qos] = ln.ready[qos][1:]
+	ln.turn = qos ^ 3
+	return f
+}
+
+// placedLocked takes a message that has its place in the window, nil for none.
+func (l *link) placedLocked() *flight {
+	for _, ln := range l.lanes {
+		if qos := ln.readyQoSLocked(); qos != 0 {
+			return ln.nextLocked(qos)
 		}
 	}
 	return nil
+}
+
+// chooseLocked asks the scheduler for a lane that may send; -1 if there is none. A
+// lane that another one waits for goes in its place.
+func (l *link) chooseLocked() int {
+	for _, ln := range l.lanes {
+		if len(l.u.changes) == 0 {
+			break
+		}
+		on := ln.waitsForLocked()
+		if on < 0 {
+			continue
+		}
+		if _, may := l.lanes[on].sizeLocked(); may {
+			return on
+		}
+	}
+	return l.sched.next(func(lane int) (bytes int, may bool) { return l.lanes[lane].sizeLocked() })
+}
+
+// waitsLocked says that a lane has messages that may not go yet.
+func (l *link) waitsLocked() bool {
+	return slices.ContainsFunc(l.lanes, func(ln *lane) bool { return ln.busyLocked() || ln.unreadLocked() })
+}
+
+// unreadLocked says that what the lane has next may not be known.
+func (ln *lane) unreadLocked() bool {
+	for qos := 1; qos <= 2; qos++ {
+		if st := &ln.streams[qos]; st.behind && len(st.buf) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// tidyLocked takes away what is not to be sent now, so that what is at the head is.
+func (ln *lane) tidyLocked(now time.Time) {
+	l := ln.l
+	for qos := byte(1); qos <= 2; qos++ {
+		for len(ln.ready[qos]) > 0 {
+			f := ln.ready[qos][0]
+			if f.state == flightSaving || f.state == flightReady && !l.joinHoldLocked(f) {
+				break
+			}
+			ln.ready[qos] = ln.ready[qos][1:] // removed meanwhile, or held
+		}
+		for st := &ln.streams[qos]; len(st.buf) > 0; st.drop() {
+			d := &st.buf[0]
+			if st.checked == d.Seq {
+				if !ln.batchedLocked(d) || ln.blockedLocked(d.Seq, d.Message) >= 0 || !l.joinLocked(ln, d, now) {
+					break
+				}
+				continue
+			}
+			if l.sess.bySeq[d.Seq] != nil { // in flight since an earlier connection
+				continue
+			}
+			if d.PacketID != 0 {
+				if err := ln.admitOldLocked(d); err != nil {
+					l.failLocked(err)
+					return
+				}
+				continue
+			}
+			if ln.hopelessLocked(d, now) {
+				continue
+			}
+			st.checked = d.Seq
+			if ln.blockedLocked(d.Seq, d.Message) >= 0 || !l.joinLocked(ln, d, now) {
+				break
+			}
+		}
+	}
+}
+
+// joinHoldLocked puts f behind those of its topic of which one was refused for
+// now, if there are any.
+func (l *link) joinHoldLocked(f *flight) bool {
+	if len(l.sess.holds) == 0 {
+		return false
+	}
+	hd := l.sess.holds[f.holdKey()]
+	if hd == nil {
+		return false
+	}
+	f.state = flightHeld
+	l.sess.held += f.size
+	hd.insert(f)
+	return true
+}
+
+// headLocked returns the QoS of the message that the lane sends next, 0 for none,
+// the two in turn; fresh is its delivery when it is not in flight yet.
+func (ln *lane) headLocked() (qos byte, fresh *durable.Delivery) {
+	for _, qos := range [...]byte{ln.turn, ln.turn ^ 3} {
+		switch st := &ln.streams[qos]; {
+		case len(ln.ready[qos]) > 0:
+			f := ln.ready[qos][0]
+			if f.state != flightSaving && ln.blockedLocked(f.seq, f.msg) < 0 {
+				return qos, nil
+			}
+		case len(st.buf) > 0:
+			// What is for a batch goes with that.
+			if d := &st.buf[0]; !ln.batchedLocked(d) && ln.blockedLocked(d.Seq, d.Message) < 0 {
+				return qos, d
+			}
+		}
+	}
+	return 0, nil
+}
+
+// waitsForLocked returns the lane that must go before this one, -1 for none.
+func (ln *lane) waitsForLocked() int {
+	for qos := 1; qos <= 2; qos++ {
+		on := -1
+		switch st := &ln.streams[qos]; {
+		case len(ln.ready[qos]) > 0:
+			on = ln.blockedLocked(ln.ready[qos][0].seq, ln.ready[qos][0].msg)
+		case len(st.buf) > 0:
+			on = ln.blockedLocked(st.buf[0].Seq, st.buf[0].Message)
+		}
+		if on >= 0 {
+			return on
+		}
+	}
+	return -1
+}
+
+// readyQoSLocked returns the QoS of which a message with a place in the window may
+// go, 0 for none.
+func (ln *lane) readyQoSLocked() byte {
+	for _, qos := range [...]byte{ln.turn, ln.turn ^ 3} {
+		if len(ln.ready[qos]) == 0 {
+			continue
+		}
+		if f := ln.ready[qos][0]; f.state != flightSaving && ln.blockedLocked(f.seq, f.msg) < 0 {
+			return qos
+		}
+	}
+	return 0
+}
+
+// sizeLocked is how many bytes the lane sends next, and whether it may now.
+func (ln *lane) sizeLocked() (bytes int, may bool) {
+	switch qos, fresh := ln.headLocked(); {
+	case fresh != nil:
+		return max(fresh.Message.Size(), 1), true
+	case qos != 0:
+		return max(ln.ready[qos][0].size, 1), true
+	}
+	for qos := 1; qos <= 2; qos++ {
+		switch st := &ln.streams[qos]; {
+		case len(ln.ready[qos]) > 0:
+			return max(ln.ready[qos][0].size, 1), false
+		case len(st.buf) > 0:
+			return max(st.buf[0].Message.Size(), 1), false
+		}
+	}
+	if ln.unreadLocked() {
+		return 1, false
+	}
+	return 0, false
+}
+
+// admit2Locked gives packet ids to QoS 2 messages that were read, as many as there
+// is room for: making them durable takes one transaction for all.
+func (ln *lane) admit2Locked(now time.Time) {
+	l, st := ln.l, &ln.streams[2]
+	var ids []durable.Sent
+	var fs []*flight
+	for len(st.buf) > 0 {
+		d := &st.buf[0]
+		if d.PacketID != 0 || l.sess.bySeq[d.Seq] != nil || !l.roomLocked(d.Message.Size()) || ln.blockedLocked(d.Seq, d.Message) >= 0 {
+			break
+		}
+		if !ln.hopelessLocked(d, now) {
+			f := ln.flight(d)
+			f.id, _ = l.sess.ids.Take() // room has said that there is one
+			f.state = flightSaving
+			ids = append(ids, durable.Sent{Seq: f.seq, PacketID: f.id})
+			fs = append(fs, f)
+			l.sess.add(f)
+			ln.ready[2] = append(ln.ready[2], f)
+		}
+		st.drop()
+	}
+	if len(ids) > 0 {
+		ln.saveLocked(ids, fs)
+	}
 }
 
 // queueLocked queues a packet other than PUBLISH, which is never refused for

@@ -22,12 +22,12 @@ type session struct {
 	bySeq   map[durable.Seq]*flight
 	// order numbers flights in the order of their first send.
 	order uint64
-	// bytes are those of the flights; held those of them in lanes.
+	// bytes are those of the flights; held those of them in holds.
 	bytes, held int
 	// reserved are ids given out by Reserve whose Offer has not come.
 	reserved map[uint16]bool
-	// lanes hold what the cloud refused for now, by topic and QoS.
-	lanes map[laneKey]*lane
+	// holds have what the cloud refused for now, by topic and QoS.
+	holds map[holdKey]*hold
 	// received are the cloud's QoS 2 packet ids whose PUBREL is not done.
 	received map[uint16]*receipt
 	// subscribed says that the cloud has granted or refused all routes in.
@@ -38,7 +38,7 @@ func newSession(received []uint16) *session {
 	s := &session{
 		flights:  make(map[uint16]*flight),
 		bySeq:    make(map[durable.Seq]*flight),
-		lanes:    make(map[laneKey]*lane),
+		holds:    make(map[holdKey]*hold),
 		received: make(map[uint16]*receipt),
 		reserved: make(map[uint16]bool),
 	}
@@ -72,6 +72,7 @@ type flight struct {
 	// message that went alone has it too.
 	members []durable.Seq
 	with    *batching
+	lane    int              // index in Uplink.lanes; of messages of the store
 	msg     *message.Message // nil when released before this process began
 	remote  string           // topic at the cloud; for own messages
 	size    int

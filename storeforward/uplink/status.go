@@ -2,8 +2,10 @@ package uplink
 
 import (
 	"maps"
+	"slices"
 	"time"
 
+	"holdfast/broker/durable"
 	"holdfast/broker/packet"
 )
 
@@ -137,6 +139,18 @@ type Status struct {
 	Backlog      int64   `json:"backlog"`
 	BacklogBytes int64   `json:"backlog_bytes"`
 	BacklogAge   float64 `json:"backlog_age_seconds"`
+	// Lanes are what the backlog is made of, the one that goes first first.
+	Lanes []LaneStatus `json:"lanes"`
+}
+
+// LaneStatus is the snapshot of one lane.
+type LaneStatus struct {
+	Lane         string  `json:"lane" metric:"label"` // such as "3" or "7-latest"
+	Backlog      int64   `json:"backlog"`
+	BacklogBytes int64   `json:"backlog_bytes"`
+	BacklogAge   float64 `json:"backlog_age_seconds"`
+	MessagesOut  uint64  `json:"messages_out"` // PUBLISH sent for the first time
+	BytesOut     uint64  `json:"bytes_out"`    // of these, topic, payload and properties
 }
 
 // State is what Status says of it, without asking the store.
@@ -167,10 +181,11 @@ func (u *Uplink) Status() Status {
 	st.State, st.Reason = u.stateLocked(now)
 	st.Dropped = make(map[string]uint64, len(u.status.Dropped))
 	maps.Copy(st.Dropped, u.status.Dropped)
+	st.Lanes = slices.Clone(u.status.Lanes)
 	st.Window = u.opts.Window
 	st.InFlight = len(u.sess.flights)
-	for _, lane := range u.sess.lanes {
-		st.Held += len(lane.flights)
+	for _, hd := range u.sess.holds {
+		st.Held += len(hd.flights)
 	}
 	if st.BatchedBytes > 0 {
 		st.BatchSaving = 1 - float64(st.BatchBytes)/float64(st.BatchedBytes)
@@ -195,10 +210,15 @@ func (u *Uplink) Status() Status {
 	u.mu.Unlock()
 
 	for _, q := range u.store.Status().Queues {
-		if q.ID == u.queue {
-			st.Backlog, st.BacklogBytes, st.BacklogAge = q.Messages, q.Bytes, q.OldestSeconds
-			st.Duplicates += q.PossibleDuplicates
+		i := slices.IndexFunc(u.lanes.Queues, func(l durable.LaneQueue) bool { return l.Queue == q.ID })
+		if i < 0 {
+			continue
 		}
+		st.Backlog += q.Messages
+		st.BacklogBytes += q.Bytes
+		st.BacklogAge = max(st.BacklogAge, q.OldestSeconds)
+		st.Duplicates += q.PossibleDuplicates
+		st.Lanes[i].Backlog, st.Lanes[i].BacklogBytes, st.Lanes[i].BacklogAge = q.Messages, q.Bytes, q.OldestSeconds
 	}
 	return st
 }

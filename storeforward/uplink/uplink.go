@@ -25,7 +25,8 @@ type Uplink struct {
 	opts   Options
 	name   string
 	from   string
-	queue  durable.QueueID
+	queue  durable.QueueID // stands for all lanes
+	lanes  storeforward.Lanes
 	store  *storeforward.Store
 	local  Local
 	log    *slog.Logger
@@ -37,6 +38,7 @@ type Uplink struct {
 
 	mu        sync.Mutex
 	sess      *session           // guarded by mu; never nil
+	changes   []change           // guarded by mu; of lanes, oldest first
 	link      *link              // guarded by mu; nil while down
 	status    Status             // guarded by mu
 	roundTrip time.Duration      // guarded by mu
@@ -72,6 +74,10 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 	if err := store.SetPolicy(queue, opts.queuePolicy()); err != nil {
 		return nil, fmt.Errorf("uplink %s: %w", name, err)
 	}
+	lanes, err := store.SetLanes(queue, opts.laneRoutes())
+	if err != nil {
+		return nil, fmt.Errorf("uplink %s: %w", name, err)
+	}
 	u := &Uplink{
 		opts:      opts,
 		dialer:    dial.New(opts.Options),
@@ -80,6 +86,7 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 		name:      name,
 		from:      RecipientName(name),
 		queue:     queue,
+		lanes:     lanes,
 		store:     store,
 		local:     local,
 		log:       log.With("component", "uplink", "uplink", name),
@@ -89,12 +96,17 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 	u.at = u.dialer.Paths()[0]
 	u.drops = make(limiter)
 	u.packers = make(map[string]*pack.Packer)
+	u.changes = u.newChanges(lanes)
 	u.again = newBackoff(opts.ReconnectMin, opts.ReconnectMax)
 	u.out, u.in = compile(opts.Routes, opts.Gateway)
 	u.status = Status{
 		Name: name, URL: u.at.Target.String(), ClientID: opts.clientID(),
 		State: StateIdle, Since: time.Now(),
 		Dropped: make(map[string]uint64),
+		Lanes:   make([]LaneStatus, len(lanes.Queues)),
+	}
+	for i, q := range lanes.Queues {
+		u.status.Lanes[i].Lane = q.String()
 	}
 	return u, nil
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 
+	"holdfast/broker/durable"
 	"holdfast/storeforward/uplink"
 )
 
@@ -41,8 +42,9 @@ func DeviceStatusTopic(gateway, device string) string {
 // StatusRoute carries the statuses of the gateway's devices to the cloud. Every
 // uplink has it: who is alive is what the cloud wants to know first.
 func StatusRoute(gateway string) uplink.Route {
-	one := 1
+	one, highest := 1, durable.Lanes-1
 	return uplink.Route{
+		Lane:      &highest,
 		Direction: uplink.DirectionOut,
 		Filter:    DeviceStatusTopic(gateway, "+"),
 		QoS:       &one,

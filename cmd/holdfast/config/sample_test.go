@@ -170,7 +170,7 @@ func show(v reflect.Value) any {
 // Where the zero value stands for a default, the sample says which.
 func defaultRoute() uplink.Route {
 	return uplink.Route{
-		QoS: new(2), Retain: uplink.RetainKeep, QoS0: uplink.QoS0Drop, Policy: durable.PolicyRefuse,
+		QoS: new(2), Lane: new(durable.DefaultLane), Retain: uplink.RetainKeep, QoS0: uplink.QoS0Drop, Policy: durable.PolicyRefuse,
 		Compression: pack.CompressionZstd, BatchTopic: uplink.DefaultBatchTopic, BatchMessages: uplink.DefaultBatchMessages,
 		BatchBytes: uplink.DefaultBatchBytes, BatchDelay: uplink.DefaultBatchDelay,
 	}

@@ -1,0 +1,231 @@
+package uplink
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"holdfast/broker/packet"
+)
+
+// laneRoutes are a lane for alarms, one for bulk, and the rest.
+func laneRoutes(o *Options) {
+	o.Routes = []Route{
+		{Direction: DirectionOut, Filter: "s/alarm/#", Lane: new(7)},
+		{Direction: DirectionOut, Filter: "s/bulk/#", Lane: new(0)},
+		{Direction: DirectionOut, Filter: "s/#"},
+	}
+}
+
+func (p *peer) ack(q *packet.Publish) { p.send(&packet.Puback{PacketID: q.PacketID}) }
+
+// An alarm published while a long backlog drains waits for what is on its way and
+// for nothing else.
+func TestAlarmOvertakesTheBacklog(t *testing.T) {
+	backlog := 100_000
+	if testing.Short() {
+		backlog = 5000
+	}
+	const window = 20
+	for name, alarmQoS := range map[string]byte{"QoS 1": 1, "QoS 2": 2} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, func(o *Options) { laneRoutes(o); o.Window = window })
+				for i := range backlog {
+					r.put("s/data", strconv.Itoa(i), 1)
+				}
+				p := r.cloud.welcome(t, packet.Connack{})
+				var waiting []*packet.Publish
+				next := 0
+				take := func() bool {
+					q := p.publish()
+					waiting = append(waiting, q)
+					if string(q.Payload) == "fire" {
+						return true
+					}
+					if string(q.Payload) != strconv.Itoa(next) {
+						t.Fatalf("got %s, want message %d", show(q), next)
+					}
+					next++
+					return false
+				}
+				ack := func() {
+					q := waiting[0]
+					waiting = waiting[1:]
+					p.ack(q)
+				}
+				for range 500 {
+					for range window {
+						take()
+					}
+					for range window {
+						ack()
+					}
+					if next > 1000 {
+						break
+					}
+				}
+				for range window {
+					take()
+				}
+				p.quiet()
+				r.put("s/alarm/a", "fire", alarmQoS)
+				p.quiet() // the window is full
+				for i := range 3 {
+					ack()
+					if take() {
+						break
+					}
+					if alarmQoS == 1 || i == 2 { // the id of QoS 2 has to be made durable first
+						t.Fatalf("after %d acknowledgements the alarm is still behind %d", i+1, next)
+					}
+				}
+				if st := r.up.Status(); len(st.Lanes) != 3 || st.Lanes[0].Lane != "7" || st.Lanes[0].MessagesOut != 1 || st.Lanes[1].Backlog == 0 {
+					t.Errorf("lanes %+v", st.Lanes)
+				}
+			})
+		})
+	}
+}
+
+// Under a constant load of alarms the lowest lane still gets its share.
+func TestNoLaneStarves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { laneRoutes(o); o.Window = 8 })
+		const bulk = 40
+		for i := range bulk {
+			r.put("s/bulk", fmt.Sprintf("bulk %03d", i), byte(1+i%2))
+		}
+		alarm := func() { r.put("s/alarm", "alarm 00", 1) }
+		for range 200 {
+			alarm()
+		}
+		p := r.cloud.welcome(t, packet.Connack{})
+		got, sent := 0, 0
+		for got < bulk {
+			switch q := p.next().(type) {
+			case *packet.Publish:
+				sent++
+				if string(q.Payload[:4]) == "bulk" {
+					got++
+				} else {
+					alarm() // there are always 200 more
+				}
+				if q.QoS == 2 {
+					p.send(&packet.Pubrec{PacketID: q.PacketID})
+				} else {
+					p.ack(q)
+				}
+			case *packet.Pubrel:
+				p.send(&packet.Pubcomp{PacketID: q.PacketID})
+			default:
+				t.Fatalf("got %s", show(q))
+			}
+			if sent > 2*bulk*minShare {
+				t.Fatalf("%d of %d bulk messages in %d, want one of %d", got, bulk, sent, minShare)
+			}
+		}
+		if sent < bulk*minShare/2 {
+			t.Errorf("%d messages sent for %d of bulk: alarms must go first", sent, bulk)
+		}
+	})
+}
+
+// When a topic gets another lane, what it has in the old one goes first, and those
+// that wait for it lend it their turn.
+func TestChangeOfLaneKeepsOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) {
+			o.Window, o.Batch = 4, 3
+			o.Routes = []Route{{Direction: DirectionOut, Filter: "s/#"}}
+		})
+		for i := range 30 {
+			r.put("s/data", fmt.Sprint("data ", i), 1)
+			if i%10 == 9 {
+				r.put("s/alarm/a", fmt.Sprint("alarm ", i/10), byte(1+i/10%2))
+			}
+		}
+		r.restart(laneRoutes)
+		for i := range 3 {
+			r.put("s/alarm/a", fmt.Sprint("alarm ", 3+i), 1)
+			r.put("s/alarm/b", fmt.Sprint("other ", i), 1)
+		}
+		r.put("s/data", "data 30", 1)
+		got := newArrivals()
+		for connections := 0; ; connections++ {
+			p := r.cloud.welcome(t, packet.Connack{SessionPresent: connections > 0})
+			if got.take(p, 6) {
+				break
+			}
+			p.cut()
+		}
+		if n := len(got.seen); n != 40 {
+			t.Errorf("%d messages came, want 40", n)
+		}
+		for _, wrong := range got.wrong {
+			t.Error(wrong)
+		}
+		synctest.Wait()
+		if n := r.backlog(); n != 0 {
+			t.Errorf("backlog %d", n)
+		}
+		r.up.mu.Lock()
+		changes := len(r.up.changes)
+		r.up.mu.Unlock()
+		if changes != 0 {
+			t.Errorf("%d changes are still under way", changes)
+		}
+	})
+}
+
+// arrivals checks the order in which messages come for the first time: payloads are
+// a name and a number that grows.
+type arrivals struct {
+	seen  map[string]bool
+	last  map[string]int // by name and QoS
+	wrong []string
+}
+
+func newArrivals() *arrivals { return &arrivals{seen: map[string]bool{}, last: map[string]int{}} }
+
+// take acknowledges up to so many packets; true when no more come.
+func (a *arrivals) take(p *peer, most int) (all bool) {
+	p.t.Helper()
+	for range most {
+		select {
+		case q := <-p.packets:
+			switch q := q.(type) {
+			case *packet.Publish:
+				a.arrive(q)
+				if q.QoS == 2 {
+					p.send(&packet.Pubrec{PacketID: q.PacketID})
+				} else {
+					p.ack(q)
+				}
+			case *packet.Pubrel:
+				p.send(&packet.Pubcomp{PacketID: q.PacketID})
+			}
+		case <-time.After(10 * time.Second):
+			return true
+		}
+	}
+	return false
+}
+
+func (a *arrivals) arrive(q *packet.Publish) {
+	payload := string(q.Payload)
+	if a.seen[payload] {
+		return
+	}
+	a.seen[payload] = true
+	name, number, _ := strings.Cut(payload, " ")
+	key := fmt.Sprintf("%s QoS %d", name, q.QoS)
+	n, err := strconv.Atoi(number)
+	if last, ok := a.last[key]; err != nil || ok && n <= last {
+		a.wrong = append(a.wrong, fmt.Sprintf("%s came after %d", show(q), last))
+	}
+	a.last[key] = n
+}
