@@ -24,7 +24,7 @@ export SOURCE_DATE_EPOCH
 # netgo and osusergo keep glibc's resolver and NSS out, so that a static binary
 # behaves like this one; sqlite_omit_load_extension keeps dlopen out.
 TAGS := netgo osusergo sqlite_omit_load_extension
-STAMP := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+STAMP := -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(SOURCE_DATE_EPOCH)
 
 # Tests, lint and release share these, for two reasons: what is tested is the
 # SQLite that ships, and SQLite (40 s) is compiled once for all of them, plus

@@ -16,6 +16,7 @@ type storeClock struct {
 	number uint64    // of this run
 	runs   []run     // oldest first, this one last
 	ended  int64     // the store's clock when the run before was last known to be open
+	floor  time.Time // the latest wall time of a run before whose clock was synchronised
 }
 
 // run is one earlier start.

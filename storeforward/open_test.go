@@ -150,8 +150,12 @@ func TestLifetimesAcrossRestarts(t *testing.T) {
 				s.CreateSession("alice", 7200, nil)
 				wait(10 * time.Minute)
 				closeStore(t, s)
+				off := time.Now()
 				wait(20 * time.Minute)
 				s = open(t, o)
+				if floor := s.ClockFloor(); trusted && !floor.Equal(off.Truncate(time.Microsecond)) || !trusted && !floor.IsZero() {
+					t.Errorf("clock floor %v, the power went off at %v", floor, off)
+				}
 				wait(5 * time.Minute)
 				want := uint32(45 * 60)
 				if trusted {

@@ -39,6 +39,9 @@ func (s *Store) startRun(ctx context.Context, d *db) error {
 		s.clock.number = uint64(integer(row[0]))
 		s.clock.runs = append(s.clock.runs, run{first: durable.Seq(integer(row[1])), opened: integer(row[2]), clock: integer(row[3])})
 		last, lastWall, synced = integer(row[4]), integer(row[5]), integer(row[6]) != 0
+		if seen := time.UnixMicro(lastWall); synced && seen.After(s.clock.floor) {
+			s.clock.floor = seen
+		}
 		return nil
 	}, "SELECT number, first_seq, opened, clock, last, last_wall, synced FROM run ORDER BY number")
 	if err != nil {

@@ -3,6 +3,7 @@ package storeforward
 import (
 	"context"
 	"slices"
+	"time"
 
 	"holdfast/broker/durable"
 )
@@ -139,6 +140,10 @@ func (s *Store) SetSessionState(id durable.QueueID, state string, done func(erro
 // StartNumber is the number of this start of the gateway; it grows by one with
 // each Open.
 func (s *Store) StartNumber() uint64 { return s.clock.number }
+
+// ClockFloor is a time that has certainly passed: the last that the run before
+// knew from a synchronised clock. Zero when it knew none.
+func (s *Store) ClockFloor() time.Time { return s.clock.floor }
 
 // Backlog returns how much a queue holds that is not finished; for the first queue
 // of an uplink that of all its lanes.

@@ -4,15 +4,36 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 )
 
-// version and commit are set by the linker (make build).
+// version, commit and built, the commit's time in Unix seconds, are set by the
+// linker (make build).
 var (
 	version = "0.0.0-dev"
 	commit  = ""
+	built   = ""
 )
+
+// buildTime is a time that has passed when this program runs; zero when it is
+// not known.
+func buildTime() time.Time {
+	if n, err := strconv.ParseInt(built, 10, 64); err == nil {
+		return time.Unix(n, 0)
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.time" {
+				t, _ := time.Parse(time.RFC3339, s.Value) // zero if it is not one
+				return t
+			}
+		}
+	}
+	return time.Time{}
+}
 
 // The exit codes scripts can rely on.
 const (

@@ -70,6 +70,8 @@ type gateway struct {
 	listeners map[string]*running // guarded by mu; by address
 	buses     map[string]*running // guarded by mu; by port
 	reloads   reloadStatus        // guarded by mu
+	reverted  map[string]string   // guarded by mu; by uplink: why its configuration is not that of the file
+	trials    map[string]trial    // by uplink; of the goroutine of runGateway alone
 }
 
 // update makes a change that others may see.
@@ -90,7 +92,9 @@ type running struct {
 	failure atomic.Pointer[error]
 	status  func() any
 	// state is how an uplink is, without a look at the disk; nil for others.
-	state   func() uplink.State
+	state func() uplink.State
+	// upFor is how long an uplink has been up, 0 while it is not; nil for others.
+	upFor   func() time.Duration
 	cleanup func()
 }
 
@@ -207,6 +211,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 				told = s
 			}
 			handshakes.look(gw.g.broker.Status().Connects)
+			gw.confirm(life, ctx, time.Now())
 		case <-reload:
 			gw.reload(life, ctx, load)
 		}
@@ -377,6 +382,10 @@ func listenersByAddress(ls []config.Listener) map[string]config.Listener {
 func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink.Options) (*running, error) {
 	opts := settings
 	opts.Software = version
+	opts.ClockFloor = buildTime()
+	if seen := gw.g.store.ClockFloor(); seen.After(opts.ClockFloor) {
+		opts.ClockFloor = seen
+	}
 	opts.Epoch = machineID() + "/" + gw.g.store.ID()
 	opts.Routes = append(slices.Clone(opts.Routes), config.StatusRoute(opts.Gateway))
 	u, err := uplink.New(name, opts, gw.g.store, gw.g.broker, gw.parts)
@@ -393,6 +402,7 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	r := gw.startPart(ctx, "uplink "+name, settings, u.Run)
 	r.status = func() any { return u.Status() }
 	r.state = u.State
+	r.upFor = u.UpFor
 	return r, nil
 }
 
@@ -456,6 +466,11 @@ type reloadStatus struct {
 	Failures  uint64    `json:"failures"`
 	LastAt    time.Time `json:"last_at,omitzero"`
 	LastError string    `json:"last_error,omitempty"`
+	// Reverts counts changed configurations of uplinks that did not come up
+	// and were taken back.
+	Reverts uint64 `json:"reverts"`
+	// Reverted says why, by uplink, until the next reload.
+	Reverted map[string]string `json:"reverted,omitempty" metric:"-"`
 	// Waiting are the sections of the file whose changes wait for a restart.
 	Waiting []string `json:"waiting_for_restart,omitempty"`
 }
@@ -500,12 +515,14 @@ func (gw *gateway) applyReload(life, patience context.Context, load func() (conf
 	}
 	// Before the listeners: a new one may be meant for the new users.
 	before := gw.g.access.Replace(rules)
+	trials := gw.trialsFor(&cfg)
 	if err := gw.reconcile(life, patience, cfg); err != nil {
 		gw.g.access.Replace(before)
 		gw.g.broker.Reauthorize()
 		back := gw.reconcile(life, patience, old)
 		return errors.Join(fmt.Errorf("%w (went back to the previous configuration)", err), back)
 	}
+	gw.settle(trials, time.Now())
 	gw.update(func() { gw.reloads.Waiting = fixed })
 	gw.enforce(rules, before, &old, &cfg)
 	return nil

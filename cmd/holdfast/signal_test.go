@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -14,42 +17,47 @@ import (
 	"holdfast/cmd/holdfast/console"
 )
 
-// silentCloud takes one session and says nothing more. It returns its address.
+// silentCloud takes sessions and says nothing more. It returns its address.
 func silentCloud(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c, err := l.Accept()
-		if err != nil {
-			return
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer context.AfterFunc(t.Context(), func() { c.Close() })()
+				welcomeInSilence(c)
+			})
 		}
-		defer c.Close()
-		r := packet.NewReader(c, 4096)
-		if _, err := r.Next(); err != nil {
-			return
-		}
-		b, err := (&packet.Connack{}).AppendTo(nil, packet.V5)
-		if err != nil {
-			return
-		}
-		if _, err := c.Write(b); err != nil {
-			return
-		}
-		buf := make([]byte, 4096)
-		for err == nil {
-			_, err = c.Read(buf)
-		}
-	}()
+	})
 	t.Cleanup(func() {
 		l.Close()
-		<-done
+		wg.Wait()
 	})
 	return l.Addr().String()
+}
+
+// welcomeInSilence answers the CONNECT, and nothing else.
+func welcomeInSilence(c net.Conn) {
+	defer c.Close()
+	if _, err := packet.NewReader(c, 4096).Next(); err != nil {
+		return
+	}
+	b, err := (&packet.Connack{}).AppendTo(nil, packet.V5)
+	if err != nil {
+		return
+	}
+	if _, err := c.Write(b); err != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, c)
 }
 
 // While a clean stop waits for a cloud that does not answer, a second signal

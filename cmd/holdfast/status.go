@@ -67,6 +67,7 @@ func (gw *gateway) status() any { return gw.snapshot() }
 func (gw *gateway) snapshot() gatewayStatus {
 	gw.mu.Lock()
 	id, reloads := gw.cfg.Gateway.ID, gw.reloads
+	reloads.Reverted = maps.Clone(gw.reverted)
 	ups := values(gw.uplinks)
 	buses := values(gw.buses)
 	listeners := values(gw.listeners)
@@ -186,6 +187,9 @@ func (s *gatewayStatus) problems() []string {
 	}
 	if s.Reloads.LastError != "" {
 		add("the latest configuration was not taken: %s", s.Reloads.LastError)
+	}
+	for _, name := range sorted(s.Reloads.Reverted) {
+		add("uplink %s: %s", name, s.Reloads.Reverted[name])
 	}
 	if len(s.Reloads.Waiting) > 0 {
 		add("changes wait for a restart: %s", strings.Join(s.Reloads.Waiting, ", "))

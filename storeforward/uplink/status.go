@@ -161,6 +161,16 @@ func (u *Uplink) State() State {
 	return state
 }
 
+// UpFor is how long the uplink has been up without a break, 0 while it is not.
+func (u *Uplink) UpFor() time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.status.State != StateUp {
+		return 0
+	}
+	return max(time.Since(u.status.Since), 1) // up is not nothing
+}
+
 // stateLocked is the state with its reason. A quarter of the time allowed
 // without any answer is long enough to stop calling a link healthy.
 func (u *Uplink) stateLocked(now time.Time) (State, string) {
