@@ -1,67 +1,229 @@
 package uplink
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"holdfast/broker/message"
 	"holdfast/broker/packet"
+	"holdfast/broker/topic"
 )
 
-// gatewayStatus is the payload of the will, the birth and the last message.
-type gatewayStatus struct {
-	State string `json:"state"` // "online" or "offline"
-	// Session grows with every start of the gateway; device states carry it
-	// too, and count only while it is the same.
-	Session uint64 `json:"session"`
-	// Reason says why: of the start or the reconnect, or of the stop.
-	Reason  string `json:"reason"`
-	Version string `json:"version"`
-	// Time is when the message was made; a will is made at connect.
-	Time string `json:"time"`
+// DefaultStatusPayload is the payload of the will, the birth and the last message.
+// Session grows with every start of the gateway; device states carry it too, and
+// count only while it is the same. Time is when the message was made; a will is
+// made at connect.
+const DefaultStatusPayload = `{"state":"{state}","session":{session},"reason":"{reason}","version":"{version}","time":"{time}"}`
+
+// statusValues are what stands for something in the topics and payloads of will
+// and birth, by name; state, reason and time in payloads only.
+type statusValues struct {
+	gateway, clientID, version string
+	session                    uint64
+	state, reason              string
+	at                         time.Time
 }
 
-func (u *Uplink) statusPayload(state, reason string) []byte {
-	b, err := json.Marshal(gatewayStatus{
-		State: state, Session: u.store.StartNumber(), Reason: reason,
-		Version: u.opts.Software, Time: time.Now().UTC().Format("2006-01-02T15:04:05.000Z"),
-	})
-	if err != nil {
-		return nil // a struct of strings and numbers has no way to fail
+// inTopic fills a topic in.
+func (v *statusValues) inTopic(template string) string {
+	return strings.NewReplacer(
+		"{gateway}", v.gateway, "{client_id}", v.clientID, "{version}", v.version, "{session}", strconv.FormatUint(v.session, 10),
+	).Replace(template)
+}
+
+// inPayload fills a payload in. In one that is JSON with something in its places
+// the values are escaped, so that it is JSON whatever the reason says.
+func (v *statusValues) inPayload(template string) string {
+	values := []string{
+		"{gateway}", v.gateway, "{client_id}", v.clientID, "{version}", v.version, "{state}", v.state, "{reason}", v.reason,
+		"{session}", strconv.FormatUint(v.session, 10), "{time}", v.at.UTC().Format("2006-01-02T15:04:05.000Z"),
 	}
-	return b
+	if isJSON(template) {
+		for i := 1; i < len(values); i += 2 {
+			if quoted, err := json.Marshal(values[i]); err == nil {
+				values[i] = string(quoted[1 : len(quoted)-1])
+			}
+		}
+	}
+	return strings.NewReplacer(values...).Replace(template)
+}
+
+var blank = regexp.MustCompile(`\{[a-z_]+\}`)
+
+// isJSON says whether a template is JSON when a number, which can be part of a
+// string too, stands in its places.
+func isJSON(template string) bool {
+	return json.Valid(blank.ReplaceAll([]byte(template), []byte("0")))
+}
+
+// unknownBlank returns what looks like a place to be filled in and is none.
+func unknownBlank(template string, payload bool) string {
+	known := []string{"{gateway}", "{client_id}", "{version}", "{session}"}
+	if payload {
+		known = append(known, "{state}", "{reason}", "{time}")
+	}
+	for _, b := range blank.FindAllString(template, -1) {
+		if !slices.Contains(known, b) {
+			return b
+		}
+	}
+	return ""
+}
+
+// The states that are told.
+const (
+	stateOnline  = "online"
+	stateOffline = "offline"
+)
+
+// statusMessage is the message about a state; nil when its topic is empty. The
+// will and the last message of a clean stop are the same kind.
+func (u *Uplink) statusMessage(state, reason string) *message.Message {
+	o := &u.opts
+	topic, payload := cmp.Or(o.BirthTopic, o.StatusTopic), o.BirthPayload
+	if state == stateOffline {
+		topic, payload = cmp.Or(o.WillTopic, o.StatusTopic), o.WillPayload
+	}
+	if topic == "" {
+		return nil
+	}
+	v := statusValues{
+		gateway: o.Gateway, clientID: o.clientID(), version: o.Software, session: u.store.StartNumber(),
+		state: state, reason: reason, at: time.Now(),
+	}
+	return &message.Message{Topic: v.inTopic(topic), Payload: []byte(v.inPayload(payload)), QoS: 1, Retain: o.StatusRetain}
+}
+
+// validateStatus checks the keys of will and birth.
+func (o Options) validateStatus() (errs []error) {
+	v := statusValues{gateway: o.Gateway, clientID: o.clientID(), version: "1"}
+	for key, template := range map[string]string{"status_topic": o.StatusTopic, "birth_topic": o.BirthTopic, "will_topic": o.WillTopic} {
+		if template == "" {
+			continue
+		}
+		if b := unknownBlank(template, false); b != "" {
+			errs = append(errs, fmt.Errorf("uplink.%s: %s stands for nothing; known are {gateway}, {client_id}, {session} and {version}", key, b))
+		} else if err := topic.ValidName(v.inTopic(template)); err != nil {
+			errs = append(errs, fmt.Errorf("uplink.%s: %w", key, err))
+		}
+	}
+	for key, template := range map[string]string{"birth_payload": o.BirthPayload, "will_payload": o.WillPayload} {
+		if b := unknownBlank(template, true); b != "" {
+			errs = append(errs, fmt.Errorf("uplink.%s: %s stands for nothing; known are {state}, {reason}, {session}, {gateway}, {client_id}, {version} and {time}", key, b))
+		}
+		if len(template) > 32<<10 {
+			errs = append(errs, fmt.Errorf("uplink.%s: %d bytes are more than %d", key, len(template), 32<<10))
+		}
+	}
+	return errs
 }
 
 // will is published by the cloud when the link breaks: in 5.0 only after the
 // will delay, so that a cellular link that flaps wakes nobody.
 func (u *Uplink) will() *packet.Will {
-	if u.opts.StatusTopic == "" {
+	m := u.statusMessage(stateOffline, "connection lost")
+	if m == nil {
 		return nil
 	}
 	return &packet.Will{
-		Topic: u.opts.statusTopic(), QoS: 1, Retain: true,
-		Payload:    u.statusPayload("offline", "connection lost"),
+		Topic: m.Topic, QoS: 1, Retain: m.Retain, Payload: m.Payload,
 		Properties: packet.Properties{WillDelay: uint32(u.opts.WillDelay / time.Second)},
 	}
 }
 
 // announceLocked puts a status message in front of everything else.
 func (l *link) announceLocked(state, reason string) *flight {
-	u := l.u
-	if u.opts.StatusTopic == "" {
+	m := l.u.statusMessage(state, reason)
+	if m == nil {
 		return nil
 	}
-	f := &flight{
-		remote: u.opts.statusTopic(), qos: 1, retain: true, state: flightReady,
-		msg: &message.Message{Topic: u.opts.statusTopic(), Payload: u.statusPayload(state, reason), QoS: 1, Retain: true},
-	}
+	return l.ownLocked(m)
+}
+
+// ownLocked takes a message of the uplink itself in flight; nil when there is no
+// packet id left.
+func (l *link) ownLocked(m *message.Message) *flight {
+	f := &flight{remote: m.Topic, qos: 1, retain: m.Retain, state: flightReady, msg: m}
 	if f.id, _ = l.sess.ids.Take(); f.id == 0 {
 		return nil
 	}
 	l.sess.add(f)
 	l.own = append(l.own, f)
 	return f
+}
+
+// snapshotMost is how many states a snapshot has at most, and snapshotBytes of
+// how many bytes: they are in memory until they are sent.
+const (
+	snapshotMost  = 5000
+	snapshotBytes = 1 << 20
+)
+
+// errEnough ends a reading.
+var errEnough = errors.New("enough")
+
+// snapshot gathers the retained messages of the routes with a snapshot. They are
+// sent before what waits, when something does or the cloud has no session: it
+// knows how things are before it learns how they came to be so.
+func (l *link) snapshot(ctx context.Context) error {
+	u := l.u
+	if !slices.ContainsFunc(u.out, func(w way) bool { return w.snapshot }) {
+		return nil
+	}
+	if n, _ := u.store.Backlog(u.queue); n == 0 && l.conn.SessionPresent() {
+		return nil
+	}
+	var states []*message.Message
+	bytes := 0
+	err := u.store.Retained(ctx, func(m *message.Message) error {
+		u.mu.Lock()
+		way, remote := u.carries(m.Topic)
+		own := u.loops(m)
+		u.mu.Unlock()
+		if way == nil || !way.snapshot || own {
+			return nil
+		}
+		if bytes += m.Size(); len(states) >= snapshotMost || bytes > snapshotBytes {
+			return errEnough
+		}
+		c := *m
+		c.Topic, c.Retain = remote, !way.strip
+		states = append(states, &c)
+		return nil
+	})
+	switch {
+	case errors.Is(err, errEnough):
+		u.log.Warn("snapshot cut short", "messages", len(states), "bytes", bytes)
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return fmt.Errorf("%w: snapshot: %w", errStore, err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	l.states = states
+	return nil
+}
+
+// statesLocked sends what is due of the snapshot.
+func (l *link) statesLocked(now time.Time) {
+	for !l.full && l.err == nil && l.used < l.quota && len(l.states) > 0 && l.roomLocked(l.states[0].Size()) {
+		m := l.states[0]
+		l.states = l.states[1:]
+		if f := l.ownLocked(m); f != nil {
+			l.own = l.own[:len(l.own)-1]
+			l.u.status.Snapshot++
+			l.publishLocked(f, now)
+		}
+	}
 }
 
 // closePatience bounds the writing of DISCONNECT.
@@ -81,7 +243,7 @@ func (l *link) stop(ctx context.Context) {
 	u.mu.Lock()
 	l.leaving = true
 	l.own = nil // a birth that has not gone out is not true any more
-	l.last = l.announceLocked("offline", why)
+	l.last = l.announceLocked(stateOffline, why)
 	l.said = l.last == nil
 	u.mu.Unlock()
 	said := l.farewell(waiting)

@@ -39,13 +39,14 @@ type link struct {
 	closed  bool  // no more offers
 	leaving bool  // nothing new goes out but the last status message
 
-	used     int       // of quota
-	own      []*flight // status messages to be sent
-	releases []*flight // PUBRELs to be sent
-	resend   []*flight // PUBLISHes to be sent again, in the order of their first send
-	lanes    []*lane   // what is to be sent for the first time, the highest lane first
-	sched    scheduler // of lanes
-	name     []byte    // a topic name, for one packet
+	used     int                // of quota
+	own      []*flight          // status messages to be sent
+	states   []*message.Message // of the snapshot, to be sent
+	releases []*flight          // PUBRELs to be sent
+	resend   []*flight          // PUBLISHes to be sent again, in the order of their first send
+	lanes    []*lane            // what is to be sent for the first time, the highest lane first
+	sched    scheduler          // of lanes
+	name     []byte             // a topic name, for one packet
 	qos0     []*message.Message
 	adopted  []*flight // sent before this process began, while load reads
 	aliases  *aliases
@@ -118,6 +119,9 @@ func (u *Uplink) serve(ctx context.Context, conn *client.Conn) error {
 	}
 	defer l.end()
 	if err := l.load(ctx); err != nil {
+		return err
+	}
+	if err := l.snapshot(ctx); err != nil {
 		return err
 	}
 	l.begin()

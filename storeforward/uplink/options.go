@@ -74,8 +74,18 @@ type Options struct {
 	// down, whole seconds (5.0; in 3.1.1 the broker decides).
 	SessionExpiry time.Duration `toml:"session_expiry"`
 	// StatusTopic is the cloud's topic of the will and the birth message,
-	// with {gateway} standing for the gateway's id; empty means neither.
+	// with {gateway} standing for the gateway's id, {client_id}, {session} (the
+	// number of this start) and {version}; empty means neither. BirthTopic and
+	// WillTopic set them apart; what a clean stop says goes where the will goes.
 	StatusTopic string `toml:"status_topic"`
+	BirthTopic  string `toml:"birth_topic"`
+	WillTopic   string `toml:"will_topic"`
+	// BirthPayload and WillPayload say what they carry, with {state} (online or
+	// offline), {reason} and {time} too. In JSON the values are escaped.
+	BirthPayload string `toml:"birth_payload"`
+	WillPayload  string `toml:"will_payload"`
+	// StatusRetain has the cloud retain both.
+	StatusRetain bool `toml:"status_retain"`
 	// WillDelay is how long the cloud waits for us before it publishes the
 	// will (5.0), whole seconds.
 	WillDelay time.Duration `toml:"will_delay"`
@@ -145,6 +155,9 @@ func DefaultOptions() Options {
 
 		SessionExpiry: 7 * 24 * time.Hour,
 		StatusTopic:   "holdfast/{gateway}/status",
+		BirthPayload:  DefaultStatusPayload,
+		WillPayload:   DefaultStatusPayload,
+		StatusRetain:  true,
 		WillDelay:     30 * time.Second,
 
 		Window:            65535, // a cloud that bears less says so
@@ -226,11 +239,7 @@ func (o Options) Validate() error {
 	}
 	seconds("session_expiry", o.SessionExpiry, 0, 136*365*24*time.Hour)
 	seconds("will_delay", o.WillDelay, 0, 136*365*24*time.Hour)
-	if o.StatusTopic != "" {
-		if err := validTopic("status_topic", o.StatusTopic, o.Gateway); err != nil {
-			errs = append(errs, fmt.Errorf("uplink.%w", err))
-		}
-	}
+	errs = append(errs, o.validateStatus()...)
 	between("window", o.Window, 1, 65535)
 	between("window_bytes", o.WindowBytes, 1024, 1<<30)
 	between("receive_maximum", o.ReceiveMaximum, 1, 65535)
@@ -258,8 +267,6 @@ func (o Options) clientID() string {
 	}
 	return o.Gateway
 }
-
-func (o Options) statusTopic() string { return expand(o.StatusTopic, o.Gateway) }
 
 // expand puts the gateway's id into a topic of the configuration.
 func expand(topic, gateway string) string { return strings.ReplaceAll(topic, "{gateway}", gateway) }

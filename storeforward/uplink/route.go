@@ -65,6 +65,11 @@ type Route struct {
 	// Expiry is the most a message may wait for the cloud, whole seconds; the
 	// cloud is told what is left of it (5.0). 0 leaves it to the publisher.
 	Expiry time.Duration `toml:"expiry"`
+	// Snapshot sends the retained messages of the route again before what waits
+	// for the cloud, when something does or the cloud has lost the session. The
+	// queue then follows in its order: the cloud sees the newest value, what led
+	// to it, and the newest again.
+	Snapshot bool `toml:"snapshot"`
 	// Policy is what happens to a message for the cloud when the queue is
 	// full: "refuse" (the publisher is told), "wait" (its acknowledgement is
 	// withheld), "drop_oldest", "drop_newest", or "thin" (of each topic ever
@@ -187,6 +192,8 @@ type way struct {
 	qos    byte
 	strip  bool // RETAIN is cleared
 	keep0  bool // QoS 0 goes through the store
+	// snapshot says that retained messages are sent before what waits.
+	snapshot bool
 	// fromLevels and toLevels rename; nil where the prefixes say it all.
 	fromLevels, toLevels []level
 	batch                *batching // nil for messages that go alone
@@ -203,7 +210,7 @@ func compile(routes []Route, gateway string) (out, in ways) {
 		if r.QoS != nil {
 			qos = byte(*r.QoS)
 		}
-		w := way{qos: qos, strip: r.Retain == RetainStrip, keep0: r.QoS0 == QoS0Keep, expiry: r.Expiry}
+		w := way{qos: qos, strip: r.Retain == RetainStrip, keep0: r.QoS0 == QoS0Keep, expiry: r.Expiry, snapshot: r.Snapshot}
 		here, there := filterLevels(r.LocalPrefix+r.Filter), []level(nil)
 		if r.Rename != "" {
 			there, _ = templateLevels(r.Prefix+r.Rename, here) // validated

@@ -131,7 +131,7 @@ func (u *Uplink) upLocked(l *link) {
 	if u.lost != "" && reason == "reconnected" {
 		reason = "reconnected after: " + u.lost
 	}
-	l.announceLocked("online", reason)
+	l.announceLocked(stateOnline, reason)
 	u.status.Connects++
 	u.status.Attempt = 0
 	u.status.NextAttempt = time.Time{}

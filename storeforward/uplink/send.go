@@ -176,6 +176,9 @@ func (l *link) fillLocked(now time.Time) {
 		return // nothing new before what is old
 	}
 	l.probeLocked(now)
+	if l.statesLocked(now); len(l.states) > 0 {
+		return
+	}
 	for !l.full && l.err == nil {
 		f, idle := l.pickLocked(now)
 		if f == nil {

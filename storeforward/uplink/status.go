@@ -114,6 +114,8 @@ type Status struct {
 	BatchedBytes uint64  `json:"batched_bytes"`
 	BatchBytes   uint64  `json:"batch_bytes"`
 	BatchSaving  float64 `json:"batch_saving"`
+	// Snapshot counts states sent before what waited.
+	Snapshot uint64 `json:"snapshot"`
 	// Dropped counts messages by reason.
 	Dropped map[string]uint64 `json:"dropped,omitempty"`
 
