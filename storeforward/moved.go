@@ -128,7 +128,7 @@ func (s *Store) bringBack() error {
 	}
 	aside, err := s.moveAside()
 	if err != nil {
-		s.lendAgain()
+		s.noteCheckpoint(s.lendAgain())
 		return fmt.Errorf("bring the database back: %w", err)
 	}
 	s.noteCheckpoint(s.w.close())
@@ -140,7 +140,7 @@ func (s *Store) bringBack() error {
 	if err == nil {
 		s.w, err = s.openWriter()
 	}
-	s.lendAgain()
+	s.noteCheckpoint(s.lendAgain())
 	if err != nil {
 		return fmt.Errorf("bring the database back: %w", err)
 	}
@@ -165,14 +165,17 @@ func (s *Store) takeBack() error {
 	return s.disk.SyncDir(filepath.Dir(s.path))
 }
 
-// lendAgain opens connections for reading; reads fail while there are none.
-func (s *Store) lendAgain() {
-	if err := s.openReaders(); err != nil {
-		s.noteCheckpoint(err)
+// lendAgain opens connections for reading in the place of those that were taken
+// from s.readers, all of them; reads fail while there are none. As many are put back
+// as were taken: whoever waits for one may have it before the next is there.
+func (s *Store) lendAgain() error {
+	err := s.openReaders()
+	if err != nil {
+		for range cap(s.readers) {
+			s.readers <- nil // reads fail instead of waiting
+		}
 	}
-	for len(s.readers) < cap(s.readers) {
-		s.readers <- nil
-	}
+	return err
 }
 
 // finishMove checks the copy and makes it durable.

@@ -347,11 +347,18 @@ func (s *Store) openReaders() error {
 	if s.readers == nil {
 		s.readers = make(chan *db, readerConns)
 	}
-	for range readerConns {
+	var conns [readerConns]*db
+	for i := range conns {
 		d, err := s.openReader()
 		if err != nil {
+			for _, d := range conns[:i] {
+				err = errors.Join(err, d.close())
+			}
 			return err
 		}
+		conns[i] = d
+	}
+	for _, d := range conns {
 		s.readers <- d
 	}
 	return nil

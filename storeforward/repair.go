@@ -65,13 +65,7 @@ func (s *Store) repair(cause error) error {
 		}
 	}
 	err := s.replace(cause)
-	if rerr := s.openReaders(); rerr != nil {
-		err = errors.Join(err, rerr)
-	}
-	for len(s.readers) < cap(s.readers) {
-		s.readers <- nil // reads fail instead of waiting
-	}
-	return err
+	return errors.Join(err, s.lendAgain())
 }
 
 func (s *Store) replace(cause error) error {

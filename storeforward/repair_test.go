@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -153,4 +154,61 @@ func TestRepairKeepsWhatMemoryKnows(t *testing.T) {
 		}
 	}
 	closeStore(t, s)
+}
+
+// Reads that wait while a database is replaced go on with the fresh one, and give
+// back no more connections than there are.
+func TestReadsDuringARepair(t *testing.T) {
+	o := onFile(t)
+	s := open(t, o)
+	defer closeStore(t, s)
+	q := uplink(t, s)
+	for i := range 20 {
+		if err := put(t, s, msg("a", fmt.Sprint(i)), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop := make(chan struct{})
+	var reading sync.WaitGroup
+	for range 8 {
+		reading.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_, _ = s.Sessions(t.Context()) // it may fail while there is no database
+				}
+			}
+		})
+	}
+	for range 10 {
+		s.mu.Lock()
+		s.damage = errForeign
+		s.hurryLocked()
+		s.mu.Unlock()
+		eventually(t, "no repair", func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.damage == nil
+		})
+		after(t, func(done func(error)) { // the committer is idle again
+			s.SetSessionState(q, "x", done)
+		})
+		s.repaired = time.Time{}
+	}
+	close(stop)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		reading.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("reads hang")
+	}
+	if n := rowsOf(t, s); n != 20 {
+		t.Errorf("%d rows, want 20", n)
+	}
 }

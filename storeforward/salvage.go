@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"holdfast/broker/durable"
 )
 
 // salvaged tables, with their columns; the key comes first. An uplink's state is
@@ -32,7 +34,7 @@ var salvageTables = []struct{ name, columns string }{
 
 // salvage copies what can be read of a database that was set aside into the
 // fresh one, and says what that was. A table is read from its start until an
-// error, and if there was one from its end backwards as well.
+// error, and if there was one from its end backwards as well, and page by page.
 func (s *Store) salvage(ctx context.Context, aside string) string {
 	params := s.params()
 	if !s.single {
@@ -42,34 +44,69 @@ func (s *Store) salvage(ctx context.Context, aside string) string {
 		return "nothing: " + err.Error()
 	}
 	old, err := openDB(aside, params)
-	if err != nil {
-		return "nothing: " + err.Error()
+	if err == nil {
+		var app int64
+		app, err = old.queryInt("PRAGMA application_id")
+		if err == nil && app != applicationID {
+			if err = old.close(); err == nil {
+				err = errForeign
+			}
+			return "nothing: " + err.Error()
+		}
+		if err != nil {
+			err, old = errors.Join(err, old.close()), nil
+		}
 	}
-	report, err := s.salvageFrom(ctx, old)
-	if err = errors.Join(err, old.close()); err != nil {
-		report += "; " + err.Error()
+	report, serr := s.salvageFrom(ctx, old, aside)
+	if old == nil {
+		report = append([]string{"the first page is damaged (" + err.Error() + ")"}, report...)
+		err = nil
+	} else {
+		err = old.close()
 	}
-	return report
+	if err = errors.Join(serr, err); err != nil {
+		report = append(report, err.Error())
+	}
+	if len(report) == 0 {
+		return "nothing was in it"
+	}
+	return strings.Join(report, ", ")
 }
 
-func (s *Store) salvageFrom(ctx context.Context, old *db) (string, error) {
-	app, err := old.queryInt("PRAGMA application_id")
-	if err != nil || app != applicationID {
-		return "nothing", err
-	}
+// salvageFrom reads the tables of old, and of the file aside where old, which may be
+// nil, gives nothing.
+func (s *Store) salvageFrom(ctx context.Context, old *db, aside string) (report []string, err error) {
 	if err := s.w.exec("BEGIN IMMEDIATE"); err != nil {
-		return "nothing", err
+		return nil, err
 	}
-	var report []string
+	damaged := make(map[string]bool)
 	for _, t := range salvageTables {
-		n, damage := s.salvageTable(ctx, old, t.name, t.columns)
+		if old == nil {
+			damaged[t.name] = true
+			continue
+		}
+		n, left, damage := s.salvageTable(ctx, old, t.name, t.columns)
 		switch {
 		case damage != nil:
+			damaged[t.name] = true
 			report = append(report, fmt.Sprintf("%s %d rows, then damaged (%v)", t.name, n, damage))
 		case n > 0:
 			report = append(report, fmt.Sprintf("%s %d rows", t.name, n))
 		}
+		if left > 0 {
+			report = append(report, fmt.Sprintf("%s %d rows that make no sense left behind", t.name, left))
+		}
 	}
+	if len(damaged) > 0 && !s.single {
+		more, err := s.scanPages(ctx, aside, old, damaged)
+		if err != nil {
+			more = "single pages not read: " + err.Error()
+		}
+		if more != "" {
+			report = append(report, more)
+		}
+	}
+	var lost int64
 	// Not the database it was: some of what peers know it by is lost.
 	err = s.w.exec("DELETE FROM meta WHERE key = 'store_id'")
 	if err == nil {
@@ -78,25 +115,39 @@ func (s *Store) salvageFrom(ctx context.Context, old *db) (string, error) {
 	if err == nil {
 		err = missingStreams(s.w)
 	}
+	if err == nil && len(s.setsByID) == 0 && (damaged["uplink"] || damaged["session"]) {
+		var n int64
+		if n, err = s.keepNameless(damaged["session"]); n > 0 {
+			report = append(report, fmt.Sprintf("%d queues whose names are lost", n))
+		}
+	}
+	if err == nil && len(s.setsByID) == 0 { // whom they are for is lost, and memory does not know
+		lost, err = s.w.changes("DELETE FROM message WHERE claimset NOT IN (SELECT claimset FROM claim)")
+	}
 	if err == nil {
 		err = s.w.exec("COMMIT")
 	}
 	if err != nil {
-		return "nothing", errors.Join(err, s.w.script("ROLLBACK"))
+		return nil, errors.Join(err, s.w.script("ROLLBACK"))
 	}
-	if len(report) == 0 {
-		return "nothing was in it", nil
+	if lost > 0 {
+		report = append(report, fmt.Sprintf("%d messages without recipients left behind", lost))
 	}
-	return strings.Join(report, ", "), nil
+	return report, nil
 }
 
-func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string) (n int, damage error) {
+func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string) (n, left int, damage error) {
+	if there, err := old.queryInt("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?", table); err == nil && there == 0 {
+		return 0, 0, nil // an older schema
+	}
 	columns = knownColumns(ctx, old, table, columns)
 	marks := strings.TrimSuffix(strings.Repeat("?, ", strings.Count(columns, ",")+1), ", ")
 	insert := "INSERT OR REPLACE INTO " + table + " (" + columns + ") VALUES (" + marks + ")"
 	copyRow := func(row []driver.Value) error {
-		if s.w.exec(insert, row...) == nil { // a row that is nonsense is left behind
+		if s.w.exec(insert, row...) == nil {
 			n++
+		} else {
+			left++
 		}
 		return nil
 	}
@@ -107,7 +158,7 @@ func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string
 		// The rows on the far side of the damage; what comes twice is replaced.
 		damage = errors.Join(damage, old.query(ctx, copyRow, query+" DESC"))
 	}
-	return n, damage
+	return n, left, damage
 }
 
 // knownColumns leaves out those that the table does not have: they came with a
@@ -131,4 +182,19 @@ func knownColumns(ctx context.Context, old *db, table, columns string) string {
 		return columns
 	}
 	return strings.Join(known, ", ")
+}
+
+// keepNameless keeps the queues of those whose row is lost, as uplinks with names
+// made of their numbers: they can be looked at and exported. When it is only one, and
+// that of an uplink, the next uplink that has no queue gets it.
+func (s *Store) keepNameless(sessions bool) (n int64, err error) {
+	n, err = s.w.changes(`INSERT OR IGNORE INTO uplink (queue, name, state)
+		SELECT DISTINCT queue, 'salvaged-' || queue, '' FROM stream WHERE queue IN (SELECT queue FROM claim)
+		AND queue NOT IN (SELECT queue FROM session UNION SELECT queue FROM uplink UNION SELECT queue FROM lane)`)
+	if n == 1 && !sessions && err == nil {
+		var queue int64
+		queue, err = s.w.queryInt("SELECT queue FROM uplink WHERE name = 'salvaged-' || queue")
+		s.nameless = durable.QueueID(queue)
+	}
+	return n, err
 }

@@ -219,7 +219,7 @@ func (s *Store) leaveSpare() (err error) {
 				s.noteCheckpoint(d.close())
 			}
 		}
-		s.lendAgain()
+		s.noteCheckpoint(s.lendAgain())
 	}
 	s.noteCheckpoint(old.close())
 	s.mu.Lock()

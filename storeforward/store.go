@@ -45,6 +45,9 @@ type Store struct {
 	clock    storeClock
 	setAside string
 	salvaged string
+	// nameless is the queue of an uplink whose name was lost with a damaged
+	// database; guarded by mu once the store is open.
+	nameless durable.QueueID
 
 	wake     chan struct{} // to the committer; capacity 1: a wake-up is not a count
 	tend     chan struct{} // to the keeper; capacity 1, likewise

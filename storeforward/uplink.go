@@ -22,6 +22,11 @@ func (s *Store) OpenUplink(name string) (id durable.QueueID, received []uint16, 
 		s.mu.Unlock()
 		return 0, nil, durable.ErrClosed
 	}
+	if q := s.queues[s.nameless]; q != nil && q.uplink && s.nameless != 0 {
+		defer s.mu.Unlock()
+		s.adoptLocked(q, name)
+		return q.id, q.receivedIDs(), nil
+	}
 	q := s.newUplink(s.nextQueue, name)
 	s.nextQueue++
 	for i := range q.streams {
@@ -42,6 +47,19 @@ func (s *Store) OpenUplink(name string) (id durable.QueueID, received []uint16, 
 		<-durably
 	}
 	return q.id, nil, nil
+}
+
+// adoptLocked gives a queue whose name was lost to the uplink that has none.
+func (s *Store) adoptLocked(q *queue, name string) {
+	s.log.Warn("queue without a name given to the uplink that had none", "uplink", name, "was", q.name)
+	delete(s.byUplink, q.name)
+	q.name, s.byUplink[name], s.nameless = name, q, 0
+	for _, lq := range q.all() {
+		lq.name = name
+	}
+	s.opLocked(func(d *db) error {
+		return d.exec("UPDATE uplink SET name = ? WHERE queue = ?", name, int64(q.id))
+	}, nil, nil)
 }
 
 // goOn ends the wait of one who waits for a commit, whether or not it has come.
