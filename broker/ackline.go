@@ -13,7 +13,7 @@ import (
 // nothing is sent any more, but what waits for its turn (onward delivery of
 // QoS 2) still gets it.
 type ackLine struct {
-	send func(a *ack, k *cork) // queues the acknowledgement; called with mu held
+	to acknowledger
 
 	// unacked is how many QoS 1 and 2 PUBLISH packets are not yet finished
 	// towards the client.
@@ -22,10 +22,14 @@ type ackLine struct {
 	waits atomic.Int32
 
 	mu      sync.Mutex
-	waiting []*ack        // guarded by mu
-	dead    bool          // guarded by mu
-	moved   chan struct{} // capacity 1; something left the line
-	wake    func()        // the same for a connection on a loop; called with mu held
+	waiting []*ack // guarded by mu
+	dead    bool   // guarded by mu
+}
+
+// acknowledger is whose line it is; mu is held when it is called.
+type acknowledger interface {
+	acknowledge(a *ack, k *cork) // queues the acknowledgement
+	lineMoved()                  // something has left the line
 }
 
 // ack is one acknowledgement in the line.
@@ -74,7 +78,7 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) (left bool) 
 			l.unacked.Add(-1)
 		}
 		if !l.dead {
-			l.send(head, k)
+			l.to.acknowledge(head, k)
 		}
 	}
 	if n == 0 {
@@ -84,14 +88,7 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) (left bool) 
 	clear(l.waiting[rest:])
 	l.waiting = l.waiting[:rest]
 	l.waits.Store(int32(rest)) // after what has left is queued
-	if l.wake != nil {
-		l.wake()
-		return left
-	}
-	select {
-	case l.moved <- struct{}{}:
-	default:
-	}
+	l.to.lineMoved()
 	return left
 }
 

@@ -11,13 +11,19 @@ import (
 	"holdfast/broker/packet"
 )
 
+// sentAcks are the packet ids that have left a line.
+type sentAcks []uint16
+
+func (s *sentAcks) acknowledge(a *ack, _ *cork) { *s = append(*s, a.packetID) }
+func (*sentAcks) lineMoved()                    {}
+
 // TestAckLineKeepsOrder: however the store finishes, acknowledgements leave in
 // the order of the PUBLISHes, each at once when its turn has come.
 func TestAckLineKeepsOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var sent, onward []uint16
-		l := &ackLine{moved: make(chan struct{}, 1)}
-		l.send = func(a *ack, _ *cork) { sent = append(sent, a.packetID) }
+		var sent sentAcks
+		var onward []uint16
+		l := &ackLine{to: &sent}
 		n := rapid.IntRange(1, 20).Draw(t, "n")
 		acks := make([]*ack, n)
 		for i := range acks {
@@ -56,10 +62,9 @@ func TestAckLineKeepsOrder(t *testing.T) {
 }
 
 func TestAckLineDiesWithItsConnection(t *testing.T) {
-	var sent []uint16
+	var sent sentAcks
 	onward := 0
-	l := &ackLine{moved: make(chan struct{}, 1)}
-	l.send = func(a *ack, _ *cork) { sent = append(sent, a.packetID) }
+	l := &ackLine{to: &sent}
 	safe := &ack{packetID: 1, qos: 2, onward: func(*cork) { onward++ }}
 	failed := &ack{packetID: 2, qos: 2, onward: func(*cork) { onward++ }}
 	l.push(safe, 10)

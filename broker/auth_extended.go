@@ -64,7 +64,7 @@ func (x *connecting) exchange(ctx context.Context, info ConnInfo) packet.ReasonC
 		switch {
 		case reason == packet.ReasonSuccess:
 			id.ClientID, id.Listener = x.clientID, c.listener.Name
-			c.identity = id
+			c.identity = &id
 			x.authData = answer
 			c.auth = &authentication{c: c, method: method, info: info}
 			c.auth.info.Password = nil // valid during the handshake only

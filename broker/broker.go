@@ -49,8 +49,8 @@ type Broker struct {
 	closing    bool                      // guarded by mu; set once by Shutdown
 	cancel     context.CancelFunc        // guarded by mu; ends the goroutines of spawn
 	sessions   map[string]*session       // guarded by mu; by client id
-	conns      map[*conn]netip.Prefix    // guarded by mu; where each comes from, see placeOf
-	places     map[netip.Prefix]int      // guarded by mu; connections from each place
+	conns      map[*conn]struct{}        // guarded by mu
+	places     map[netip.Prefix]*place   // guarded by mu; where they come from, see placeOf
 	handshakes handshakes                // guarded by mu
 	admitted   int                       // guarded by mu; connections that are not in handshakes any more
 	listeners  map[net.Listener]struct{} // guarded by mu
@@ -94,8 +94,8 @@ func New(opts Options, store Store, log *slog.Logger) (*Broker, error) {
 		opts: opts, store: store, log: guardLog(log.With("component", "broker")), clock: newClock(),
 		rates:      rates{seed: maphash.MakeSeed(), m: make(map[rateKey]*bucket)},
 		sessions:   make(map[string]*session),
-		conns:      make(map[*conn]netip.Prefix),
-		places:     make(map[netip.Prefix]int),
+		conns:      make(map[*conn]struct{}),
+		places:     make(map[netip.Prefix]*place),
 		listeners:  make(map[net.Listener]struct{}),
 		wills:      make(map[string]*pendingWill),
 		busy:       make(map[string]chan struct{}),
@@ -175,7 +175,7 @@ func (b *Broker) load(ctx context.Context) error {
 func (b *Broker) loadSession(kept durable.Session, now time.Time) {
 	s := b.newSession(kept.ClientID)
 	s.queue, s.expiry = kept.Queue, kept.Expiry
-	s.identity = Identity{Name: kept.User, ClientID: kept.ClientID, Restored: true}
+	s.identity = &Identity{Name: kept.User, ClientID: kept.ClientID, Restored: true}
 	s.holder = s.identity
 	if s.expiry == 0 {
 		b.store.End(s.queue, nil) // it was to end with its connection
@@ -235,7 +235,7 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener, policy Listener) err
 	for {
 		nc, err := l.Accept()
 		if err == nil {
-			b.accept(nc, policy)
+			b.accept(nc, &policy)
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) || ctx.Err() != nil || !b.open() {
@@ -262,7 +262,7 @@ func temporary(err error) bool {
 
 // ServeConn serves one connection that something else accepted, a WebSocket or
 // a pipe. It returns at once.
-func (b *Broker) ServeConn(nc net.Conn, policy Listener) { b.accept(nc, policy) }
+func (b *Broker) ServeConn(nc net.Conn, policy Listener) { b.accept(nc, &policy) }
 
 // placeOf is what counts as one address: an IPv4 address, or the /64 that one
 // IPv6 host can take any address of. This machine is no place: its processes,
@@ -303,6 +303,10 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	b.closing = true
 	listeners := slices.Collect(maps.Keys(b.listeners))
 	conns := slices.Collect(maps.Keys(b.conns))
+	gone := make([]<-chan struct{}, 0, len(conns))
+	for _, c := range conns {
+		gone = append(gone, c.goneLocked())
+	}
 	cancel := b.cancel
 	b.mu.Unlock()
 
@@ -325,8 +329,8 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 		}
 	})
 	defer cut()
-	for _, c := range conns {
-		<-c.gone
+	for _, c := range gone {
+		<-c
 	}
 	b.detachGroups()
 	cancel()
@@ -353,5 +357,5 @@ func (b *Broker) mayReceive(s *session, name string) bool {
 
 func (s *session) mayReceiveLocked(name string) bool {
 	auth := s.b.opts.Auth
-	return auth == nil || auth.Authorize(s.identity, ActionReceive, name)
+	return auth == nil || auth.Authorize(*s.identity, ActionReceive, name)
 }

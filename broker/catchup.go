@@ -40,9 +40,9 @@ const (
 // session.mu.
 type catchUp struct {
 	attached bool
-	running  bool      // the pump runs
-	idle     sync.Cond // signalled when it ends
-	readable [2]bool   // by QoS-1: Read may bring something
+	running  bool       // the pump runs
+	idle     *sync.Cond // of those who wait for its end, nil for nobody
+	readable [2]bool    // by QoS-1: Read may bring something
 	// resuming is set until all QoS 2 packet ids of former connections have
 	// been read. Before that no new id is given: it could be one of them.
 	resuming bool
@@ -230,7 +230,9 @@ func (s *session) pump(ctx context.Context) {
 		s.takeLocked(qos, ds)
 	}
 	cu.running = false
-	cu.idle.Broadcast()
+	if cu.idle != nil {
+		cu.idle.Broadcast()
+	}
 	s.b.feedGroups() // all former packet ids may be known now
 }
 

@@ -33,13 +33,13 @@ type conn struct {
 	line     ackLine
 	cork     *cork                // of the loop, or its own
 	sock     atomic.Pointer[sock] // its place on a loop, nil without
-	listener Listener
+	listener *Listener
 	number   uint64 // no two connections of a broker have the same
 	since    time.Time
 
 	version   packet.Version
-	session   *session // nil before the CONNACK
-	identity  Identity
+	session   *session      // nil before the CONNACK
+	identity  *Identity     // does not change once there is a session
 	silence   time.Duration // 1.5 times the keep alive, 0 for none
 	maxPacket int           // the client's maximum packet size, 0 for none
 	window    int           // QoS 1 and 2 deliveries it may have unacknowledged
@@ -52,16 +52,51 @@ type conn struct {
 	hurried  bool          // its address connects too fast: to be refused
 	admitted bool          // guarded by Broker.mu; it has one of MaxConnections
 	opening  *list.Element // guarded by Broker.mu; its place in handshakes
-	pace     bucket        // of what it publishes, see pay
-	paid     time.Time     // when it may go on; zero for now
+	place    *place        // where it comes from, nil for nowhere in particular
+	pace     *pace         // of what it publishes, nil before the first that counts
+	moved    chan struct{} // capacity 1; something left the line. Nil on a loop
 
 	abort     atomic.Pointer[context.CancelFunc] // of the handshake's context
 	connected atomic.Bool                        // a CONNACK with success has been queued
 
-	cause atomic.Pointer[cause] // why the connection ends; the first one counts
-	quit  chan struct{}         // closed with cause set
-	gone  chan struct{}         // closed when the session is free of this connection
+	cause atomic.Pointer[cause]         // why the connection ends; the first one counts
+	quit  atomic.Pointer[chan struct{}] // see quitting
+	left  bool                          // guarded by Broker.mu; the session is free of this connection
+	gone  chan struct{}                 // guarded by Broker.mu; closed with left set, see goneLocked
 }
+
+// closedChan is for those who come too late to wait.
+var closedChan = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// quitting is closed with the cause set. Hardly ever somebody waits for that: an
+// idle connection has no channel for it.
+func (c *conn) quitting() <-chan struct{} {
+	for {
+		if quit := c.quit.Load(); quit != nil {
+			return *quit
+		}
+		c.quit.CompareAndSwap(nil, new(make(chan struct{})))
+	}
+}
+
+// goneLocked is closed when the session is free of this connection. Broker.mu is
+// held.
+func (c *conn) goneLocked() <-chan struct{} {
+	switch {
+	case c.left:
+		return closedChan
+	case c.gone == nil:
+		c.gone = make(chan struct{})
+	}
+	return c.gone
+}
+
+// nobody is the identity of who has not said who it is.
+var nobody Identity
 
 // cause is why a connection ends.
 type cause struct {
@@ -73,21 +108,18 @@ type cause struct {
 // errEnded is returned by handlers that have ended the connection themselves.
 var errEnded = errors.New("connection ended")
 
-func (b *Broker) newConn(nc net.Conn, l Listener) *conn {
+func (b *Broker) newConn(nc net.Conn, l *Listener) *conn {
 	if p := plain(nc); p != nil && b.opts.loops() > 0 {
 		nc = p
 	}
 	c := &conn{
 		b: b, nc: nc, listener: l, number: b.connNumber.Add(1), since: time.Now(), cork: new(cork),
-		quit: make(chan struct{}), gone: make(chan struct{}),
+		identity: &nobody,
 	}
 	c.reader = packet.NewReader(c, readBuffer)
 	c.reader.SetMax(b.opts.MaxConnectSize)
 	c.reader.SetMaxUserProperties(b.opts.MaxUserProperties)
-	c.out.init(nc, b.opts.MaxOutput, b.wg.Go)
-	c.out.written = c.wrote
-	c.out.drained = c.drained
-	c.line.send = c.acknowledge
+	c.out.c, c.line.to = c, c
 	return c
 }
 
@@ -123,7 +155,7 @@ func (c *conn) serve(ctx context.Context) {
 	if err == nil && c.join() {
 		return
 	}
-	c.line.moved = make(chan struct{}, 1)
+	c.moved = make(chan struct{}, 1)
 	for err == nil {
 		err = c.next()
 	}
@@ -135,7 +167,12 @@ func (c *conn) finish(err error) {
 	c.endBy(err)
 	c.comeBack()
 	c.leave()
-	close(c.gone)
+	c.b.mu.Lock()
+	c.left = true
+	if c.gone != nil {
+		close(c.gone)
+	}
+	c.b.mu.Unlock()
 	c.cork.flush(&c.b.count)
 	c.out.finish()
 	if cause := c.cause.Load(); !cause.silent && cause.reason.Failed() {
@@ -193,8 +230,8 @@ func (c *conn) take(p packet.Packet) error {
 func (c *conn) awaitLine() error {
 	for c.line.length() >= c.b.opts.ReceiveMaximum {
 		select {
-		case <-c.line.moved:
-		case <-c.quit:
+		case <-c.moved:
+		case <-c.quitting():
 			return errEnded
 		}
 	}
@@ -293,7 +330,21 @@ func (c *conn) overrun() error {
 	return errEnded
 }
 
-// acknowledge queues the acknowledgement whose turn has come; ackLine.send.
+// lineMoved implements acknowledger: reading goes on if it paused.
+func (c *conn) lineMoved() {
+	if s := c.sock.Load(); s != nil {
+		if s.parked.Load() {
+			s.loop.send(s, postResume)
+		}
+		return
+	}
+	select {
+	case c.moved <- struct{}{}:
+	default:
+	}
+}
+
+// acknowledge implements acknowledger.
 func (c *conn) acknowledge(a *ack, k *cork) {
 	if a.reason.Failed() && c.version < packet.V5 {
 		// 3.x has no way to say no: without the acknowledgement the client
@@ -365,7 +416,9 @@ func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
 	} else {
 		c.out.seal(nil, 0) // the version may not be known yet
 	}
-	close(c.quit)
+	if quit := c.quit.Swap(&closedChan); quit != nil {
+		close(*quit)
+	}
 	if abort := c.abort.Load(); abort != nil {
 		(*abort)() // an authentication that waits for its turn
 	}

@@ -157,7 +157,7 @@ func (x *connecting) check(ctx context.Context) packet.ReasonCode {
 	if reason := x.authenticate(ctx); reason.Failed() {
 		return reason
 	}
-	if !c.b.rates.take(c.b.rates.client(c.identity), c.b.opts.MaxConnectRatePerClient) {
+	if !c.b.rates.take(c.b.rates.client(*c.identity), c.b.opts.MaxConnectRatePerClient) {
 		c.b.count.connectsTooFast.Add(1)
 		return packet.ReasonConnectionRateExceeded
 	}
@@ -184,7 +184,7 @@ func (x *connecting) authenticate(ctx context.Context) packet.ReasonCode {
 	if peer, ok := c.nc.(interface{ PeerIdentity() string }); ok {
 		info.Peer = peer.PeerIdentity()
 	}
-	c.identity = Identity{ClientID: x.clientID, Listener: c.listener.Name}
+	c.identity = &Identity{ClientID: x.clientID, Listener: c.listener.Name}
 	if p.Properties.AuthMethod != "" {
 		return x.exchange(ctx, info)
 	}
@@ -197,7 +197,7 @@ func (x *connecting) authenticate(ctx context.Context) packet.ReasonCode {
 	}
 	id, reason := c.b.opts.Auth.Authenticate(ctx, info)
 	id.ClientID, id.Listener = x.clientID, c.listener.Name
-	c.identity = id
+	c.identity = &id
 	return reason
 }
 
@@ -256,7 +256,7 @@ func (x *connecting) checkWill() packet.ReasonCode {
 	if made.m.Size() > o.MaxWillSize {
 		return packet.ReasonQuotaExceeded
 	}
-	made.identity = x.c.identity
+	made.identity = *x.c.identity
 	x.will = made
 	return packet.ReasonSuccess
 }
@@ -321,12 +321,12 @@ func (x *connecting) claim() (old *pendingWill, former *session, reason packet.R
 		if b.closing {
 			return nil, nil, packet.ReasonServerUnavailable // 0x8B is not for CONNACK
 		}
-		wait := b.busy[x.clientID]
+		var wait <-chan struct{} = b.busy[x.clientID]
 		former = b.sessions[x.clientID]
 		if former != nil && former != open {
 			holder := former.holder
 			b.mu.Unlock()
-			mine := b.mayTakeOver(c.identity, holder)
+			mine := b.mayTakeOver(*c.identity, *holder)
 			b.mu.Lock()
 			if !mine {
 				b.count.clientIDsRefused.Add(1)
@@ -341,7 +341,7 @@ func (x *connecting) claim() (old *pendingWill, former *session, reason packet.R
 		var owner *conn
 		if wait == nil {
 			owner = former.owner
-			wait = owner.gone
+			wait = owner.goneLocked()
 		}
 		b.mu.Unlock()
 		if owner != nil {
@@ -350,7 +350,7 @@ func (x *connecting) claim() (old *pendingWill, former *session, reason packet.R
 		}
 		select {
 		case <-wait:
-		case <-c.quit:
+		case <-c.quitting():
 		}
 		b.mu.Lock()
 		if c.cause.Load() != nil {
@@ -444,7 +444,7 @@ func (x *connecting) accept() error {
 	// what is published behind the CONNACK finds the rights of the new owner.
 	x.session.mu.Lock()
 	x.session.expiry = x.expiry
-	regranted := x.session.identity != c.identity && len(x.session.subs) > 0
+	regranted := *x.session.identity != *c.identity && len(x.session.subs) > 0
 	x.session.identity = c.identity
 	x.session.mu.Unlock()
 	if regranted {

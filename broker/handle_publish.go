@@ -487,7 +487,7 @@ func (c *conn) deny(p *packet.Publish) error {
 
 func (c *conn) mayPublish(name string) bool {
 	a := c.b.opts.Auth
-	return a == nil || a.Authorize(c.identity, ActionPublish, name)
+	return a == nil || a.Authorize(*c.identity, ActionPublish, name)
 }
 
 // push gives a PUBLISH its place in the acknowledgement line. Only 5.0 clients

@@ -95,7 +95,7 @@ func (c *conn) subscription(f packet.Filter, id uint32) (*subscription, packet.R
 		Filter: f.Filter, QoS: f.QoS, NoLocal: f.NoLocal,
 		RetainAsPublished: f.RetainAsPublished, RetainHandling: f.RetainHandling, ID: id,
 	}
-	if a := c.b.opts.Auth; a != nil && !a.Authorize(c.identity, ActionSubscribe, sub.inner) {
+	if a := c.b.opts.Auth; a != nil && !a.Authorize(*c.identity, ActionSubscribe, sub.inner) {
 		c.b.count.denied.Add(1)
 		return nil, packet.ReasonNotAuthorized
 	}

@@ -62,23 +62,27 @@ func (c *conn) giveUp() {
 
 // accept takes a connection, or closes it unheard: all there are have been
 // taken, or its address has too many or is too fast.
-func (b *Broker) accept(nc net.Conn, policy Listener) {
+func (b *Broker) accept(nc net.Conn, policy *Listener) {
 	c := b.newConn(nc, policy)
 	b.count.accepted.Add(1)
-	place := placeOf(nc.RemoteAddr())
+	from := placeOf(nc.RemoteAddr())
 	b.mu.Lock()
-	if !b.takesLocked(c, place) {
+	if !b.takesLocked(c, from) {
 		b.count.connectsRefused.Add(1)
 		b.mu.Unlock()
 		nc.Close()
 		return
 	}
-	b.conns[c] = place
-	if place.IsValid() {
-		b.places[place]++
+	b.conns[c] = struct{}{}
+	if from.IsValid() {
+		if b.places[from] == nil {
+			b.places[from] = &place{prefix: from}
+		}
+		c.place = b.places[from]
+		c.place.conns++
 	}
 	b.handshakes.addLocked(c)
-	victim := b.handshakes.victimLocked(b.opts.MaxHandshakes, func(c *conn) netip.Prefix { return b.conns[c] })
+	victim := b.handshakes.victimLocked(b.opts.MaxHandshakes, (*conn).from)
 	b.spawn(c.serve)
 	b.mu.Unlock()
 	if victim != nil {
@@ -86,26 +90,40 @@ func (b *Broker) accept(nc net.Conn, policy Listener) {
 	}
 }
 
-func (b *Broker) takesLocked(c *conn, place netip.Prefix) bool {
+// place is an address, or as much of it as counts for one, with its connections.
+type place struct {
+	prefix netip.Prefix
+	conns  int // guarded by Broker.mu
+}
+
+// from is the place that a connection comes from, if that is any.
+func (c *conn) from() netip.Prefix {
+	if c.place == nil {
+		return netip.Prefix{}
+	}
+	return c.place.prefix
+}
+
+func (b *Broker) takesLocked(c *conn, from netip.Prefix) bool {
 	// Beside the admitted and those in their handshake there are only those
 	// that were given up and have yet to notice.
 	if b.state != stateStarted || b.closing || len(b.conns) >= b.opts.MaxConnections+4*b.opts.MaxHandshakes {
 		return false
 	}
-	if !place.IsValid() {
+	if !from.IsValid() {
 		return true
 	}
-	if limit := b.opts.MaxConnectionsPerAddress; limit > 0 && b.places[place] >= limit {
+	if limit := b.opts.MaxConnectionsPerAddress; limit > 0 && b.places[from] != nil && b.places[from].conns >= limit {
 		return false
 	}
-	if b.rates.take(rateKey{place: place}, b.opts.MaxConnectRatePerAddress) {
+	if b.rates.take(rateKey{place: from}, b.opts.MaxConnectRatePerAddress) {
 		return true
 	}
 	// As many again may come so far as to be told; a TLS handshake for each of
 	// a flood would be too dear.
 	b.count.connectsTooFast.Add(1)
 	c.hurried = true
-	return b.rates.take(rateKey{place: place, hash: 1}, b.opts.MaxConnectRatePerAddress)
+	return b.rates.take(rateKey{place: from, hash: 1}, b.opts.MaxConnectRatePerAddress)
 }
 
 // admit gives a client that has proved who it is one of MaxConnections; false
@@ -140,13 +158,14 @@ func (b *Broker) full() bool {
 func (b *Broker) removeConn(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	place := b.conns[c]
 	delete(b.conns, c)
 	b.handshakes.removeLocked(c)
 	if c.admitted {
 		b.admitted--
 	}
-	if b.places[place]--; b.places[place] <= 0 {
-		delete(b.places, place)
+	if p := c.place; p != nil {
+		if p.conns--; p.conns == 0 {
+			delete(b.places, p.prefix)
+		}
 	}
 }

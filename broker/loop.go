@@ -563,11 +563,6 @@ func (c *conn) join() bool {
 	c.reader = nil
 	c.cork.flush(&c.b.count)
 	c.cork = &s.loop.cork
-	c.line.wake = func() {
-		if s.parked.Load() {
-			s.loop.send(s, postResume)
-		}
-	}
 	if c.silence > 0 {
 		s.keep = int64((c.silence+tick-1)/tick) + 1
 	}

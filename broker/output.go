@@ -26,21 +26,17 @@ var buffers = sync.Pool{New: func() any { return new(make([]byte, 0, 4096)) }}
 // not block: there the cork itself writes, and what does not go at once waits
 // for the loop.
 type output struct {
-	nc      net.Conn
-	spawn   func(func())
-	written func(bytes int, err error) // after each write
-	drained func()                     // there is room again after it was refused
-	limit   int                        // Options.MaxOutput
+	c *conn
 
 	mu       sync.Mutex
-	buf      *[]byte // guarded by mu; whole packets waiting, nil for none
-	writing  int     // guarded by mu; bytes in the hands of the flusher
-	flushing bool    // guarded by mu; the flusher runs
-	corked   bool    // guarded by mu; a cork will flush
-	refused  bool    // guarded by mu; somebody waits for drained
-	sealed   bool    // guarded by mu; what is queued is the last
-	closed   bool    // guarded by mu; nothing is taken or written any more
-	idle     sync.Cond
+	buf      *[]byte    // guarded by mu; whole packets waiting, nil for none
+	writing  int        // guarded by mu; bytes in the hands of the flusher
+	flushing bool       // guarded by mu; the flusher runs
+	corked   bool       // guarded by mu; a cork will flush
+	refused  bool       // guarded by mu; somebody waits for drained
+	sealed   bool       // guarded by mu; what is queued is the last
+	closed   bool       // guarded by mu; nothing is taken or written any more
+	idle     *sync.Cond // guarded by mu; of those who wait for it to end, see awaitFlusherLocked
 
 	// Of a connection on a loop, guarded by mu; off by who is flushing:
 	sock    *sock   // nil without
@@ -49,9 +45,23 @@ type output struct {
 	blocked bool // the loop waits for room in the socket
 }
 
-func (o *output) init(nc net.Conn, limit int, spawn func(func())) {
-	o.nc, o.limit, o.spawn = nc, limit, spawn
-	o.idle.L = &o.mu
+func (o *output) limit() int { return o.c.b.opts.MaxOutput }
+
+// awaitFlusherLocked waits until nobody writes; the lock is let go meanwhile.
+func (o *output) awaitFlusherLocked() {
+	for o.flushing {
+		if o.idle == nil {
+			o.idle = sync.NewCond(&o.mu)
+		}
+		o.idle.Wait()
+	}
+}
+
+func (o *output) flushedLocked() {
+	o.flushing = false
+	if o.idle != nil {
+		o.idle.Broadcast()
+	}
 }
 
 func (o *output) sizeLocked() int {
@@ -78,7 +88,7 @@ func (o *output) roomLocked() bool {
 	if o.closed || o.sealed {
 		return false
 	}
-	if o.sizeLocked() < o.limit {
+	if o.sizeLocked() < o.limit() {
 		return true
 	}
 	o.refused = true
@@ -120,7 +130,7 @@ func (o *output) brief(k *cork, first byte, id uint16) bool {
 // place already, or may take some of controlRoom.
 func (o *output) takesLocked(control bool) outcome {
 	switch {
-	case control && (o.closed || o.sealed || o.sizeLocked() > o.limit+controlRoom):
+	case control && (o.closed || o.sealed || o.sizeLocked() > o.limit()+controlRoom):
 		return closed
 	case !control && !o.roomLocked():
 		return noRoom
@@ -174,7 +184,7 @@ func (o *output) flushLocked() {
 		return
 	}
 	o.flushing = true
-	o.spawn(o.flusher)
+	o.c.b.wg.Go(o.flusher)
 }
 
 // flusher is a goroutine.
@@ -185,23 +195,22 @@ func (o *output) flusher() {
 		b := o.buf
 		o.buf, o.writing = nil, len(*b)
 		o.mu.Unlock()
-		_, err := o.nc.Write(*b)
-		o.written(len(*b), err)
+		_, err := o.c.nc.Write(*b)
+		o.c.wrote(len(*b), err)
 		giveBack(b)
 		o.mu.Lock()
 		o.writing = 0
 		if err != nil {
 			o.closed, o.buf = true, nil
 		}
-		if o.refused && o.sizeLocked() < o.limit/2 {
+		if o.refused && o.sizeLocked() < o.limit()/2 {
 			o.refused = false
 			o.mu.Unlock()
-			o.drained()
+			o.c.drained()
 			o.mu.Lock()
 		}
 	}
-	o.flushing = false
-	o.idle.Broadcast()
+	o.flushedLocked()
 }
 
 func giveBack(b *[]byte) {
@@ -230,7 +239,7 @@ func (o *output) writeLocked() {
 		o.rest, o.writing = nil, len(*b)-o.off
 		o.mu.Unlock()
 		n, err := s.write((*b)[o.off:])
-		o.written(n, err)
+		o.c.wrote(n, err)
 		o.mu.Lock()
 		o.writing = 0
 		o.off += n
@@ -243,13 +252,12 @@ func (o *output) writeLocked() {
 		default:
 			giveBack(b)
 		}
-		if o.refused && o.sizeLocked() < o.limit/2 {
+		if o.refused && o.sizeLocked() < o.limit()/2 {
 			o.refused = false
 			s.loop.send(s, postRoom)
 		}
 	}
-	o.flushing = false
-	o.idle.Broadcast()
+	o.flushedLocked()
 }
 
 // flush writes what there is to the socket of a loop.
@@ -272,9 +280,7 @@ func (o *output) unblock() {
 func (o *output) hook(s *sock, leave func() error) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for o.flushing {
-		o.idle.Wait()
-	}
+	o.awaitFlusherLocked()
 	if o.closed || o.sealed {
 		return errEnded
 	}
@@ -289,9 +295,7 @@ func (o *output) hook(s *sock, leave func() error) error {
 func (o *output) unhook() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for o.flushing {
-		o.idle.Wait()
-	}
+	o.awaitFlusherLocked()
 	o.sock, o.blocked = nil, false
 	if o.rest != nil {
 		b := (*o.rest)[o.off:]
@@ -315,9 +319,7 @@ func (o *output) resume() {
 func (o *output) finish() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for o.flushing {
-		o.idle.Wait()
-	}
+	o.awaitFlusherLocked()
 	o.closed = true
 	o.buf, o.rest = nil, nil
 }

@@ -19,6 +19,13 @@ const (
 	RateDisconnect RatePolicy = "disconnect"
 )
 
+// pace is how fast a client publishes.
+type pace struct {
+	bucket
+
+	paid time.Time // when it may go on; zero for now
+}
+
 // pay counts n messages, or filters to find them by, against the client's rate.
 // A second's worth may come at once.
 func (c *conn) pay(t packet.Type, n int) error {
@@ -27,11 +34,14 @@ func (c *conn) pay(t packet.Type, n int) error {
 		return nil
 	}
 	now := time.Now()
+	if c.pace == nil {
+		c.pace = new(pace)
+	}
 	wait := c.pace.owe(now, float64(rate), float64(rate), n)
 	if wait == 0 {
 		return nil
 	}
-	c.paid = now.Add(wait)
+	c.pace.paid = now.Add(wait)
 	c.b.count.publishesTooFast.Add(1)
 	if c.b.opts.PublishRatePolicy == RateDisconnect {
 		return &packet.Error{
@@ -44,13 +54,13 @@ func (c *conn) pay(t packet.Type, n int) error {
 
 // debt is how long it takes until the client is within its rate again.
 func (c *conn) debt() time.Duration {
-	if c.paid.IsZero() {
+	if c.pace == nil || c.pace.paid.IsZero() {
 		return 0
 	}
-	if d := time.Until(c.paid); d > 0 {
+	if d := time.Until(c.pace.paid); d > 0 {
 		return d
 	}
-	c.paid = time.Time{}
+	c.pace.paid = time.Time{}
 	return 0
 }
 
@@ -65,7 +75,7 @@ func (c *conn) slowDown() error {
 	select {
 	case <-timer.C:
 		return nil
-	case <-c.quit:
+	case <-c.quitting():
 		return errEnded
 	}
 }

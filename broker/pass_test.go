@@ -71,7 +71,7 @@ func TestPassedMessagesLeaveNothingBehind(t *testing.T) {
 		runtime.ReadMemStats(&before)
 		sub.run(t, messages)
 		runtime.ReadMemStats(&after)
-		if got := float64(after.Mallocs-before.Mallocs) / messages; got > 0.3 { // the race detector has pools lose a quarter
+		if got := float64(after.Mallocs-before.Mallocs) / messages; got > 0.5 { // the race detector has pools lose a quarter
 			t.Errorf("QoS %d: %.2f allocations per message", qos, got)
 		}
 	}

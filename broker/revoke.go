@@ -19,7 +19,7 @@ func (b *Broker) Revoke(revoked func(Identity) bool) int {
 	n := 0
 	for _, c := range conns {
 		// The identity is settled before a connection owns a session.
-		if c.cause.Load() == nil && revoked(c.identity) {
+		if c.cause.Load() == nil && revoked(*c.identity) {
 			c.end(packet.ReasonNotAuthorized, "the right to be connected was taken away", false)
 			n++
 		}

@@ -20,15 +20,15 @@ type session struct {
 	queue durable.QueueID
 
 	// Guarded by Broker.mu:
-	owner  *conn    // the connection that has it, or is about to
-	holder Identity // whose it is: that of the latest owner
-	expire *event   // ends it while it is offline
+	owner  *conn     // the connection that has it, or is about to
+	holder *Identity // whose it is: that of the latest owner
+	expire *event    // ends it while it is offline
 
 	mu     sync.Mutex
 	conn   *conn  // guarded by mu; nil while offline
 	expiry uint32 // guarded by mu; seconds
 	// identity is that of the latest connection; guarded by mu.
-	identity Identity
+	identity *Identity
 	subs     map[string]*subscription // guarded by mu; by filter as the client wrote it
 	in       idTable[inbound]         // guarded by mu; inbound QoS 2
 	// Outbound, guarded by mu:
@@ -143,9 +143,7 @@ func (f *fifo) pop() {
 }
 
 func (b *Broker) newSession(clientID string) *session {
-	s := &session{b: b, clientID: clientID}
-	s.catchUp.idle.L = &s.mu
-	return s
+	return &session{b: b, clientID: clientID, identity: &nobody, holder: &nobody}
 }
 
 // roomLocked is how many more QoS 1 and 2 deliveries the client may be sent
@@ -189,6 +187,9 @@ func (s *session) detach(c *conn) {
 	}
 	s.conn = nil
 	for s.catchUp.running {
+		if s.catchUp.idle == nil {
+			s.catchUp.idle = sync.NewCond(&s.mu)
+		}
 		s.catchUp.idle.Wait()
 	}
 	s.catchUp.restart()
