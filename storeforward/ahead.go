@@ -2,8 +2,6 @@ package storeforward
 
 import (
 	"context"
-	"database/sql/driver"
-	"errors"
 	"fmt"
 
 	"holdfast/broker/durable"
@@ -185,28 +183,21 @@ func (s *Store) fetchedLocked(st *stream, rows []storedMessage, all bool, to dur
 	}
 }
 
-// errEnough stops a query.
-var errEnough = errors.New("enough")
-
 // readRows reads committed rows of a stream after from, up to to. all says that
 // there are no more of them.
 func (s *Store) readRows(ctx context.Context, q durable.QueueID, qos byte, from, to durable.Seq, limit, maxBytes int) (rows []storedMessage, all bool, err error) {
-	all = true
-	err = s.read(ctx, func(d *db) error {
-		return d.query(ctx, func(row []driver.Value) error {
-			r := storedFromRow(&s.clock, row)
-			rows = append(rows, r)
-			maxBytes -= r.m.Size()
-			if len(rows) >= limit || maxBytes <= 0 {
-				all = false
-				return errEnough
-			}
-			return nil
-		}, `SELECT seq, claimset, topic, payload, properties, qos, retain, expiry, received, source FROM message
-			WHERE seq > ? AND seq <= ? AND claimset IN (SELECT claimset FROM claim WHERE queue = ? AND qos = ?) ORDER BY seq`,
-			int64(from), int64(to), int64(q), int64(qos))
+	var packed []byte
+	err = s.read(ctx, func(d *db) (err error) {
+		// They come in the order of seq, the table's own; unpackRows looks.
+		packed, all, err = d.packed(ctx, `SELECT holdfast_pack(?, ?, seq, claimset, topic, payload, properties, qos, retain, expiry, received, source) FROM message
+			WHERE seq > ? AND seq <= ? AND claimset IN (SELECT claimset FROM claim WHERE queue = ? AND qos = ?)`,
+			int64(limit), int64(maxBytes), int64(from), int64(to), int64(q), int64(qos))
+		return err
 	})
-	if err != nil && !errors.Is(err, errEnough) {
+	if err == nil {
+		rows, err = unpackRows(&s.clock, packed)
+	}
+	if err != nil {
 		s.mu.Lock()
 		s.counts.readErrors++
 		s.counts.lastErr = err.Error()

@@ -26,6 +26,9 @@ type statement struct {
 
 // openDB opens the file with the URI parameters given.
 func openDB(path string, params url.Values) (*db, error) {
+	if err := extendSQLite(); err != nil {
+		return nil, err
+	}
 	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: params.Encode()}
 	c, err := (&sqlite3.SQLiteDriver{}).Open(u.String())
 	if err != nil {
@@ -71,6 +74,9 @@ func (d *db) exec(query string, args ...driver.Value) error {
 	clear(st.args)
 	return err
 }
+
+// errEnough stops a query.
+var errEnough = errors.New("enough")
 
 // query calls fn with each row; the values are fn's to keep. The slice is not.
 func (d *db) query(ctx context.Context, fn func(row []driver.Value) error, query string, args ...driver.Value) (err error) {
