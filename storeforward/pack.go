@@ -149,8 +149,7 @@ static int extend(sqlite3 *db, char **err, const void *api) {
 
 static int extend_all(void) { return sqlite3_auto_extension((void (*)(void))extend); }
 */
-import "C" //nolint:depguard // cgo brings unsafe; nothing of C reaches Go but an error code
-
+import "C"
 import (
 	"context"
 	"database/sql/driver"
