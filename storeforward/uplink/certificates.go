@@ -32,13 +32,13 @@ func (c *CertificateStatus) warn(now time.Time) string {
 	case c.NotAfter.IsZero():
 		return ""
 	case now.Before(c.NotBefore):
-		return fmt.Sprintf("is not valid before %s, or our clock is wrong (%s)", c.NotBefore.UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
+		return fmt.Sprintf("is not valid before %s, or our clock is wrong (%s)", utc(c.NotBefore), utc(now))
 	case left < 0:
-		return "expired on " + c.NotAfter.UTC().Format(time.DateTime)
+		return "expired on " + utc(c.NotAfter)
 	case left < 48*time.Hour && left < notice:
-		return fmt.Sprintf("expires in %d hours, on %s", int(left/time.Hour), c.NotAfter.UTC().Format(time.DateTime))
+		return fmt.Sprintf("expires in %d hours, on %s", int(left/time.Hour), utc(c.NotAfter))
 	case left < notice:
-		return fmt.Sprintf("expires in %d days, on %s", int(left/(24*time.Hour)), c.NotAfter.UTC().Format(time.DateTime))
+		return fmt.Sprintf("expires in %d days, on %s", int(left/(24*time.Hour)), utc(c.NotAfter))
 	}
 	return ""
 }

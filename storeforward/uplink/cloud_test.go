@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 // accept it.
 type cloud struct {
 	dialled chan net.Conn
+	secure  *tls.Config // nil is in the clear
 	// refuse, when set, is what dialling ends with.
 	mu     sync.Mutex
 	refuse error
@@ -78,6 +80,9 @@ func (c *cloud) accept(tb testing.TB) *peer {
 	case nc = <-c.dialled:
 	case <-time.After(patience):
 		tb.Fatal("nobody connects")
+	}
+	if c.secure != nil {
+		nc = tls.Server(nc, c.secure)
 	}
 	p := &peer{t: tb, nc: nc, packets: make(chan packet.Packet, 100_000), silent: make(chan struct{})}
 	tb.Cleanup(func() { nc.Close() })
@@ -311,6 +316,7 @@ type rig struct {
 	local *local
 	up    *Uplink
 	cloud *cloud
+	log   *slog.Logger // nil: nobody reads it
 	stop  context.CancelCauseFunc
 	ended chan struct{}
 }
@@ -370,7 +376,10 @@ func (r *rig) start() {
 	if r.disk != nil {
 		so.Path, so.Disk = r.disk.Path("store.db"), r.disk
 	}
-	log := slog.New(slog.DiscardHandler)
+	log := r.log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	store, err := storeforward.Open(context.Background(), so, log)
 	if err != nil {
 		r.t.Fatalf("open store: %v", err)

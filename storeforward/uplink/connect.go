@@ -29,6 +29,9 @@ type protocol struct {
 	version packet.Version
 	fixed   bool // by configuration, or because 5.0 has worked
 	hangUps int
+	// noRetain and noQoS say that the cloud has refused our will for that
+	// (MQTT 5.0 §3.2.2.2): it gets one without.
+	noRetain, noQoS bool
 }
 
 func newProtocol(o *Options) protocol {

@@ -212,7 +212,10 @@ func (u *Uplink) remembers(m memory) bool {
 func (u *Uplink) open(ctx context.Context, p dial.Path, proto *protocol) (*client.Conn, error) {
 	o := u.clientOptions(p, !u.remembers(u.recall()))
 	o.Version = proto.version
-	conn, err := client.Dial(ctx, o)
+	conn, err := client.Dial(ctx, proto.humble(o))
+	if proto.learn(err) {
+		conn, err = client.Dial(ctx, proto.humble(o))
+	}
 	if err == nil {
 		proto.fixed = true
 		return conn, nil
@@ -233,4 +236,35 @@ func (u *Uplink) open(ctx context.Context, p dial.Path, proto *protocol) (*clien
 		}
 	}
 	return conn, nil
+}
+
+// learn says whether the cloud has refused our will for what it does not have,
+// and would take a humbler one.
+func (p *protocol) learn(err error) bool {
+	refusal, ok := errors.AsType[*client.ConnackError](err)
+	switch {
+	case !ok:
+		return false
+	case refusal.Reason == packet.ReasonRetainNotSupported && !p.noRetain:
+		p.noRetain = true
+	case refusal.Reason == packet.ReasonQoSNotSupported && !p.noQoS:
+		p.noQoS = true
+	default:
+		return false
+	}
+	return true
+}
+
+// humble takes from the will what the cloud has refused.
+func (p *protocol) humble(o client.Options) client.Options {
+	if o.Will == nil {
+		return o
+	}
+	will := *o.Will
+	will.Retain = will.Retain && !p.noRetain
+	if p.noQoS {
+		will.QoS = 0
+	}
+	o.Will = &will
+	return o
 }

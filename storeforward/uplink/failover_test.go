@@ -340,3 +340,47 @@ func TestServerReferenceInDisconnect(t *testing.T) {
 		}
 	})
 }
+
+// A cloud without retained messages, or without QoS 1, refuses our will: it gets
+// a humbler one at once, and from then on.
+func TestWillThatTheCloudRefuses(t *testing.T) {
+	tests := map[string]struct {
+		reason packet.ReasonCode
+		qos    byte
+		retain bool
+	}{
+		"retain": {packet.ReasonRetainNotSupported, 1, false},
+		"QoS":    {packet.ReasonQoSNotSupported, 0, true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, nil)
+				p := r.cloud.accept(t)
+				p.send(&packet.Connack{Reason: tt.reason})
+				p.cut()
+				began := time.Now()
+				for range 2 {
+					p = r.cloud.welcome(t, packet.Connack{})
+					if w := p.hello.Will; w.QoS != tt.qos || w.Retain != tt.retain {
+						t.Errorf("will QoS %d retain %v, want %d %v", w.QoS, w.Retain, tt.qos, tt.retain)
+					}
+					if d := time.Since(began); d > 4*time.Second {
+						t.Errorf("after %v", d)
+					}
+					p.cut()
+				}
+				// It does not help for ever.
+				for range 2 {
+					p = r.cloud.accept(t)
+					p.send(&packet.Connack{Reason: tt.reason})
+					p.cut()
+				}
+				synctest.Wait()
+				if st := r.up.Status(); st.State == StateUp {
+					t.Errorf("state %s", st.State)
+				}
+			})
+		})
+	}
+}

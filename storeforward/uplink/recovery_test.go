@@ -70,7 +70,7 @@ func TestClassesOfFailures(t *testing.T) {
 			if got := classify(tt.err); got != tt.want {
 				t.Errorf("class %d, want %d", got, tt.want)
 			}
-			if got := stateAfter(tt.err); got != tt.state {
+			if got := (&Uplink{}).stateAfter(tt.err, time.Now()); got != tt.state {
 				t.Errorf("state %s, want %s", got, tt.state)
 			}
 		})

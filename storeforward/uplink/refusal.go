@@ -136,33 +136,54 @@ func referral(err error) string {
 }
 
 // stateAfter is the state in which the next attempt is waited for.
-func stateAfter(err error) State {
-	switch {
-	case classify(err) != classPerson:
-		return StateBackingOff
-	case aboutCertificate(err):
+func (u *Uplink) stateAfter(err error, now time.Time) State {
+	switch kind := classify(err); {
+	case aboutCertificate(err) && kind == classPerson, kind == classEnded && u.ownUntimely(now) != "":
 		return StateCertificate
-	default:
+	case kind == classPerson:
 		return StateAuthRefused
+	default:
+		return StateBackingOff
 	}
+}
+
+// ownUntimely says that our certificate is not valid now; empty when it is, or
+// there is none. A cloud that refuses it may close before we have read why.
+func (u *Uplink) ownUntimely(now time.Time) string {
+	own, err := u.opts.Own()
+	switch {
+	case err != nil || own == nil:
+		return ""
+	case now.After(own.NotAfter):
+		return fmt.Sprintf("our certificate expired on %s, or our clock is wrong (%s)", utc(own.NotAfter), utc(now))
+	case now.Before(own.NotBefore):
+		return u.clockOr(now, "our certificate is not valid before "+utc(own.NotBefore))
+	}
+	return ""
+}
+
+func utc(t time.Time) string { return t.UTC().Format(time.DateTime) }
+
+// clockOr blames our clock: one before the floor is certainly wrong, another one
+// may be, or else what or says is the reason.
+func (u *Uplink) clockOr(now time.Time, or string) string {
+	if floor := u.opts.ClockFloor; now.Before(floor) {
+		return fmt.Sprintf("our clock is wrong: it says %s, and it is later than %s", utc(now), utc(floor))
+	}
+	return fmt.Sprintf("our clock is wrong (%s), or %s", utc(now), or)
 }
 
 // explain puts into words for people why a connection failed or ended, where
 // the error alone would mislead.
 func (u *Uplink) explain(err error, now time.Time) string {
-	utc := func(t time.Time) string { return t.UTC().Format(time.DateTime) }
-	// A clock before the floor is certainly wrong; another one may be.
-	clock := func(or string) string {
-		if floor := u.opts.ClockFloor; now.Before(floor) {
-			return fmt.Sprintf("our clock is wrong: it says %s, and it is later than %s", utc(now), utc(floor))
-		}
-		return fmt.Sprintf("our clock is wrong (%s), or %s", utc(now), or)
-	}
 	if bad, ok := errors.AsType[x509.CertificateInvalidError](err); ok && bad.Reason == x509.Expired && bad.Cert != nil {
 		if now.Before(bad.Cert.NotBefore) {
-			return clock("the cloud's certificate is not valid before " + utc(bad.Cert.NotBefore))
+			return u.clockOr(now, "the cloud's certificate is not valid before "+utc(bad.Cert.NotBefore))
 		}
 		return fmt.Sprintf("the cloud's certificate expired on %s, or our clock is wrong (%s)", utc(bad.Cert.NotAfter), utc(now))
+	}
+	if untimely := u.ownUntimely(now); untimely != "" && (oursRefused(err) || classify(err) == classEnded) {
+		return untimely + ": " + err.Error()
 	}
 	if oursRefused(err) {
 		own, bad := u.opts.Own()
@@ -171,10 +192,6 @@ func (u *Uplink) explain(err error, now time.Time) string {
 			return "the cloud refuses our certificate: " + bad.Error()
 		case own == nil:
 			return "the cloud wants a certificate of ours (cert_file, key_file): " + err.Error()
-		case now.After(own.NotAfter):
-			return fmt.Sprintf("our certificate expired on %s, or our clock is wrong (%s): %s", utc(own.NotAfter), utc(now), err)
-		case now.Before(own.NotBefore):
-			return clock("our certificate is not valid before "+utc(own.NotBefore)) + ": " + err.Error()
 		}
 		return "the cloud refuses our certificate: " + err.Error()
 	}

@@ -98,7 +98,7 @@ func (u *Uplink) serveAndScout(ctx context.Context, conn *client.Conn, patience 
 
 // pause waits before the next attempt and says why.
 func (u *Uplink) pause(ctx context.Context, err error, d time.Duration, twin string) {
-	reason, state := u.explain(err, time.Now()), stateAfter(err)
+	reason, state := u.explain(err, time.Now()), u.stateAfter(err, time.Now())
 	if twin != "" {
 		reason = twin
 	}

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"holdfast/broker/packet"
@@ -36,7 +39,7 @@ func newAuthority(tb testing.TB) *authority {
 	var der []byte
 	a.cert = &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * 365 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
 	}
 	a.key, der = a.sign(a.cert, nil, nil)
 	a.write("ca.pem", "CERTIFICATE", der)
@@ -73,9 +76,15 @@ func (a *authority) write(name, kind string, der []byte) string {
 // issue makes a certificate for name; the files are its certificate and key.
 func (a *authority) issue(name string) (pair tls.Certificate, certFile, keyFile string) {
 	a.tb.Helper()
+	return a.issueFor(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+}
+
+// issueFor is issue with the time it is valid.
+func (a *authority) issueFor(name string, from, to time.Time) (pair tls.Certificate, certFile, keyFile string) {
+	a.tb.Helper()
 	key, der := a.sign(&x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: from, NotAfter: to,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, a.cert, a.key)
 	b, err := x509.MarshalPKCS8PrivateKey(key)
@@ -92,6 +101,19 @@ func TestTLS(t *testing.T) {
 		change func(o *Options, a *authority)
 		want   string // in the reason; empty: it connects
 	}{
+		// A cloud that does not take our certificate may close before its alert
+		// is read; one that is out of its time is named all the same.
+		"ours has expired": {func(o *Options, a *authority) {
+			o.CAFile = filepath.Join(a.dir, "ca.pem")
+			_, o.CertFile, o.KeyFile = a.issueFor("old", time.Now().Add(-time.Hour), time.Now().Add(-time.Minute))
+		}, "our certificate expired on "},
+		"ours is of another authority": {func(o *Options, a *authority) {
+			o.CAFile = filepath.Join(a.dir, "ca.pem")
+			_, o.CertFile, o.KeyFile = newAuthority(a.tb).issue("gw")
+		}, "the cloud refuses our certificate"},
+		"the cloud wants ours": {func(o *Options, a *authority) {
+			o.CAFile, o.CertFile, o.KeyFile = filepath.Join(a.dir, "ca.pem"), "", ""
+		}, "the cloud wants a certificate of ours"},
 		"the authority's certificate": {func(o *Options, a *authority) { o.CAFile = filepath.Join(a.dir, "ca.pem") }, ""},
 		"unknown authority":           {func(*Options, *authority) {}, "unknown authority"},
 		"insecure, said so":           {func(o *Options, _ *authority) { o.Insecure = true }, ""},
@@ -141,6 +163,88 @@ func TestTLS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// newTLSRig is newRig with a cloud that wants TLS with certificates on both
+// sides; own is valid for that long.
+func newTLSRig(t *testing.T, own time.Duration) (r *rig, a *authority, said *bytes.Buffer) {
+	t.Helper()
+	a = newAuthority(t)
+	server, _, _ := a.issueFor("cloud.test", time.Now().Add(-time.Hour), time.Now().Add(300*24*time.Hour))
+	_, certFile, keyFile := a.issueFor("gw", time.Now().Add(-time.Hour), time.Now().Add(own))
+	c := newCloud()
+	c.secure = &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: a.pool, ClientAuth: tls.RequireAndVerifyClientCert, Time: time.Now}
+	said = &bytes.Buffer{}
+	r = &rig{t: t, path: filepath.Join(t.TempDir(), "store.db"), opts: testOptions(), cloud: c, log: slog.New(slog.NewTextHandler(said, nil))}
+	r.opts.URL, r.opts.CAFile, r.opts.CertFile, r.opts.KeyFile = "mqtts://cloud.test", filepath.Join(a.dir, "ca.pem"), certFile, keyFile
+	r.opts.Dial, r.opts.KeepAlive = c.dial, 18*time.Hour
+	r.start()
+	t.Cleanup(r.end)
+	return r, a, said
+}
+
+// A certificate renewed on disk is used by the next connection, without a
+// reload.
+func TestRenewedCertificateIsPickedUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, a, _ := newTLSRig(t, 30*24*time.Hour)
+		shown := func(p *peer) time.Time {
+			return p.nc.(*tls.Conn).ConnectionState().PeerCertificates[0].NotAfter
+		}
+		p := r.cloud.welcome(t, packet.Connack{})
+		p.subscribed()
+		first := shown(p)
+		a.issueFor("gw", time.Now().Add(-time.Hour), time.Now().Add(60*24*time.Hour))
+		p.cut()
+		p = r.cloud.welcome(t, packet.Connack{SessionPresent: true})
+		if second := shown(p); !second.After(first.Add(20 * 24 * time.Hour)) {
+			t.Errorf("the cloud is shown the certificate until %v, and before until %v", second, first)
+		}
+	})
+}
+
+// The end of our certificate is warned of weeks before, in log and status, while
+// the link is up; a renewal on disk ends the warning, a broken one is said.
+func TestExpiryIsWarnedOfWhileUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const day = 24 * time.Hour
+		r, a, said := newTLSRig(t, 25*day)
+		p := r.cloud.welcome(t, packet.Connack{})
+		p.subscribed()
+		log := func() string {
+			r.up.mu.Lock() // who logs does so without it, but after it
+			defer r.up.mu.Unlock()
+			return said.String()
+		}
+		synctest.Wait()
+		st := r.up.Status()
+		if st.OwnCertificate == nil || st.OwnCertificate.Subject != "gw" || st.OwnCertificate.Warning != "" || st.CloudCertificate == nil || st.CloudCertificate.Subject != "cloud.test" {
+			t.Fatalf("own %+v cloud %+v", st.OwnCertificate, st.CloudCertificate)
+		}
+		pass(22 * day)
+		synctest.Wait()
+		if st := r.up.Status(); !strings.HasPrefix(st.OwnCertificate.Warning, "expires in 3 days") || st.State != StateUp || st.Connects != 1 {
+			t.Errorf("warning %q, state %s, connects %d", st.OwnCertificate.Warning, st.State, st.Connects)
+		}
+		if n := strings.Count(log(), "whose=own subject=gw"); n < 3 || n > 4 {
+			t.Errorf("%d lines in the log in three days, want one a day:\n%s", n, log())
+		}
+		a.issueFor("gw", time.Now().Add(-time.Hour), time.Now().Add(25*day))
+		pass(certificateLook)
+		synctest.Wait()
+		if st := r.up.Status(); st.OwnCertificate.Warning != "" {
+			t.Errorf("after the renewal: %q", st.OwnCertificate.Warning)
+		}
+		a.write("gw.pem", "CERTIFICATE", []byte("no certificate"))
+		pass(day + certificateLook)
+		synctest.Wait()
+		if st := r.up.Status(); !strings.HasPrefix(st.OwnCertificate.Error, "uplink.cert_file: ") || st.OwnCertificate.Subject != "gw" || st.State != StateUp {
+			t.Errorf("broken file: %+v, state %s", st.OwnCertificate, st.State)
+		}
+		if !strings.Contains(log(), "own certificate not usable") {
+			t.Errorf("log:\n%s", log())
+		}
+	})
 }
 
 // politeCloud welcomes and acknowledges.
