@@ -156,7 +156,7 @@ define WEAR_CLOUD
 dist/holdfast run --listen tcp://127.0.0.1:{port} --data {dir}
 endef
 define WEAR_GATEWAY
-sh -c 'printf "[gateway]\ndata = \"{dir}\"\n[store]\ncommit_window = \"{window}\"\nmin_commit_interval = \"{window}\"\n[[listener]]\naddress = \"tcp://127.0.0.1:{port}\"\n[uplink.cloud]\nurl = \"mqtt://{cloud}\"\n[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"wear/#\"\n" > {dir}/h.toml; exec dist/holdfast run --config {dir}/h.toml'
+sh -c 'printf "[gateway]\nid = \"wear{port}\"\ndata = \"{dir}\"\n[store]\ncommit_window = \"{window}\"\nmin_commit_interval = \"{window}\"\n[[listener]]\naddress = \"tcp://127.0.0.1:{port}\"\n[uplink.cloud]\nurl = \"mqtt://{cloud}\"\n[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"wear/#\"\n" > {dir}/h.toml; exec dist/holdfast run --config {dir}/h.toml'
 endef
 export HOLDFAST_PEER MOSQUITTO_PEER WEAR_CLOUD WEAR_GATEWAY
 

@@ -132,7 +132,7 @@ func (s *Store) commitLoop() {
 		if s.trim() {
 			continue
 		}
-		timer.Reset(wait)
+		timer.Reset(max(0, min(wait, s.trimIn())))
 		select {
 		case <-s.wake:
 		case <-timer.C:

@@ -15,7 +15,9 @@ import (
 // the keeper's work; the committer does it itself only when the keeper cannot
 // keep up, or there is only one connection.
 func (s *Store) afterCommit(deleted bool) {
-	s.vacuum = s.vacuum || deleted
+	if deleted {
+		s.vacuum, s.deleted = true, time.Now()
+	}
 	wal := s.size("-wal")
 	if wal <= s.opts.WALBytes {
 		return
@@ -167,12 +169,23 @@ func (s *Store) check(ctx context.Context, d *db, files int) {
 const (
 	vacuumStep = 256
 	keepFree   = 256
+	// vacuumAfter is how long no row must have been deleted: in the middle of a
+	// drain pages would be moved that are free themselves a moment later.
+	vacuumAfter = time.Second
 )
+
+// trimIn is how long trim is not worth calling.
+func (s *Store) trimIn() time.Duration {
+	if !s.vacuum {
+		return time.Hour
+	}
+	return time.Until(s.deleted.Add(vacuumAfter))
+}
 
 // trim gives space back to the file system, a little at a time while there is
 // nothing else to do. It returns true when there is more.
 func (s *Store) trim() bool {
-	if !s.vacuum {
+	if !s.vacuum || s.trimIn() > 0 {
 		return false
 	}
 	s.vacuum = false

@@ -150,6 +150,7 @@ static int extend(sqlite3 *db, char **err, const void *api) {
 static int extend_all(void) { return sqlite3_auto_extension((void (*)(void))extend); }
 */
 import "C"
+
 import (
 	"context"
 	"database/sql/driver"

@@ -66,6 +66,7 @@ type Store struct {
 	looked       time.Time // when it was last found unnecessary
 	attempt      int       // failed commits in a row
 	lastTries    int       // attempts since Close
+	deleted      time.Time // when rows were last deleted
 	vacuum       bool      // rows were deleted since the file was last trimmed
 	trimmed      bool      // pages were given back since the last checkpoint
 
