@@ -20,6 +20,8 @@ type ackLine struct {
 	unacked atomic.Int32
 	// waits is how many acknowledgements wait; only the reader makes it grow.
 	waits atomic.Int32
+	bytes atomic.Int32  // of the messages in line, see ackOverhead
+	left  atomic.Uint32 // how many have left it
 
 	mu      sync.Mutex
 	waiting []*ack // guarded by mu
@@ -39,6 +41,8 @@ type ack struct {
 	// counted says that this PUBLISH takes a place of the receive maximum
 	// (a resent QoS 2 PUBLISH on the same connection does not again).
 	counted bool
+	// size is how many bytes the message has; 0 for one that has been refused.
+	size int32
 
 	// The rest is guarded by ackLine.mu.
 	done   bool
@@ -52,6 +56,7 @@ func (l *ackLine) push(a *ack, limit int) bool {
 	if a.counted && int(l.unacked.Add(1)) > limit {
 		return false
 	}
+	l.bytes.Add(a.weight())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiting = append(l.waiting, a)
@@ -74,6 +79,7 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) (left bool) 
 			head.onward(k)
 		}
 		head.onward = nil
+		l.bytes.Add(-head.weight())
 		if head.counted && (head.qos == 1 || head.reason.Failed()) {
 			l.unacked.Add(-1)
 		}
@@ -84,6 +90,7 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) (left bool) 
 	if n == 0 {
 		return left
 	}
+	l.left.Add(uint32(n))
 	rest := copy(l.waiting, l.waiting[n:])
 	clear(l.waiting[rest:])
 	l.waiting = l.waiting[:rest]

@@ -55,6 +55,7 @@ type conn struct {
 	place    *place        // where it comes from, nil for nowhere in particular
 	pace     *pace         // of what it publishes, nil before the first that counts
 	moved    chan struct{} // capacity 1; something left the line. Nil on a loop
+	stall    *stall        // of its acknowledgement line, nil while that has room
 
 	abort     atomic.Pointer[context.CancelFunc] // of the handshake's context
 	connected atomic.Bool                        // a CONNACK with success has been queued
@@ -185,10 +186,8 @@ func (c *conn) finish(err error) {
 // next reads and handles up to a batch of packets, waiting for the first.
 func (c *conn) next() error {
 	c.cork.flush(&c.b.count)
-	if c.line.length() >= c.b.opts.ReceiveMaximum {
-		if err := c.awaitLine(); err != nil {
-			return err
-		}
+	if err := c.awaitLine(); err != nil {
+		return err
 	}
 	if err := c.slowDown(); err != nil {
 		return err
@@ -208,7 +207,7 @@ func (c *conn) next() error {
 		if err := c.take(p); err != nil {
 			return err
 		}
-		if !c.reader.More() {
+		if !c.reader.More() || c.overdue() {
 			return nil
 		}
 	}
@@ -222,20 +221,6 @@ func (c *conn) take(p packet.Packet) error {
 		return err
 	}
 	return c.handle(p)
-}
-
-// awaitLine pauses reading until the store has caught up with a client that
-// cannot be told a receive maximum. Only commits are waited for, never the
-// client, and its keep alive does not run meanwhile.
-func (c *conn) awaitLine() error {
-	for c.line.length() >= c.b.opts.ReceiveMaximum {
-		select {
-		case <-c.moved:
-		case <-c.quitting():
-			return errEnded
-		}
-	}
-	return nil
 }
 
 // deadline sets the read deadline without undoing the one that end sets to
@@ -326,7 +311,7 @@ func (c *conn) fits(p packet.Packet) bool {
 
 // overrun ends a connection whose client does not read.
 func (c *conn) overrun() error {
-	c.end(packet.ReasonQuotaExceeded, "the client does not read", false)
+	c.b.tooSlow(c, "the client does not read")
 	return errEnded
 }
 

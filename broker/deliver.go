@@ -197,7 +197,7 @@ func (s *session) deliverLocked(f *frames, how *form, k *cork) (taken bool) {
 			lost++
 		}
 		s.b.count.droppedQueueFull.Add(lost)
-		c.end(packet.ReasonQuotaExceeded, "too many messages are waiting for the client", false)
+		s.b.tooSlow(c, "too many messages are waiting for the client")
 		return false
 	}
 	m, place := f.keep()
@@ -229,6 +229,7 @@ func (s *session) sendLocked(k *cork, f *frames, how *form) outcome {
 
 // freeLocked gives a packet id back, and its place in the window.
 func (s *session) freeLocked(id uint16, o *outbound) {
+	s.finished++
 	if o.seq != 0 {
 		delete(s.sent, o.seq)
 	}
@@ -255,7 +256,7 @@ func (s *session) hand(ws []waiting, k *cork) {
 	if s.pending.len() > s.b.opts.MaxQueued+2*s.b.retained.index.Len() {
 		s.b.count.droppedQueueFull.Add(uint64(s.pending.len()))
 		s.pending = fifo{}
-		s.conn.end(packet.ReasonQuotaExceeded, "too many retained messages are waiting for the client", false)
+		s.b.tooSlow(s.conn, "too many retained messages are waiting for the client")
 	}
 }
 

@@ -57,7 +57,7 @@ func fuzzConnection(t *testing.T, how byte, in []byte) {
 	t.Helper()
 	b := brokertest.New(t, nil, func(o *broker.Options) {
 		o.MaxSessionExpiry = fuzzExpiry
-		o.ReceiveMaximum, o.MaxInflight, o.MaxQueued, o.MaxOutput = 4, 3, 5, 4096
+		o.ReceiveMaximum, o.MaxUnacknowledgedBytes, o.MaxInflight, o.MaxQueued, o.MaxOutput = 4, 1024, 3, 5, 4096
 		o.MaxSubscriptions, o.MaxRetained, o.MaxUnreleased, o.MaxUserProperties = 5, 5, 6, 3
 	})
 	good := brokertest.Connect(t, b.Pipe(), brokertest.V5("good"))

@@ -426,12 +426,18 @@ func (q *groupQueue) step(ctx context.Context) bool {
 	}
 	q.setHungry(true) // before the look: whoever makes room after it kicks
 	placed := 0
+	var stays []string // topics: room that comes meanwhile is for the first of each
 	q.head = slices.DeleteFunc(q.head, func(l *lent) bool {
-		ok := q.placeLocked(l)
-		if ok {
-			placed++
+		name := l.d.Message.Topic
+		if slices.Contains(stays, name) {
+			return false
 		}
-		return ok
+		if !q.placeLocked(l) {
+			stays = append(stays, name)
+			return false
+		}
+		placed++
+		return true
 	})
 	drops, waiting, readable := q.drops, len(q.head), q.readable
 	q.drops = nil

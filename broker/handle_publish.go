@@ -279,8 +279,11 @@ func (p *publication) finish(err error) {
 }
 
 func (c *conn) publishAtLeastOnce(p *packet.Publish, plan *plan) error {
+	if c.overdue() {
+		return c.overfull(p)
+	}
 	j := borrowPublication()
-	j.place = ack{packetID: p.PacketID, qos: 1, counted: true}
+	j.place = ack{packetID: p.PacketID, qos: 1, counted: true, size: int32(len(p.Payload) + len(p.Properties))}
 	if err := c.push(&j.place); err != nil {
 		return err
 	}
@@ -305,7 +308,11 @@ func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
 	if !became {
 		return c.answer(p, packet.ReasonQuotaExceeded)
 	}
-	a := &ack{packetID: id, qos: 2, counted: counted}
+	if !again && c.overdue() {
+		s.committed(id, errEnded)
+		return c.overfull(p)
+	}
+	a := &ack{packetID: id, qos: 2, counted: counted, size: int32(len(p.Payload) + len(p.Properties))}
 	if err := c.push(a); err != nil {
 		if !again {
 			s.committed(id, err)
@@ -491,7 +498,7 @@ func (c *conn) mayPublish(name string) bool {
 }
 
 // push gives a PUBLISH its place in the acknowledgement line. Only 5.0 clients
-// know a receive maximum; the others are slowed down by awaitLine.
+// know a receive maximum; the others are slowed down by mayRead.
 func (c *conn) push(a *ack) error {
 	if c.line.push(a, c.receiveMaximum()) {
 		return nil

@@ -171,7 +171,7 @@ func TestRefusedByTheStore(t *testing.T) {
 }
 
 func TestReceiveMaximum(t *testing.T) {
-	few := func(o *broker.Options) { o.ReceiveMaximum = 3 }
+	few := func(o *broker.Options) { o.ReceiveMaximum, o.MaxUnacknowledgedBytes = 3, 1024 }
 	t.Run("5.0 is disconnected", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := brokertest.New(t, nil, few)
@@ -201,7 +201,9 @@ func TestReceiveMaximum(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := brokertest.New(t, nil, few)
 			brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("keeper"), 60)).Subscribe(1, "a")
-			c := brokertest.Connect(t, b.Pipe(), brokertest.V4("c"))
+			connect := brokertest.V4("c")
+			connect.KeepAlive = 10 // it does not run while nothing is read
+			c := brokertest.Connect(t, b.Pipe(), connect)
 			synctest.Wait()
 			b.Store.Hold()
 			keeper := 10
@@ -211,8 +213,8 @@ func TestReceiveMaximum(t *testing.T) {
 				}
 			}()
 			pass(time.Hour)
-			if got := b.Status().MessagesIn; got >= uint64(keeper) {
-				t.Errorf("%d messages were read though 3 are the limit", got)
+			if st := b.Status(); st.MessagesIn != 4 || st.ReadingPaused != 1 {
+				t.Errorf("%d messages were read though 4 are the limit, %d pauses counted", st.MessagesIn, st.ReadingPaused)
 			}
 			b.Store.Unhold()
 			for i := range keeper {

@@ -67,6 +67,7 @@ type sock struct {
 	// has moved, or the client is within its rate again.
 	parked atomic.Bool
 	slowed bool // it will be resumed when it is within its rate; the loop's own
+	timed  bool // it will be looked at again if its line stands still; the loop's own
 
 	// Owned by the loop's goroutine:
 	added   bool
@@ -82,12 +83,13 @@ type sock struct {
 
 // What is posted to a loop.
 const (
-	postAdd    byte = 1 << iota // the connection is the loop's from now on
-	postFlush                   // something was queued
-	postWrite                   // a write was short: wait for room
-	postRoom                    // there is room again after it was refused
-	postResume                  // the acknowledgement line has moved
-	postEnd                     // the connection has a cause to end
+	postAdd      byte = 1 << iota // the connection is the loop's from now on
+	postFlush                     // something was queued
+	postWrite                     // a write was short: wait for room
+	postRoom                      // there is room again after it was refused
+	postResume                    // the acknowledgement line has moved
+	postPatience                  // it may not have, for some time
+	postEnd                       // the connection has a cause to end
 )
 
 const (
@@ -235,7 +237,10 @@ func (l *loop) takePosted() {
 		if what&postRoom != 0 {
 			s.c.session.proceed(s.c, &l.cork)
 		}
-		if what&(postResume|postAdd) != 0 {
+		if what&postPatience != 0 {
+			s.timed = false
+		}
+		if what&(postResume|postAdd) != 0 || what&postPatience != 0 && s.parked.Load() {
 			l.resume(s)
 		}
 	}
@@ -353,10 +358,15 @@ func (l *loop) turn(s *sock) {
 func (l *loop) handle(s *sock, r *packet.Reader) error {
 	c := s.c
 	for n := 0; ; n++ {
-		if n%batch == 0 && c.line.length() >= c.b.opts.ReceiveMaximum {
+		if c.overdue() {
 			s.parked.Store(true)
-			if c.line.length() >= c.b.opts.ReceiveMaximum { // it may have moved just before
+			wait, ok := c.mayRead() // it may have moved just before
+			if !ok {
 				l.watch(s, s.events&^unix.EPOLLIN)
+				if !s.timed {
+					s.timed = true
+					l.b.clock.after(wait, func() { l.send(s, postPatience) })
+				}
 				return nil
 			}
 			s.parked.Store(false)

@@ -159,7 +159,7 @@ func TestClientThatReadsLate(t *testing.T) {
 // reading pauses until the store has caught up, and what it sent before it
 // disconnected is not lost.
 func TestLineFullOfUncommitted(t *testing.T) {
-	b := brokertest.Start(t, nil, several, func(o *broker.Options) { o.ReceiveMaximum = 4 })
+	b := brokertest.Start(t, nil, several, func(o *broker.Options) { o.MaxUnacknowledgedBytes = 1024 })
 	keeper := brokertest.Connect(t, b.Dial(t), brokertest.Keep(brokertest.V5("keeper"), 60))
 	keeper.Subscribe(1, "a")
 	keeper.Disconnect(0)

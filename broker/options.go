@@ -70,9 +70,13 @@ type Options struct {
 	// MaxPublishRate.
 	PublishRatePolicy RatePolicy `toml:"publish_rate_policy"`
 	// ReceiveMaximum is how many QoS 1 and 2 publications of one client may
-	// be unacknowledged by us (MQTT 5.0 §3.2.2.3.3). For 3.x clients, who
-	// cannot be told, reading pauses there.
+	// be unacknowledged by us (MQTT 5.0 §3.2.2.3.3). 3.x clients cannot be told.
 	ReceiveMaximum int `toml:"receive_maximum"`
+	// MaxUnacknowledgedBytes is how many bytes of them, each with 256 of our own,
+	// may wait for their acknowledgement; then reading pauses, and the keep alive
+	// with it. A client that has something to acknowledge itself is read on after
+	// 5 s, and what it publishes is refused until there is room.
+	MaxUnacknowledgedBytes int `toml:"max_unacknowledged_bytes"`
 	// MaxUnreleased is how many QoS 2 publications of one session may wait for
 	// their PUBREL, over all its connections; one more is refused with 0x97.
 	MaxUnreleased int `toml:"max_unreleased"`
@@ -163,6 +167,7 @@ func DefaultOptions() Options {
 		MaxUserProperties:        100,      // tracing takes two, the busiest bridge a dozen
 		PublishRatePolicy:        RateSlow, // only an operator knows how fast is too fast
 		ReceiveMaximum:           256,      // the work of half a commit window at 500 msg/s from one client
+		MaxUnacknowledgedBytes:   1 << 20,  // 3,000 readings: a commit a second keeps nobody waiting
 		MaxUnreleased:            4096,     // of 65,535, in RAM and on disk; 16 windows that lost their client
 		MaxInflight:              256,
 		MaxQueued:                10_000,
@@ -207,6 +212,7 @@ func (o Options) Validate() error {
 		{"max_connect_size", o.MaxConnectSize, 256, 16 << 20},
 		{"max_packet_size", o.MaxPacketSize, 1024, 268_435_460},
 		{"receive_maximum", o.ReceiveMaximum, 1, 65535},
+		{"max_unacknowledged_bytes", o.MaxUnacknowledgedBytes, 1024, 1 << 30},
 		{"max_inflight", o.MaxInflight, 1, 32767}, // half of the packet ids stay free
 		{"max_queued", o.MaxQueued, 1, 10_000_000},
 		{"max_queued_bytes", o.MaxQueuedBytes, 1024, 1 << 30},

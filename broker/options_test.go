@@ -16,19 +16,20 @@ func TestOptionsValidate(t *testing.T) {
 		t.Errorf("the defaults: %v", err)
 	}
 	tests := map[string]func(*broker.Options){
-		"broker.max_connections":     func(o *broker.Options) { o.MaxConnections = 0 },
-		"broker.max_sessions":        func(o *broker.Options) { o.MaxSessions = -1 },
-		"broker.max_connect_size":    func(o *broker.Options) { o.MaxConnectSize = 1 },
-		"broker.receive_maximum":     func(o *broker.Options) { o.ReceiveMaximum = 65536 },
-		"broker.max_inflight":        func(o *broker.Options) { o.MaxInflight = 32768 },
-		"broker.max_handshakes":      func(o *broker.Options) { o.MaxHandshakes = 0 },
-		"broker.max_client_id_size":  func(o *broker.Options) { o.MaxClientIDSize = 22 },
-		"broker.max_unreleased":      func(o *broker.Options) { o.MaxUnreleased = 65536 },
-		"broker.publish_rate_policy": func(o *broker.Options) { o.PublishRatePolicy = "never" },
-		"broker.connect_timeout":     func(o *broker.Options) { o.ConnectTimeout = 0 },
-		"broker.max_keep_alive":      func(o *broker.Options) { o.MaxKeepAlive = time.Millisecond },
-		"broker.max_session_expiry":  func(o *broker.Options) { o.MaxSessionExpiry = -1 },
-		"broker.sys_interval":        func(o *broker.Options) { o.SysInterval = time.Microsecond },
+		"broker.max_connections":          func(o *broker.Options) { o.MaxConnections = 0 },
+		"broker.max_sessions":             func(o *broker.Options) { o.MaxSessions = -1 },
+		"broker.max_connect_size":         func(o *broker.Options) { o.MaxConnectSize = 1 },
+		"broker.receive_maximum":          func(o *broker.Options) { o.ReceiveMaximum = 65536 },
+		"broker.max_unacknowledged_bytes": func(o *broker.Options) { o.MaxUnacknowledgedBytes = 1 },
+		"broker.max_inflight":             func(o *broker.Options) { o.MaxInflight = 32768 },
+		"broker.max_handshakes":           func(o *broker.Options) { o.MaxHandshakes = 0 },
+		"broker.max_client_id_size":       func(o *broker.Options) { o.MaxClientIDSize = 22 },
+		"broker.max_unreleased":           func(o *broker.Options) { o.MaxUnreleased = 65536 },
+		"broker.publish_rate_policy":      func(o *broker.Options) { o.PublishRatePolicy = "never" },
+		"broker.connect_timeout":          func(o *broker.Options) { o.ConnectTimeout = 0 },
+		"broker.max_keep_alive":           func(o *broker.Options) { o.MaxKeepAlive = time.Millisecond },
+		"broker.max_session_expiry":       func(o *broker.Options) { o.MaxSessionExpiry = -1 },
+		"broker.sys_interval":             func(o *broker.Options) { o.SysInterval = time.Microsecond },
 	}
 	for key, change := range tests {
 		t.Run(key, func(t *testing.T) {

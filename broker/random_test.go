@@ -20,7 +20,7 @@ import (
 func TestRandomPackets(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		b := brokertest.New(t, nil, func(o *broker.Options) {
-			o.ReceiveMaximum, o.MaxInflight, o.MaxQueued = 4, 3, 5
+			o.ReceiveMaximum, o.MaxUnacknowledgedBytes, o.MaxInflight, o.MaxQueued = 4, 1024, 3, 5
 			o.MaxSubscriptions, o.MaxRetained, o.MaxOutput = 5, 5, 4096
 		})
 		clients := make([]*randomClient, 3)

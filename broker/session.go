@@ -36,8 +36,10 @@ type session struct {
 	out      idTable[outbound]
 	sent     map[durable.Seq]uint16 // packet ids of deliveries of the store
 	inflight int                    // QoS 1 and 2 sent on this connection, not finished
-	pending  fifo                   // waits in RAM for room
-	orphans  []owed                 // of pending, once it was given up
+	finished uint64                 // how many packet ids have been given back
+	stuck    stuck
+	pending  fifo   // waits in RAM for room
+	orphans  []owed // of pending, once it was given up
 	catchUp  catchUp
 }
 
@@ -160,6 +162,7 @@ func (s *session) attach(c *conn) {
 	s.mu.Lock()
 	s.conn = c
 	s.inflight = 0
+	s.stuck = stuck{}
 	s.catchUp.restart()
 	s.mu.Unlock()
 	if s.queue == 0 {

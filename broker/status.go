@@ -29,6 +29,8 @@ type counters struct {
 	publishesTooFast     atomic.Uint64
 	subscriptionsRefused atomic.Uint64
 
+	withheld atomic.Uint64
+
 	denied          atomic.Uint64
 	refused         atomic.Uint64
 	retainedRefused atomic.Uint64
@@ -38,6 +40,7 @@ type counters struct {
 	protocolErrors  atomic.Uint64
 	storeErrors     atomic.Uint64
 
+	tooSlow          atomic.Uint64
 	droppedSlow      atomic.Uint64
 	droppedQueueFull atomic.Uint64
 	droppedTooLarge  atomic.Uint64
@@ -109,6 +112,7 @@ type Status struct {
 	SessionsExpired uint64 `json:"sessions_expired"`
 	Wills           uint64 `json:"wills"` // published
 
+	ReadingPaused   uint64 `json:"reading_paused"`    // times that a client had max_unacknowledged_bytes waiting
 	Denied          uint64 `json:"denied"`            // no right to the topic
 	Refused         uint64 `json:"refused"`           // publications not taken
 	RetainedRefused uint64 `json:"retained_refused"`  // of those, for max_retained or max_retained_bytes
@@ -118,6 +122,7 @@ type Status struct {
 	ProtocolErrors  uint64 `json:"protocol_errors"`   // malformed and forbidden packets
 	StoreErrors     uint64 `json:"store_errors"`
 
+	TooSlow          uint64 `json:"too_slow"`           // clients disconnected for not taking what is sent to them
 	DroppedSlow      uint64 `json:"dropped_slow"`       // QoS 0 for clients that do not read fast enough
 	DroppedQueueFull uint64 `json:"dropped_queue_full"` // QoS 1 and 2 beyond max_queued, session ended
 	DroppedTooLarge  uint64 `json:"dropped_too_large"`  // larger than the client takes
@@ -144,6 +149,8 @@ func (b *Broker) Status() Status {
 		DroppedDenied: n.droppedDenied.Load(),
 	}
 	st.HandshakesGivenUp, st.ConnectsTooFast = n.handshakesGivenUp.Load(), n.connectsTooFast.Load()
+	st.TooSlow = n.tooSlow.Load()
+	st.ReadingPaused = n.withheld.Load()
 	st.ClientIDsRefused = n.clientIDsRefused.Load()
 	st.PublishesTooFast, st.SubscriptionsRefused = n.publishesTooFast.Load(), n.subscriptionsRefused.Load()
 	st.Retained, st.RetainedBytes = b.retained.size()

@@ -59,8 +59,7 @@ func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.
 		q.messages++
 		q.bytes += e.size
 		q.unsafe++
-		s.counts.messages++
-		s.counts.bytes += e.size
+		s.countLocked(q, 1, e.size)
 		if !s.offerLocked(e, c) {
 			hurry = true
 		}
@@ -104,7 +103,6 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 		e.claims = make([]claim, 0, len(claims))
 	}
 	wanted := int64(len(claims))
-	crowded := wanted > 0 && (s.counts.messages+wanted > s.opts.MaxMessages || s.counts.bytes+wanted*e.size > s.opts.MaxBytes)
 	for _, c := range claims {
 		q := s.queues[c.Queue]
 		if q == nil {
@@ -119,7 +117,7 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 			}
 			c.Queue = q.id
 		}
-		how := s.admitLocked(q, m.Topic, e.size, from, crowded)
+		how := s.admitLocked(q, m.Topic, e.size, from, s.crowdedLocked(q.uplink, wanted, e.size))
 		switch how {
 		case admit:
 		case admitWait, admitRelieve, admitThin:
@@ -130,6 +128,9 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 		case refuse:
 			q.refused++
 			s.counts.refused++
+			if r, ok := q.r.(durable.Crowded); ok {
+				r.Full()
+			}
 			return nil, fmt.Errorf("queue of %s %q: %w", q.kind(), q.name, durable.ErrFull)
 		}
 		e.claims = append(e.claims, claim{Claim: c, q: q})
@@ -246,8 +247,7 @@ func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(err
 	if !st.finish(seq) {
 		return nil
 	}
-	s.counts.messages--
-	s.counts.bytes -= bytes - q.bytes
+	s.countLocked(q, -1, q.bytes-bytes)
 	if len(q.parked) > 0 {
 		s.wakeCommitter()
 	}

@@ -45,8 +45,7 @@ func (s *Store) refuse1Locked(q *queue, st *stream, seq durable.Seq, e *entry) b
 	if !st.finish(seq) {
 		return false
 	}
-	s.counts.messages--
-	s.counts.bytes -= bytes - q.bytes
+	s.countLocked(q, -1, q.bytes-bytes)
 	if e == nil {
 		s.storedFinishedLocked(st, bytes-q.bytes)
 		return true
@@ -262,8 +261,7 @@ func (s *Store) finishUnreadLocked(st *stream, seq durable.Seq, size uint32) {
 	if !st.finishUnread(seq, size) {
 		return
 	}
-	s.counts.messages--
-	s.counts.bytes -= int64(size)
+	s.countLocked(st.q, -1, -int64(size))
 	s.storedFinishedLocked(st, int64(size))
 }
 

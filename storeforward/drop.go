@@ -266,8 +266,7 @@ func (x *dropping) applyLocked() {
 		}
 		x.q.messages--
 		x.q.bytes -= r.size
-		x.s.counts.messages--
-		x.s.counts.bytes -= r.size
+		x.s.countLocked(x.q, -1, -r.size)
 	}
 	if n := uint64(len(x.rows)); n > 0 {
 		x.q.dropped[x.reason] += n

@@ -282,8 +282,7 @@ func (s *Store) withdrawLocked(e *entry) (done func(error)) {
 		if c.state == claimRefused || s.queues[c.Queue] != c.q {
 			continue // no longer counted
 		}
-		s.counts.messages--
-		s.counts.bytes -= e.size
+		s.countLocked(c.q, -1, -e.size)
 		if !c.q.stream(c.QoS).finish(e.seq) {
 			c.q.messages--
 			c.q.bytes -= e.size

@@ -50,9 +50,16 @@ type Options struct {
 	// MaxUnsavedAcks is how many acknowledgements of stored messages may be
 	// in memory only: so many messages may come twice after a power cut.
 	MaxUnsavedAcks int `toml:"max_unsaved_acks"`
-	// MaxQueueMessages and MaxQueueBytes bound each queue.
+	// MaxQueueMessages and MaxQueueBytes bound the queue of each uplink.
 	MaxQueueMessages int64 `toml:"max_queue_messages"`
 	MaxQueueBytes    int64 `toml:"max_queue_bytes"`
+	// MaxSessionMessages and MaxSessionBytes bound the queue of each session,
+	// and of each shared group.
+	MaxSessionMessages int64 `toml:"max_session_messages"`
+	MaxSessionBytes    int64 `toml:"max_session_bytes"`
+	// SessionShare is how much of MaxMessages and MaxBytes all sessions together
+	// may take, in percent: clients that are away leave the uplinks their room.
+	SessionShare int `toml:"session_share"`
 	// MaxAge is the oldest message that a queue keeps; what is older is
 	// dropped and counted unless it has been sent. 0 keeps everything.
 	MaxAge time.Duration `toml:"max_age"`
@@ -121,24 +128,27 @@ type Disk interface {
 // DefaultOptions are the defaults of the sample configuration.
 func DefaultOptions() Options {
 	return Options{
-		Path:             "/var/lib/holdfast/holdfast.db",
-		CommitWindow:     500 * time.Millisecond,
-		Sync:             SyncFull,
-		ReserveBytes:     16 << 20,
-		MaxUnsafeBytes:   4 << 20,
-		MaxMemoryBytes:   32 << 20,
-		MaxUnsavedAcks:   1000,
-		MaxQueueMessages: 10_000_000,
-		MaxQueueBytes:    1 << 30,
-		SessionPolicy:    durable.PolicyRefuse,
-		MaxMessages:      20_000_000,
-		MaxBytes:         2 << 30,
-		MaxRetained:      100_000,
-		MaxDeadLetters:   1000,
-		MaxUnfinished:    100_000,
-		WALBytes:         4 << 20,
-		RetryMin:         250 * time.Millisecond,
-		RetryMax:         30 * time.Second,
+		Path:               "/var/lib/holdfast/holdfast.db",
+		CommitWindow:       500 * time.Millisecond,
+		Sync:               SyncFull,
+		ReserveBytes:       16 << 20,
+		MaxUnsafeBytes:     4 << 20,
+		MaxMemoryBytes:     32 << 20,
+		MaxUnsavedAcks:     1000,
+		MaxQueueMessages:   10_000_000,
+		MaxQueueBytes:      1 << 30,
+		MaxSessionMessages: 100_000, // a panel that is off for the night, at three a second
+		MaxSessionBytes:    64 << 20,
+		SessionShare:       50,
+		SessionPolicy:      durable.PolicyRefuse,
+		MaxMessages:        20_000_000,
+		MaxBytes:           2 << 30,
+		MaxRetained:        100_000,
+		MaxDeadLetters:     1000,
+		MaxUnfinished:      100_000,
+		WALBytes:           4 << 20,
+		RetryMin:           250 * time.Millisecond,
+		RetryMax:           30 * time.Second,
 	}
 }
 
@@ -175,6 +185,9 @@ func (o Options) Validate() error {
 		between("max_unsaved_acks", int64(o.MaxUnsavedAcks), 1, 1_000_000),
 		between("max_queue_messages", o.MaxQueueMessages, 1, most),
 		between("max_queue_bytes", o.MaxQueueBytes, 1, most),
+		between("max_session_messages", o.MaxSessionMessages, 1, most),
+		between("max_session_bytes", o.MaxSessionBytes, 1, most),
+		between("session_share", int64(o.SessionShare), 1, 100),
 		durations("max_age", o.MaxAge, 0, 100*365*24*time.Hour),
 		between("max_messages", o.MaxMessages, 1, most),
 		between("max_bytes", o.MaxBytes, 1, most),

@@ -42,7 +42,7 @@ func (s *Store) SetPolicy(id durable.QueueID, p durable.QueuePolicy) error {
 	if q == nil {
 		return s.noQueueLocked()
 	}
-	l := s.opts.limits(p.Policy)
+	l := s.opts.limits(q.uplink, p.Policy)
 	l.routes = slices.Clone(p.Routes)
 	for own, bound := range map[*int64]int64{&l.messages: p.MaxMessages, &l.bytes: p.MaxBytes} {
 		if bound > 0 {
@@ -61,8 +61,55 @@ func (s *Store) SetPolicy(id durable.QueueID, p durable.QueuePolicy) error {
 }
 
 // limits are the store's own for a queue.
-func (o Options) limits(p durable.Policy) limits {
-	return limits{policy: p, messages: o.MaxQueueMessages, bytes: o.MaxQueueBytes, age: o.MaxAge}
+func (o Options) limits(uplink bool, p durable.Policy) limits {
+	l := limits{policy: p, messages: o.MaxQueueMessages, bytes: o.MaxQueueBytes, age: o.MaxAge}
+	if !uplink {
+		l.messages, l.bytes = o.MaxSessionMessages, o.MaxSessionBytes
+	}
+	return l
+}
+
+// load is what queues hold.
+type load struct{ messages, bytes int64 }
+
+func (l load) plus(messages, bytes int64) load { return load{l.messages + messages, l.bytes + bytes} }
+
+// over is how far a load is beyond its bounds, or below them.
+func (l load) over(most load) load {
+	return load{l.messages - most.messages, l.bytes - most.bytes}
+}
+
+// room is what queues of that kind may hold together.
+func (o Options) room(uplink bool) load {
+	if uplink {
+		return load{o.MaxMessages, o.MaxBytes}
+	}
+	return load{o.MaxMessages / 100 * int64(o.SessionShare), o.MaxBytes / 100 * int64(o.SessionShare)}
+}
+
+// countLocked notes that a queue holds more, or less.
+func (s *Store) countLocked(q *queue, messages, bytes int64) {
+	s.counts.load = s.counts.plus(messages, bytes)
+	if !q.uplink {
+		s.counts.sessions = s.counts.sessions.plus(messages, bytes)
+	}
+}
+
+// crowdedLocked says whether the store has no room for so many more messages of
+// that size for queues of that kind.
+func (s *Store) crowdedLocked(uplink bool, messages, size int64) bool {
+	over := s.overLocked(uplink)
+	return over.messages+messages > 0 || over.bytes+messages*size > 0
+}
+
+// overLocked is how far the store is beyond what queues of that kind leave free.
+func (s *Store) overLocked(uplink bool) load {
+	over := s.counts.load.over(s.opts.room(true))
+	if !uplink {
+		of := s.counts.sessions.over(s.opts.room(false))
+		over.messages, over.bytes = max(over.messages, of.messages), max(over.bytes, of.bytes)
+	}
+	return over
 }
 
 // of is the policy for a topic.
@@ -116,8 +163,8 @@ const (
 	refuse
 )
 
-// admitLocked applies the policy of the queue to a message. crowded says that the
-// store as a whole is full.
+// admitLocked applies the policy of the queue to a message. crowded says that
+// there is no room for its kind in the store as a whole.
 func (s *Store) admitLocked(q *queue, name string, size int64, from durable.Origin, crowded bool) admission {
 	if q.fits(size) && !crowded {
 		if q.relief.futile {
@@ -140,8 +187,9 @@ func (s *Store) admitLocked(q *queue, name string, size int64, from durable.Orig
 			return admitThin
 		}
 	case durable.PolicyWait:
-		// Whose own acknowledgements make the room cannot wait for it.
-		if s.slack(q, size) && (from.Queue == 0 || from.Queue != q.root().id) {
+		// Whose own acknowledgements make the room cannot wait for it. And room
+		// in the store as a whole is nothing to wait for: others may take it.
+		if !crowded && s.slack(q, size) && (from.Queue == 0 || from.Queue != q.root().id) {
 			return admitWait
 		}
 	case durable.PolicyRefuse:
@@ -162,8 +210,9 @@ func (s *Store) relieveLocked(q *queue) {
 		return
 	}
 	mostMessages, mostBytes := q.bounds()
-	messages := max(q.messages-(mostMessages-mostMessages/64), s.counts.messages-s.opts.MaxMessages+s.opts.MaxMessages/256)
-	bytes := max(q.bytes-(mostBytes-mostBytes/64), s.counts.bytes-s.opts.MaxBytes+s.opts.MaxBytes/256)
+	over, room := s.overLocked(q.uplink), s.opts.room(q.uplink)
+	messages := max(q.messages-(mostMessages-mostMessages/64), over.messages+room.messages/256)
+	bytes := max(q.bytes-(mostBytes-mostBytes/64), over.bytes+room.bytes/256)
 	var m, b int64
 	x := &dropping{reason: reasonOldest, from: q.relief.from, look: dropChunk + 2*int(min(max(messages, 0), 1<<20))}
 	x.begin = func() { m, b = messages, bytes }

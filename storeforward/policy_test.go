@@ -229,6 +229,41 @@ func TestPolicyWait(t *testing.T) {
 	})
 }
 
+// Sessions have smaller bounds than uplinks, and all of them together leave the
+// uplinks their room, across a restart too.
+func TestSessionsLeaveUplinksTheirRoom(t *testing.T) {
+	o := onFile(t)
+	o.CommitWindow = 0
+	o.MaxMessages, o.SessionShare, o.MaxSessionMessages = 100, 50, 30
+	s := open(t, o)
+	q := uplink(t, s)
+	sessions := []durable.QueueID{s.CreateSession("x", 3600, nil), s.CreateSession("y", 3600, nil)}
+	fill := func(q durable.QueueID) (n int) {
+		for s.Append(msg("a", "x"), claimFor(q, 1), durable.Origin{}, nil) == nil {
+			n++
+		}
+		return n
+	}
+	for i, want := range []int{30, 20} {
+		if got := fill(sessions[i]); got != want {
+			t.Errorf("session %d takes %d, want %d", i, got, want)
+		}
+	}
+	closeStore(t, s)
+	s = open(t, o)
+	if got := fill(sessions[1]); got != 0 {
+		t.Errorf("a session takes %d more after a restart", got)
+	}
+	if got := fill(q); got != 50 {
+		t.Errorf("the uplink takes %d, want 50", got)
+	}
+	after(t, func(done func(error)) { s.End(sessions[0], done) })
+	if got := fill(sessions[1]); got != 10 {
+		t.Errorf("a session takes %d beside another that has ended, want 10", got)
+	}
+	closeStore(t, s)
+}
+
 func TestMaxAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o, _ := onDisk(t)

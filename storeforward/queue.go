@@ -65,7 +65,7 @@ func (q *queue) drop(reason string) {
 }
 
 func (s *Store) newQueue(id durable.QueueID, uplink bool, name string) *queue {
-	q := &queue{id: id, uplink: uplink, name: name, limits: s.opts.limits(""), inbound: make(map[uint16]struct{}), dropped: make(map[string]uint64)}
+	q := &queue{id: id, uplink: uplink, name: name, limits: s.opts.limits(uplink, ""), inbound: make(map[uint16]struct{}), dropped: make(map[string]uint64)}
 	if !uplink {
 		q.limits.policy = s.opts.SessionPolicy
 	}

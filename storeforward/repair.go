@@ -248,7 +248,7 @@ func (s *Store) recountLocked(d *db) (lost int64, err error) {
 		before[q] = q.messages
 		q.messages, q.bytes = 0, 0
 	}
-	s.counts.messages, s.counts.bytes = 0, 0
+	s.counts.load, s.counts.sessions = load{}, load{}
 	for _, set := range s.sets {
 		set.rows, set.from, set.last = 0, 0, 0
 	}
@@ -300,8 +300,7 @@ func (s *Store) recountLocked(d *db) (lost int64, err error) {
 func (s *Store) countIn(q *queue, size int64) {
 	q.messages++
 	q.bytes += size
-	s.counts.messages++
-	s.counts.bytes += size
+	s.countLocked(q, 1, size)
 }
 
 func (s *Store) recountRow(seq durable.Seq, set *claimset, size int64, have map[*stream]map[durable.Seq]bool) {

@@ -227,8 +227,7 @@ func (s *Store) endLocked(q *queue, done func(error)) {
 			s.unparked = append(s.unparked, p.done)
 		}
 		lq.parked = nil
-		s.counts.messages -= lq.messages
-		s.counts.bytes -= lq.bytes
+		s.countLocked(lq, -lq.messages, -lq.bytes)
 	}
 	s.pendingEnds++
 	s.opLocked(func(d *db) error {

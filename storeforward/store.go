@@ -127,7 +127,8 @@ type Store struct {
 
 // counters are totals since the start.
 type counters struct {
-	messages, bytes              int64
+	load                              // of all queues
+	sessions                     load // of those of sessions
 	appended, safeByAck, written uint64
 	refused, withdrawn           uint64
 	commits, commitErrors        uint64

@@ -21,7 +21,9 @@ type Client struct {
 	tb      testing.TB
 	nc      net.Conn
 	version packet.Version
-	write   sync.Mutex
+	// write holds one value while somebody writes: a bubble's time goes on while
+	// others wait for that, as it would not with a mutex.
+	write chan struct{}
 
 	mu     sync.Mutex
 	news   sync.Cond
@@ -36,7 +38,7 @@ type Client struct {
 // with the test.
 func Raw(tb testing.TB, nc net.Conn, v packet.Version) *Client {
 	tb.Helper()
-	c := &Client{tb: tb, nc: nc, version: v, done: make(chan struct{})}
+	c := &Client{tb: tb, nc: nc, version: v, write: make(chan struct{}, 1), done: make(chan struct{})}
 	c.news.L = &c.mu
 	go c.readLoop()
 	tb.Cleanup(c.Kill)
@@ -168,8 +170,8 @@ func (c *Client) send(p packet.Packet) error {
 }
 
 func (c *Client) sendBytes(b []byte) error {
-	c.write.Lock()
-	defer c.write.Unlock()
+	c.write <- struct{}{}
+	defer func() { <-c.write }()
 	_, err := c.nc.Write(b)
 	return err
 }

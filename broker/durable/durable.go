@@ -110,6 +110,10 @@ type Recipient interface {
 	Wake(qos byte)
 }
 
+// Crowded is a [Recipient] that wants to know when a message was refused because
+// its own queue is full. Full is called as the methods of Recipient are.
+type Crowded interface{ Full() }
+
 // SessionExpiryNever is the session expiry interval of a session that does
 // not expire (MQTT 5.0 §3.1.2.11.2).
 const SessionExpiryNever uint32 = 0xFFFFFFFF

@@ -28,8 +28,14 @@ func (b *realBroker) Pipe() net.Conn {
 
 func startReal(t *testing.T, dir string, change ...func(*broker.Options)) (b *realBroker, stop func()) {
 	t.Helper()
+	return startRealStore(t, dir, func(*storeforward.Options) {}, change...)
+}
+
+func startRealStore(t *testing.T, dir string, knobs func(*storeforward.Options), change ...func(*broker.Options)) (b *realBroker, stop func()) {
+	t.Helper()
 	o := storeforward.DefaultOptions()
 	o.Path = dir + "/db"
+	knobs(&o)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	st, err := storeforward.Open(t.Context(), o, log)
 	if err != nil {
