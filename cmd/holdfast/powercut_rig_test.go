@@ -16,7 +16,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // A disk that remembers every write and every flush.
@@ -91,20 +90,6 @@ func startRecorder(t *testing.T) *recorder {
 	}
 	mountAt(t, r.loop, r.mount)
 	return r
-}
-
-func waitUntil(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	timeout := time.After(30 * time.Second)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("waited too long for %s", what)
-		}
-	}
 }
 
 func attachLoop(t *testing.T, file string) string {

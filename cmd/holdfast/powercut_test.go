@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -42,13 +40,6 @@ func TestPowerCutHasTeeth(t *testing.T) {
 	} else {
 		t.Logf("sync = \"normal\": %d cuts with losses, such as: %s", len(lost), lost[0])
 	}
-}
-
-func number(name string, value int) int {
-	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
-		return n
-	}
-	return value
 }
 
 // moment is one cut: what the publishers know and how much the disk was told.
@@ -101,18 +92,6 @@ func powerCuts(t *testing.T, cuts int, sync string) (lost []string) {
 	}
 	t.Logf("%d cuts, %d with losses; %d QoS 1 duplicates, %d unflushed writes at the cuts", len(moments), len(lost), duplicates, unflushed)
 	return lost
-}
-
-func buildBinary(t *testing.T) string {
-	t.Helper()
-	if b := os.Getenv("HOLDFAST_BINARY"); b != "" {
-		return b
-	}
-	binary := filepath.Join(t.TempDir(), "holdfast")
-	if _, err := command(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo sqlite_omit_load_extension", "-o", binary, "."); err != nil {
-		t.Fatal(err)
-	}
-	return binary
 }
 
 // record runs everything on the recorded disk and notes the moments.
@@ -205,34 +184,6 @@ type site struct {
 	commands       []*exec.Cmd
 	out            lockedBuffer
 	stop           func()
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func startSite(t *testing.T, binary, link, disk, sync string) *site {
