@@ -12,6 +12,8 @@ BIN := $(CURDIR)/.bin
 GOLANGCI_LINT := v2.15.0
 # Newer ones do not build from the module proxy.
 NFPM          := v2.45.2
+# A cloud of the integration tests: three nodes with MQTT.
+NATS_SERVER   := v2.11.10
 
 # The version is the newest numbered heading of the changelog, so that it is
 # written in one place. The commit, and its time for the package's files, come from git; a tarball
@@ -61,7 +63,7 @@ unit: ## unit and property tests under the race detector
 	$(GO) test $(BUILD) -vet=off -race -timeout 10m ./...
 
 # Without the race detector, which also lets the allocation counts be exact.
-integration: ## the same plus the tests that need a tty, root or a peer
+integration: nats-server ## the same plus the tests that need a tty, root or a peer
 	$(GO) test -trimpath -buildvcs=false -tags "$(TAGS) integration" -vet=off -timeout 10m ./...
 
 # The static binaries that ship. armv6 is for the first Raspberry Pi and Zero:
@@ -211,6 +213,17 @@ DEVICES ?= 50
 .PHONY: month
 month: ## 30 days of DEVICES=50 devices each second, with the link down for days: minutes
 	HOLDFAST_MONTH=$(DEVICES) $(GO) test $(BUILD) -vet=off -run '^TestMonth$$' -count 1 -timeout 0 -v ./storeforward
+
+.PHONY: nats-server
+nats-server:
+	@$(GO) version -m $(BIN)/nats-server 2>/dev/null | grep -q 'nats-server/v2.*$(NATS_SERVER)' || \
+	  CGO_ENABLED=0 GOBIN=$(BIN) $(GO) install github.com/nats-io/nats-server/v2@$(NATS_SERVER)
+
+OUTAGES ?= 200
+.PHONY: outage
+outage: build ## OUTAGES=200 accidents of the link under a gateway with mosquitto, and with a second Holdfast, as its cloud
+	HOLDFAST_BINARY=$(CURDIR)/dist/holdfast HOLDFAST_OUTAGES=$(OUTAGES) $(GO) test -trimpath -buildvcs=false -tags "$(TAGS) integration" -vet=off \
+	  -run '^Test(Mosquitto)?Outages$$' -count 1 -timeout 0 -v ./cmd/holdfast
 
 POWERCUTS ?= 100
 .PHONY: powercut

@@ -3,13 +3,19 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"holdfast/broker/client"
+	"holdfast/broker/packet"
+	"holdfast/storeforward/uplink/relaytest"
 )
 
 // installed finds a program, also where only root looks.
@@ -83,9 +89,165 @@ func rabbitCloud(t *testing.T) outageCloud {
 }
 
 func TestMosquittoOutages(t *testing.T) {
-	outages(t, "holdfast", mosquittoCloud(t), number("HOLDFAST_OUTAGES", 10))
+	outages(t, mosquittoCloud(t), number("HOLDFAST_OUTAGES", 10))
 }
 
 func TestRabbitMQOutages(t *testing.T) {
-	outages(t, "holdfast", rabbitCloud(t), number("HOLDFAST_OUTAGES", 10))
+	outages(t, rabbitCloud(t), number("HOLDFAST_OUTAGES", 10))
+}
+
+// natsCluster are three nodes of NATS with JetStream and MQTT, which is 3.1.1.
+type natsCluster struct {
+	nodes     [3]*subprocess
+	addresses [3]string // of MQTT
+}
+
+func newNATSCluster(t *testing.T) *natsCluster {
+	t.Helper()
+	path, err := filepath.Abs("../../.bin/nats-server")
+	if err != nil {
+		t.Fatal(err)
+	}
+	installed(t, path, "make nats-server")
+	c := &natsCluster{}
+	var routes [3]string
+	for i := range routes {
+		routes[i], c.addresses[i] = freeAddress(t), freeAddress(t)
+	}
+	for i := range c.nodes {
+		dir := t.TempDir()
+		config := filepath.Join(dir, "nats.conf")
+		text := fmt.Sprintf(`server_name: n%d
+listen: %q
+jetstream { store_dir: %q, max_memory_store: 64MB, max_file_store: 2GB }
+cluster { name: cloud, listen: %q, routes: ["nats-route://%s", "nats-route://%s", "nats-route://%s"] }
+mqtt { listen: %q, ack_wait: "5s", max_ack_pending: 10000 }
+`, i, freeAddress(t), dir, routes[i], routes[0], routes[1], routes[2], c.addresses[i])
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.nodes[i] = startDaemon(t, path, "-c", config)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for i, n := range c.nodes {
+				t.Logf("node %d: %s", i, n.out.String())
+			}
+		}
+	})
+	for i := range c.nodes {
+		waitUpTo(t, time.Minute, "the cluster to take a session", func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			k, err := client.Connect(ctx, client.Options{URL: "mqtt://" + c.addresses[i], ClientID: fmt.Sprintf("probe%d", i), CleanStart: true, Version: packet.V311}, nil)
+			if err != nil {
+				return false
+			}
+			k.Abort()
+			return true
+		})
+	}
+	return c
+}
+
+func TestNATSOutages(t *testing.T) {
+	c := newNATSCluster(t)
+	outages(t, outageCloud{address: c.addresses[0], commands: true, shuffles: true, noQoS0: true}, number("HOLDFAST_OUTAGES", 10))
+}
+
+// A node of the cluster dies in the middle of a drain, and the gateway goes on
+// with another.
+func TestNATSNodeKilledInTheMiddleOfADrain(t *testing.T) {
+	const each = 2000
+	c := newNATSCluster(t)
+	dir, address := t.TempDir(), freeAddress(t)
+	var links [3]*relaytest.Relay
+	var urls []string
+	for i := range links {
+		var err error
+		// Slow enough that the drain is long.
+		path := relaytest.Path{Delay: 20 * time.Millisecond}
+		if links[i], err = relaytest.New(t.Context(), c.addresses[i], relaytest.Options{Up: path, Down: path}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(links[i].Close)
+		links[i].Refuse()
+		urls = append(urls, fmt.Sprintf("%q", "mqtt://"+links[i].Address()))
+	}
+	socket, config := filepath.Join(dir, "s"), filepath.Join(dir, "gateway.toml")
+	text := fmt.Sprintf(`[gateway]
+id = "gw"
+data = %q
+[control]
+socket = %q
+[[listener]]
+address = "tcp://%s"
+[uplink.cloud]
+urls = [%s]
+shared_session = true
+protocol = "3.1.1"
+window = 100
+connect_timeout = "5s"
+ack_timeout = "5s"
+reconnect_min = "50ms"
+reconnect_max = "500ms"
+reconnect_spread = "0s"
+[[uplink.cloud.route]]
+direction = "out"
+filter = "up/#"
+`, filepath.Join(dir, "data"), socket, address, strings.Join(urls, ", "))
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gateway := startDaemon(t, daemonBinary(), "run", "--config", config)
+	waitUntil(t, "the gateway", func() bool { return answers(address) })
+	lanes := []*outageLane{{topic: "up/a/1", qos: 1}, {topic: "up/a/2", qos: 2}}
+	pub := outageClient(t, client.Options{URL: "mqtt://" + address}, "publisher", nil, "")
+	// The third node stays.
+	outageClient(t, client.Options{URL: "mqtt://" + c.addresses[2], Version: packet.V311}, "backend", lanes, "up/#")
+	for i := range each {
+		for _, l := range lanes {
+			l.publish(pub)
+		}
+		if i%500 == 499 {
+			waitUntil(t, "the publisher", func() bool { return lanes[0].unanswered()+lanes[1].unanswered() == 0 })
+		}
+	}
+	for _, l := range links {
+		if err := l.Restore(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitUpTo(t, time.Minute, "the drain to be under way", func() bool { return lanes[0].count() > each/10 })
+	first := 0
+	for i, l := range links[:2] {
+		if l.Passed() > 0 {
+			first = i
+		}
+	}
+	c.nodes[first].kill()
+	st := outageStatus(t, socket)
+	t.Logf("node %d killed with %d of %d arrived, backlog %d", first, lanes[0].count()+lanes[1].count(), 2*each, st.Backlog)
+	if st.Backlog == 0 {
+		t.Error("the drain was over before the node was killed: the test shows nothing")
+	}
+	waitUpTo(t, 2*time.Minute, "the rest to arrive", func() bool {
+		return len(lanes[0].missing())+len(lanes[1].missing()) == 0 && outageStatus(t, socket).Backlog == 0
+	})
+	for _, l := range lanes {
+		// A node that dies may have kept a PUBLISH whose packet id it had not
+		// told the others.
+		l.check(t, outageCloud{commands: true})
+		if n := l.unanswered(); n > 0 {
+			t.Errorf("%s: %d never acknowledged", l.topic, n)
+		}
+	}
+	st = outageStatus(t, socket)
+	t.Logf("%d connects, %d failovers, %d resends, %d possible duplicates, sessions lost %d, remote %s", st.Connects, st.Failovers, st.Resends, st.Duplicates, st.SessionsLost, st.Remote)
+	if links[first].Address() == st.Remote || st.Failovers == 0 {
+		t.Errorf("the gateway is at %s after %d failovers", st.Remote, st.Failovers)
+	}
+	if t.Failed() {
+		t.Log(gateway.out.String())
+	}
 }

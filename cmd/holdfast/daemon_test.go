@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,18 +61,13 @@ func answers(address string) bool {
 	return true
 }
 
-// buildBinary is the daemon as it ships.
-func buildBinary(t *testing.T) string {
-	t.Helper()
+// daemonBinary is the daemon as it ships, or the test binary in its place (see
+// TestMain), which may carry the race detector and needs more memory.
+func daemonBinary() string {
 	if b := os.Getenv("HOLDFAST_BINARY"); b != "" {
 		return b
 	}
-	binary := filepath.Join(t.TempDir(), "holdfast")
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo sqlite_omit_load_extension", "-o", binary, ".")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	return binary
+	return "holdfast"
 }
 
 type lockedBuffer struct {

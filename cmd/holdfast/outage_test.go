@@ -31,6 +31,12 @@ type outageCloud struct {
 	once bool
 	// commands says that it keeps what is for a session while that is away.
 	commands bool
+	// shuffles says that it sends again in another order, while a first coming
+	// is still under way: order down is not what the gateway can keep.
+	shuffles bool
+	// noQoS0 leaves QoS 0 out: nats-server 2.11 and 2.12 send broken packets
+	// to a subscriber of QoS 0 and others on one connection.
+	noQoS0 bool
 }
 
 // TestOutages is a short campaign, with a second Holdfast as the cloud.
@@ -39,15 +45,15 @@ func TestOutages(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a quarter of a minute")
 	}
-	outages(t, "holdfast", holdfastCloud(t, "holdfast"), number("HOLDFAST_OUTAGES", 10))
+	outages(t, holdfastCloud(t), number("HOLDFAST_OUTAGES", 10))
 }
 
 // holdfastCloud is a second Holdfast.
-func holdfastCloud(t *testing.T, binary string) outageCloud {
+func holdfastCloud(t *testing.T) outageCloud {
 	t.Helper()
 	c := outageCloud{address: freeAddress(t), once: true, commands: true}
 	dir := t.TempDir()
-	startDaemon(t, binary, "run", "--listen", "tcp://"+c.address, "--data", dir)
+	startDaemon(t, daemonBinary(), "run", "--listen", "tcp://"+c.address, "--data", dir)
 	waitUntil(t, "the cloud", func() bool { return answers(c.address) })
 	return c
 }
@@ -57,7 +63,7 @@ func holdfastCloud(t *testing.T, binary string) outageCloud {
 // accident after the other, and in the end nothing acknowledged is lost, QoS 2
 // came once, and every topic and QoS in order. The gateway's memory stays what
 // it was.
-func outages(t *testing.T, binary string, cloud outageCloud, count int) {
+func outages(t *testing.T, cloud outageCloud, count int) {
 	t.Helper()
 	link, err := relaytest.New(t.Context(), cloud.address, relaytest.Options{})
 	if err != nil {
@@ -65,13 +71,7 @@ func outages(t *testing.T, binary string, cloud outageCloud, count int) {
 	}
 	t.Cleanup(link.Close)
 	dir, address := t.TempDir(), freeAddress(t)
-	// The path of a Unix socket is limited to 107 bytes.
-	short, err := os.MkdirTemp("", "hf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(short) })
-	socket := filepath.Join(short, "s")
+	socket := filepath.Join(dir, "s") // short: the path of a Unix socket is limited to 107 bytes
 	config := filepath.Join(dir, "gateway.toml")
 	text := fmt.Sprintf(`[gateway]
 id = "gw"
@@ -89,6 +89,7 @@ connect_timeout = "2s"
 ack_timeout = "3s"
 reconnect_min = "20ms"
 reconnect_max = "200ms"
+reconnect_spread = "0s"
 [[uplink.cloud.route]]
 direction = "out"
 filter = "up/#"
@@ -99,12 +100,15 @@ filter = "down/#"
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	gateway := startDaemon(t, binary, "run", "--config", config)
+	gateway := startDaemon(t, daemonBinary(), "run", "--config", config)
 	waitUntil(t, "the gateway", func() bool { return answers(address) })
 
 	var lanes []*outageLane
 	for _, way := range []string{"up", "down"} {
 		for qos := byte(0); qos <= 2; qos++ {
+			if qos == 0 && cloud.noQoS0 {
+				continue
+			}
 			for _, name := range []string{"a", "b"} {
 				lanes = append(lanes, &outageLane{topic: fmt.Sprintf("%s/%s/%d", way, name, qos), qos: qos})
 			}
@@ -297,6 +301,18 @@ func (l *outageLane) count() int {
 	return len(l.got)
 }
 
+// unanswered are those without a success.
+func (l *outageLane) unanswered() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, ok := range l.acked {
+		if !ok {
+			n++
+		}
+	}
+	return n
+}
+
 func (l *outageLane) moved() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -337,7 +353,7 @@ func (l *outageLane) check(t *testing.T, cloud outageCloud) {
 		switch {
 		case seen[i] && once:
 			t.Errorf("%s: %d came twice, the second time after %v", l.topic, i, l.got[max(0, at-3):at])
-		case !seen[i] && i < most:
+		case !seen[i] && i < most && !(down && cloud.shuffles):
 			t.Errorf("%s: %d came for the first time after %v", l.topic, i, l.got[max(0, at-3):at])
 		}
 		seen[i] = true
@@ -365,7 +381,14 @@ func outageClient(t *testing.T, o client.Options, id string, lanes []*outageLane
 	if err != nil {
 		t.Fatalf("%s: %v", id, err)
 	}
-	t.Cleanup(c.Abort)
+	t.Cleanup(func() {
+		select {
+		case <-c.Done():
+			t.Errorf("%s lost its connection: %v", id, c.Err())
+		default:
+			c.Abort()
+		}
+	})
 	if filter == "" {
 		return c
 	}

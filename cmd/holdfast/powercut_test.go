@@ -94,6 +94,18 @@ func powerCuts(t *testing.T, cuts int, sync string) (lost []string) {
 	return lost
 }
 
+func buildBinary(t *testing.T) string {
+	t.Helper()
+	if b := os.Getenv("HOLDFAST_BINARY"); b != "" {
+		return b
+	}
+	binary := filepath.Join(t.TempDir(), "holdfast")
+	if _, err := command(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo sqlite_omit_load_extension", "-o", binary, "."); err != nil {
+		t.Fatal(err)
+	}
+	return binary
+}
+
 // record runs everything on the recorded disk and notes the moments.
 func record(t *testing.T, rig *recorder, binary, link, sync string, memories []*memory, cuts int) (moments []moment) {
 	t.Helper()

@@ -332,6 +332,25 @@ func TestMaximumQoSOneTakesQoS2AsQoS1(t *testing.T) {
 
 // What came from the cloud does not go back there, and what no route carries
 // any more is not kept for ever.
+// RabbitMQ before 3.12, of 3.1.1, answers QoS 2 with PUBACK.
+func TestPubackForQoS2EndsItIn311(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.Protocol = Protocol311 })
+		r.cloud.acceptWith(t, packet.Connack{}).gone() // ends the old session
+		p := r.cloud.welcome(t, packet.Connack{})
+		p.subscribed()
+		for _, payload := range []string{"1", "2"} {
+			r.put("s/a", payload, 2)
+			q := p.expectPublish(payload, 2, false)
+			p.send(&packet.Puback{PacketID: q.PacketID})
+			p.quiet()
+		}
+		if st := r.up.Status(); st.Downgraded != 2 || st.UnknownAcks != 0 || st.InFlight != 0 || st.Backlog != 0 {
+			t.Errorf("status is %+v", st)
+		}
+	})
+}
+
 func TestLoopsAndStrangersAreFinished(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)

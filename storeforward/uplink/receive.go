@@ -84,12 +84,22 @@ func (l *link) measureLocked(f *flight) {
 }
 
 // pubackLocked ends a QoS 1 message (MQTT 5.0 §4.3.2), or a QoS 2 one that had
-// to go as QoS 1.
+// to go as QoS 1. A 3.1.1 cloud cannot say that it has no QoS 2, and some answer
+// such a message with PUBACK and keep it as QoS 1 (RabbitMQ before 3.12): to
+// wait for a PUBREC would be to wait for ever (! MQTT 3.1.1 §4.3.3).
 func (l *link) pubackLocked(p *packet.Puback) {
 	u, s := l.u, l.sess
-	f := l.answeredLocked(awaitPuback, p.PacketID, flightSent)
+	kind := awaitPuback
+	if f := s.flights[p.PacketID]; l.v != packet.V5 && f != nil && f.state == flightSent {
+		kind = l.awaits(f)
+	}
+	f := l.answeredLocked(kind, p.PacketID, flightSent)
 	if f == nil {
 		return
+	}
+	if kind == awaitPubrec {
+		u.status.Downgraded++
+		l.warn("downgraded", "cloud takes QoS 2 as QoS 1", "topic", f.msg.Topic, "packet_id", f.id, "downgraded", u.status.Downgraded)
 	}
 	l.giveRoomLocked(f)
 	l.measureLocked(f)

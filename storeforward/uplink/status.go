@@ -101,7 +101,7 @@ type Status struct {
 	InDuplicates     uint64 `json:"in_duplicates"`       // QoS 2 of the cloud recognised as sent before
 	Refused          uint64 `json:"refused"`             // refused for good: dead letters
 	RefusedForNow    uint64 `json:"refused_for_now"`     // refused with 0x80, 0x83 or 0x97: tried again
-	Downgraded       uint64 `json:"downgraded"`          // QoS 2 sent as QoS 1, the cloud's Maximum QoS
+	Downgraded       uint64 `json:"downgraded"`          // QoS 2 that the cloud takes as QoS 1 only
 	UnknownAcks      uint64 `json:"unknown_acks"`        // acknowledgements of nothing we sent
 	StuckConnections uint64 `json:"stuck_connections"`   // replaced for want of acknowledgements
 	SubscribeRefused uint64 `json:"subscribe_refused"`   // routes in that the cloud did not grant
