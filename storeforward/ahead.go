@@ -103,7 +103,7 @@ func (s *Store) takeAheadLocked(st *stream, limit, maxBytes int) (ds []durable.D
 		s.aheadBytes -= r.weight()
 		size := int64(r.m.Size())
 		c, ok := r.set.claimOf(st.q.id, st.qos)
-		if !ok || r.seq <= st.pos || !st.take(r.seq, r.received, size) {
+		if _, gone := st.q.latest.replaced[r.seq]; !ok || gone || r.seq <= st.pos || !st.take(r.seq, r.received, size) {
 			continue
 		}
 		maxBytes -= int(size)

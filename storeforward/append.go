@@ -60,6 +60,9 @@ func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.
 		q.bytes += e.size
 		q.unsafe++
 		s.countLocked(q, 1, e.size)
+		if q.lane.Latest && from.PacketID == 0 {
+			s.latestLocked(q, m.Topic, waitingMessage{e.seq, e.size})
+		}
 		if !s.offerLocked(e, c) {
 			hurry = true
 		}
@@ -117,7 +120,10 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 			}
 			c.Queue = q.id
 		}
-		how := s.admitLocked(q, m.Topic, e.size, from, s.crowdedLocked(q.uplink, wanted, e.size))
+		how := admit
+		if !q.lane.Latest || !q.replacesLocked(m.Topic) {
+			how = s.admitLocked(q, m.Topic, e.size, from, s.crowdedLocked(q.uplink, wanted, e.size))
+		}
 		switch how {
 		case admit:
 		case admitWait, admitRelieve, admitThin:
@@ -264,11 +270,16 @@ func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(err
 		if c.q != q || c.state != claimUnsafe {
 			continue
 		}
+		late := q.latest.comesBack()
 		c.state = claimFinished
 		if c.inRow {
 			s.storedFinishedLocked(st, e.size)
-		} else {
+		} else if !late {
 			q.safeByAck++
+		}
+		if late {
+			c.state = claimRefused
+			return nil
 		}
 		return s.safeLocked(e, c)
 	}
@@ -279,6 +290,7 @@ func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(err
 // cursor must become durable soon and the row may go.
 func (s *Store) storedFinishedLocked(st *stream, size int64) {
 	st.dirty = true
+	st.q.latest.behind = st.q.lane.Latest
 	s.spent.add(rowSize(size))
 	s.unsaved++
 	switch s.unsaved {

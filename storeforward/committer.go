@@ -303,10 +303,14 @@ func (s *Store) settle(b *batch) {
 		}
 	}
 	s.settleDeletesLocked(b)
+	for _, c := range b.cursors {
+		c.st.q.latest.behind = c.st.dirty && c.st.q.lane.Latest
+	}
 	for _, set := range b.dropSets {
 		delete(s.sets, set.key)
 		delete(s.setsByID, set.id)
 	}
+	s.settleLatestLocked(b.entries)
 	wake := s.settleEntriesLocked(b, &calls)
 	for _, st := range wake {
 		st.inCommit = false

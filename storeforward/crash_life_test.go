@@ -133,7 +133,8 @@ func (w *world) verdict() error {
 		}
 	}
 	w.countOmitted()
-	missing[w.peers[0]] = append(missing[w.peers[0]], w.checkDeadLetters()...)
+	w.checkStates()
+	w.checkDeadLetters(missing)
 	for _, p := range w.peers {
 		d := w.dropped(p)
 		w.drops += p.omitted + d[reasonOldest] + d[reasonThin]
@@ -151,9 +152,9 @@ func (w *world) verdict() error {
 	return errors.Join(w.errs...)
 }
 
-// checkDeadLetters: what the cloud has refused is kept. It returns what it has only
-// refused and is not: a power cut may have taken the refusal back.
-func (w *world) checkDeadLetters() (missing []string) {
+// checkDeadLetters: what the cloud has refused is kept. What it has only refused and
+// is not, is missing: a power cut may have taken the refusal back.
+func (w *world) checkDeadLetters(missing map[*peer][]string) {
 	kept, payloads := map[durable.Seq]bool{}, map[string]bool{}
 	cloud := w.peers[0]
 	err := w.s.DeadLetters(context.Background(), cloud.q, func(d DeadLetter) error {
@@ -167,19 +168,20 @@ func (w *world) checkDeadLetters() (missing []string) {
 	if err != nil {
 		w.failf("dead letters: %v", err)
 	}
-	for _, seq := range cloud.refused {
-		if !kept[seq] {
-			w.failf("lost: dead letter %d", seq)
+	for _, lane := range []*peer{cloud, w.lanes.alarms, w.lanes.latest} {
+		for _, seq := range lane.refused {
+			if !kept[seq] {
+				w.failf("lost: dead letter %d", seq)
+			}
 		}
-	}
-	for _, p := range w.pubs {
-		for _, m := range p.sent {
-			if m.acked && cloud.rejected[m.payload] && !payloads[m.payload] {
-				missing = append(missing, m.payload+" (only refused)")
+		for _, p := range w.pubs {
+			for _, m := range p.sent {
+				if m.acked && lane.rejected[m.payload] && !payloads[m.payload] {
+					missing[lane] = append(missing[lane], m.payload+" (only refused)")
+				}
 			}
 		}
 	}
-	return missing
 }
 
 // run is one life: steps, cuts, restarts, and at the end everything must have

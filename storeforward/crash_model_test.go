@@ -43,9 +43,11 @@ type world struct {
 	retained map[string]*retainedModel
 	wills    *willModel
 	guest    guest
+	lanes    laneModel
 
-	cuts  int
-	drops uint64 // by policies
+	cuts     int
+	drops    uint64 // by policies
+	replaced uint64 // by newer states
 
 	mu    sync.Mutex
 	calls []func() // callbacks that have come; guarded by mu
@@ -84,9 +86,11 @@ type exchange struct {
 type peer struct {
 	name   string
 	uplink bool
+	lane   bool // one of the cloud's
 	q      durable.QueueID
 	got    map[string]int // payload -> times
 	order  map[string]int // stream and publisher -> last first-time number
+	final  map[string]int // the same -> the last that came
 	held   map[uint16]bool
 	conn   *conn
 	// refused deliveries whose end is durable.
@@ -140,14 +144,24 @@ func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 		w.pubs = append(w.pubs, &publisher{name: fmt.Sprintf("pub%d", i), out: map[uint16]*exchange{}})
 	}
 	for i, name := range []string{"cloud", "alice", "bob"} {
-		w.peers = append(w.peers, &peer{name: name, uplink: i == 0, got: map[string]int{}, order: map[string]int{}, held: map[uint16]bool{}, rejected: map[string]bool{}, answered: map[string]bool{}, unanswered: map[string]bool{}})
+		p := newPeer(name)
+		p.uplink = i == 0
+		w.peers = append(w.peers, p)
 	}
 	for _, p := range w.peers {
 		if n := c.pick(2*len(durable.Policies), "policy"); n < len(durable.Policies) {
 			p.policy = durable.QueuePolicy{Policy: durable.Policies[n], MaxMessages: int64(5 + c.pick(10, "bound"))}
 		}
 	}
+	w.addLanes()
 	return w
+}
+
+func newPeer(name string) *peer {
+	return &peer{
+		name: name, got: map[string]int{}, order: map[string]int{}, final: map[string]int{}, held: map[uint16]bool{},
+		rejected: map[string]bool{}, answered: map[string]bool{}, unanswered: map[string]bool{},
+	}
 }
 
 // settleAll lets the store do what it can.
@@ -165,6 +179,9 @@ func (w *world) open() error {
 	}
 	w.s = s
 	if w.epoch > 0 {
+		if err := w.setLanes(); err != nil {
+			return err
+		}
 		if err := w.setPolicies(); err != nil {
 			return err
 		}
@@ -181,6 +198,10 @@ func (w *world) open() error {
 // setPolicies bounds the queues of the peers.
 func (w *world) setPolicies() error {
 	for _, p := range w.peers {
+		if p.lane {
+			p.before = w.dropped(p)[reasonNewest]
+			continue
+		}
 		if err := w.s.SetPolicy(p.q, p.policy); err != nil {
 			return fmt.Errorf("queue of %s: %w", p.name, err)
 		}

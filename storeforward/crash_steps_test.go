@@ -39,7 +39,7 @@ func (w *world) pump() {
 // step does one random thing.
 func (w *world) step() {
 	w.pump()
-	switch w.c.pick(23, "step") {
+	switch w.c.pick(27, "step") {
 	case 0, 1, 2, 3, 4:
 		w.publish()
 	case 5, 6:
@@ -64,6 +64,10 @@ func (w *world) step() {
 		w.publishToGuest()
 	case 22:
 		w.reconnectInTrouble()
+	case 23, 24, 25:
+		w.publishState()
+	case 26:
+		w.moveLanes()
 	}
 	if w.c.pick(3, "settle") > 0 {
 		w.settleAll()
@@ -73,6 +77,9 @@ func (w *world) step() {
 // populate makes the queues of all, before the disk begins to fail.
 func (w *world) populate() error {
 	for _, p := range w.peers {
+		if p.lane {
+			continue
+		}
 		if !p.uplink {
 			p.q = w.create(p.name)
 			continue
@@ -85,6 +92,9 @@ func (w *world) populate() error {
 	}
 	for _, p := range w.pubs {
 		p.q = w.create(p.name)
+	}
+	if err := w.setLanes(); err != nil {
+		return err
 	}
 	return w.setPolicies()
 }
@@ -145,6 +155,9 @@ func (w *world) publishToGuest() {
 
 func (w *world) claims(qos byte) (claims []durable.Claim, to []*peer) {
 	for i, p := range w.peers {
+		if p.lane {
+			continue // the cloud's claim is theirs
+		}
 		if w.c.pick(3, "claim") == 0 && i > 0 {
 			continue
 		}
@@ -156,7 +169,7 @@ func (w *world) claims(qos byte) (claims []durable.Claim, to []*peer) {
 
 func (w *world) next(p *publisher, qos byte, to []*peer) *sent {
 	p.n++
-	m := &sent{payload: fmt.Sprintf("%s/%d %d", p.name, qos, p.n), qos: qos, to: to}
+	m := &sent{payload: fmt.Sprintf("%s/%d %d", p.name, qos, p.n), qos: qos, to: w.takes(p, to)}
 	p.sent = append(p.sent, m)
 	return m
 }
@@ -206,7 +219,11 @@ func (w *world) publishExactlyOnce() {
 func (w *world) publish2(p *publisher, id uint16, e *exchange) {
 	var claims []durable.Claim
 	for _, to := range e.m.to {
-		claims = append(claims, durable.Claim{Queue: to.q, QoS: 2})
+		q := to.q
+		if to.lane {
+			q = w.peers[0].q
+		}
+		claims = append(claims, durable.Claim{Queue: q, QoS: 2})
 	}
 	e.waiting = true
 	w.append(e.m, claims, durable.Origin{Queue: p.q, PacketID: id}, func(err error) {

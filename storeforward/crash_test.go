@@ -43,7 +43,7 @@ func wantedCuts(t *testing.T) int {
 // TestCrash proves P1, P2 and P3 of the promises against a disk that loses, tears
 // and reorders what was not synced.
 func TestCrash(t *testing.T) {
-	want, cuts, lives, drops := wantedCuts(t), 0, 0, uint64(0)
+	want, cuts, lives, drops, replaced := wantedCuts(t), 0, 0, uint64(0), uint64(0)
 	for cuts < want && !t.Failed() {
 		rapid.Check(t, func(rt *rapid.T) {
 			if cuts >= want {
@@ -54,12 +54,13 @@ func TestCrash(t *testing.T) {
 			cuts += w.cuts
 			lives++
 			drops += w.drops
+			replaced += w.replaced
 			if err != nil {
 				rt.Fatalf("after %d cuts: %v", w.cuts, err)
 			}
 		})
 	}
-	t.Logf("%d power cuts in %d lives, %d messages dropped by policies", cuts, lives, drops)
+	t.Logf("%d power cuts in %d lives, %d messages dropped by policies, %d replaced by newer states", cuts, lives, drops, replaced)
 }
 
 // live1 runs one life in a bubble with its own time. rapid ends a run by a panic,

@@ -58,6 +58,7 @@ type dropping struct {
 
 type droppedRow struct {
 	seq       durable.Seq
+	topic     string
 	size      int64
 	old, left *claimset // left is nil when the row goes
 }
@@ -166,7 +167,7 @@ func (x *dropping) run(d *db) error {
 		if err != nil {
 			return err
 		}
-		x.rows = append(x.rows, droppedRow{seq: r.seq, size: r.size, old: t.old, left: t.left})
+		x.rows = append(x.rows, droppedRow{seq: r.seq, topic: r.topic, size: r.size, old: t.old, left: t.left})
 	}
 	if len(x.rows) == 0 {
 		return nil
@@ -250,19 +251,29 @@ func (x *dropping) target(d *db, id int64) (droppedRow, error) {
 	return droppedRow{old: old, left: left}, left.insert(d)
 }
 
+// movedLocked follows in memory when the row has lost a claim.
+func (r *droppedRow) movedLocked(s *Store) {
+	r.old.rows--
+	if r.left == nil {
+		s.spent.gone(1)
+		return
+	}
+	r.left.stored = true
+	r.left.rows++
+	r.left.from = min(r.left.from, r.seq-1)
+	r.left.last = max(r.left.last, r.seq)
+	r.left.used = max(r.left.used, s.seq)
+}
+
 // applyLocked follows in memory when the rows have changed.
 func (x *dropping) applyLocked() {
 	for _, r := range x.rows {
-		r.old.rows--
-		if r.left == nil {
-			x.s.spent.gone(1)
+		r.movedLocked(x.s)
+		if _, replaced := x.q.latest.replaced[r.seq]; replaced {
+			continue // and no longer counted
 		}
-		if r.left != nil {
-			r.left.stored = true
-			r.left.rows++
-			r.left.from = min(r.left.from, r.seq-1)
-			r.left.last = max(r.left.last, r.seq)
-			r.left.used = max(r.left.used, x.s.seq)
+		if x.q.latest.newest[r.topic].seq == r.seq {
+			delete(x.q.latest.newest, r.topic)
 		}
 		x.q.messages--
 		x.q.bytes -= r.size

@@ -125,7 +125,9 @@ func (s *Store) changeLanesLocked(q *queue, routes []durable.LaneRoute) {
 	var before []laneRoutes
 	if held > 0 {
 		before = slices.Clone(ls.routes[:max(len(ls.routes)-1, 0)])
-		before = append(before, laneRoutes{upto: s.seq, routes: old})
+		if n := len(before); n == 0 || before[n-1].upto != s.seq { // else no message went by old
+			before = append(before, laneRoutes{upto: s.seq, routes: old})
+		}
 	}
 	ls.routes = append(before, laneRoutes{routes: routes})
 	var added []*queue
@@ -295,7 +297,11 @@ func (q *queue) bounds() (messages, bytes int64) {
 		messages -= max(x.messages, m)
 		bytes -= max(x.bytes, b)
 	}
-	return max(messages, ownMessages, 1), max(bytes, ownBytes, 1)
+	messages, bytes = max(messages, ownMessages, 1), max(bytes, ownBytes, 1)
+	if q.lane.Latest {
+		messages = min(messages, maxLatestTopics)
+	}
+	return messages, bytes
 }
 
 // loadLanes reads the lanes of all uplinks, after their first queues.

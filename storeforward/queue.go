@@ -18,6 +18,8 @@ type queue struct {
 	lane  durable.Lane
 	used  bool // routes lead here, or may
 	lanes laneSet
+	// latest is of a lane that keeps only the newest message of each topic.
+	latest latestSet
 
 	state  string // the uplink's own mark
 	expiry uint32 // of a session

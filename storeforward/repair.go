@@ -281,6 +281,9 @@ func (s *Store) recountLocked(d *db) (lost int64, err error) {
 			}
 		}
 	}
+	if err := s.reloadLatest(d); err != nil {
+		return 0, err
+	}
 	clear(s.retained)
 	err = d.query(context.Background(), func(row []driver.Value) error {
 		s.retained[text(row[0])] = struct{}{}
@@ -315,6 +318,9 @@ func (s *Store) recountRow(seq durable.Seq, set *claimset, size int64, have map[
 		}
 		st := q.stream(c.QoS)
 		i := st.find(seq)
+		if _, gone := q.latest.replaced[seq]; gone {
+			continue
+		}
 		if _, done := st.finished[seq]; done || seq <= st.cursor || i >= 0 && st.out[i].finished {
 			continue
 		}

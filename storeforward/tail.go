@@ -18,7 +18,7 @@ type claimState byte
 const (
 	claimUnsafe   claimState = iota
 	claimFinished            // acknowledged with success, or dropped: safe
-	claimRefused             // acknowledged with a failure: safe with the next commit
+	claimRefused             // ended in another way, such as by a failure: safe with the next commit
 )
 
 // claim is one recipient's share of an entry.

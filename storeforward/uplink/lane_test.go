@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"holdfast/broker/message"
 	"holdfast/broker/packet"
 )
 
@@ -230,4 +231,92 @@ func (a *arrivals) arrive(q *packet.Publish) {
 		a.wrong = append(a.wrong, fmt.Sprintf("%s came after %d", show(q), last))
 	}
 	a.last[key] = n
+}
+
+// States go before the backlog, one message each, in the order of their last change.
+func TestLatestStatesGoFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) {
+			o.Routes = []Route{
+				{Direction: DirectionOut, Filter: "s/state/#", Lane: new(7), Latest: true},
+				{Direction: DirectionOut, Filter: "s/alarm/#", Lane: new(7)},
+				{Direction: DirectionOut, Filter: "s/#"},
+			}
+		})
+		for i := range 300 {
+			r.put("s/data", fmt.Sprint("data ", i), 1)
+			r.put(fmt.Sprint("s/state/", i%3), strconv.Itoa(i), byte(1+i%2))
+		}
+		r.put("s/alarm/a", "fire", 1)
+		if n := r.backlog(); n != 304 {
+			t.Errorf("backlog %d, want 300 of data, three states and an alarm", n)
+		}
+		p := r.cloud.welcome(t, packet.Connack{})
+		for _, want := range []string{"297", "298", "299", "fire", "data 0"} {
+			p.expectPublish(want, 1, false)
+		}
+		// What was sent stays; one newer one waits behind it, and others do not.
+		p.cut()
+		synctest.Wait()
+		for i := range 5 {
+			r.put("s/state/0", fmt.Sprint("later ", i), 1)
+		}
+		p = r.cloud.welcome(t, packet.Connack{SessionPresent: true})
+		var got []string
+		for len(got) < 4 || got[len(got)-1] != "later 4" {
+			q := p.publish()
+			if topic := string(q.Topic); topic == "s/state/0" || !strings.HasPrefix(string(q.Payload), "data") {
+				got = append(got, string(q.Payload))
+			}
+			p.ack(q)
+		}
+		if want := "297 298 299 fire later 4"; strings.Join(got, " ") != want {
+			t.Errorf("after the cut %q, want %q", got, want)
+		}
+		if st := r.up.Status(); st.Lanes[0].Lane != "7-latest" || st.Lanes[0].MessagesOut != 4 {
+			t.Errorf("lanes %+v", st.Lanes)
+		}
+	})
+}
+
+// What a route lets wait no longer than so much is dropped and counted; the cloud is
+// told what is left, of the publisher's expiry where that is shorter.
+func TestRouteExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) {
+			o.Routes = []Route{
+				{Direction: DirectionOut, Filter: "s/minute", Expiry: time.Minute},
+				{Direction: DirectionOut, Filter: "s/#"},
+			}
+		})
+		put := func(topic, payload string, expiry uint32) {
+			r.putMessage(&message.Message{Topic: topic, Payload: []byte(payload), QoS: 1, HasExpiry: expiry != 0, Expiry: expiry, Received: time.Now()})
+		}
+		put("s/minute", "old", 0)
+		put("s/minute", "old too", 3600)
+		put("s/other", "stays", 0)
+		pass(time.Minute)
+		start := time.Now()
+		put("s/minute", "lowered", 3600)
+		put("s/minute", "given", 0)
+		put("s/minute", "shorter", 30)
+		pass(10 * time.Second)
+		p := r.cloud.welcome(t, packet.Connack{})
+		want := map[string]uint32{"stays": 0, "lowered": 60, "given": 60, "shorter": 30}
+		for range want {
+			q := p.publish()
+			left, ok := want[string(q.Payload)]
+			if left != 0 {
+				left -= uint32(time.Since(start) / time.Second)
+			}
+			if !ok || q.HasExpiry != (left != 0) || q.MessageExpiry != left {
+				t.Errorf("%s with expiry %v %d, want %d", show(q), q.HasExpiry, q.MessageExpiry, left)
+			}
+			p.ack(q)
+		}
+		p.quiet()
+		if n := r.up.Status().Dropped[dropExpired]; n != 2 {
+			t.Errorf("%d dropped, want 2", n)
+		}
+	})
 }

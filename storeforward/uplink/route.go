@@ -61,7 +61,7 @@ type Route struct {
 	// those that have been sent: for states. Messages go as QoS 1 and are
 	// counted when a newer one takes their place; a topic goes by when it last
 	// changed. Latest messages of a lane go before the others.
-	Latest bool `toml:"-"`
+	Latest bool `toml:"latest"`
 	// Expiry is the most a message may wait for the cloud, whole seconds; the
 	// cloud is told what is left of it (5.0). 0 leaves it to the publisher.
 	Expiry time.Duration `toml:"expiry"`

@@ -40,11 +40,13 @@ func DeviceStatusTopic(gateway, device string) string {
 }
 
 // StatusRoute carries the statuses of the gateway's devices to the cloud. Every
-// uplink has it: who is alive is what the cloud wants to know first.
+// uplink has it: who is alive is what the cloud wants to know first, and only as it
+// is now.
 func StatusRoute(gateway string) uplink.Route {
 	one, highest := 1, durable.Lanes-1
 	return uplink.Route{
 		Lane:      &highest,
+		Latest:    true,
 		Direction: uplink.DirectionOut,
 		Filter:    DeviceStatusTopic(gateway, "+"),
 		QoS:       &one,
