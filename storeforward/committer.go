@@ -143,9 +143,7 @@ func (s *Store) commitLoop() {
 // dueLocked says whether a commit is due, else how long it may wait.
 func (s *Store) dueLocked(now time.Time) (wait time.Duration, due bool) {
 	wait, due = s.wantedLocked(now)
-	if s.low {
-		wait = min(wait, reserveEvery)
-	}
+	wait = min(wait, s.reserveWaitLocked())
 	rest := s.lastCommit.Add(s.opts.MinCommitInterval).Sub(now)
 	if rest <= 0 || s.closing || s.tail.bytes > s.opts.MaxUnsafeBytes {
 		return wait, due

@@ -62,6 +62,10 @@
 // without writing beside it, a spare in memory stands for the file until then
 // (TestOpensWithoutADisk, TestReadOnlyFileSystemAtStart).
 //
+// A row is quarantined for being in hand at crashes, not at the end of the process
+// for another reason: a power cut or a kill would make the head of a queue look
+// guilty (TestKillsQuarantineNothing).
+//
 // A lock file that is removed keeps nobody out. It is looked for now and then and
 // locked again; when somebody has come in between, nothing is committed any more, as
 // both would give the same numbers (TestIntruderEndsCommits).

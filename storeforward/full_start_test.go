@@ -135,7 +135,7 @@ func TestFullEndsWithTheReserveBack(t *testing.T) {
 		if st := s.Status(); st.State != "full" {
 			t.Fatalf("state %s", st.State)
 		}
-		wait(time.Minute)
+		wait(30 * time.Second)
 		if st := s.Status(); st.State != "full" {
 			t.Fatalf("state %s without room for the reserve and a margin", st.State)
 		}
@@ -143,6 +143,37 @@ func TestFullEndsWithTheReserveBack(t *testing.T) {
 		wait(10 * time.Second)
 		if st := s.Status(); st.State != "ok" {
 			t.Errorf("state %s with room for the reserve", st.State)
+		}
+	})
+}
+
+// A reserve that is larger than what the disk can ever give does not stay "full" for
+// ever: a part of it does, said in the status, and the whole comes back with the room.
+func TestReserveLargerThanTheRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, disk := onDisk(t)
+		o.ReserveBytes = 64 << 20
+		q := seeded(t, o, 5)
+		disk.SetCapacity(disk.Used() - o.ReserveBytes + 6<<20)
+		if err := disk.Remove(o.Path + ".reserve"); err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, o)
+		defer closeStore(t, s)
+		if st := s.Status(); st.State != "full" || st.ReserveBytes != 0 {
+			t.Fatalf("state %s with a reserve of %d", st.State, st.ReserveBytes)
+		}
+		wait(10 * time.Minute)
+		if st := s.Status(); st.State != "ok" || st.ReserveBytes != 4<<20 || st.ReserveWanted != 64<<20 {
+			t.Fatalf("state %s with a reserve of %d", st.State, st.ReserveBytes)
+		}
+		if err := put(t, s, msg("a", "x"), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+			t.Error(err)
+		}
+		disk.SetCapacity(0)
+		wait(2 * time.Minute)
+		if st := s.Status(); st.State != "ok" || st.ReserveBytes != 64<<20 {
+			t.Errorf("state %s with a reserve of %d", st.State, st.ReserveBytes)
 		}
 	})
 }

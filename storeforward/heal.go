@@ -152,7 +152,7 @@ func (s *Store) reopen(b *batch) (landed bool, err error) {
 		}
 		return false, nil
 	}
-	if s.w != nil && errors.Is(s.moved(), errMoved) {
+	if errors.Is(s.moved(), errMoved) {
 		if err := s.bringBack(); err != nil {
 			return false, fmt.Errorf("reopen: %w", err)
 		}

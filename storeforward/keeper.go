@@ -228,6 +228,9 @@ func (s *Store) Close() error {
 	s.cancel()
 	s.wg.Wait()
 	err := s.closeReaders()
+	if !s.single {
+		s.forgetCrashes()
+	}
 	defer close(s.stopped)
 	return errors.Join(s.closeErr, err, s.giveLock())
 }

@@ -80,7 +80,7 @@ type QueuedMessage struct {
 // DeadLetter is a message that the peer of an uplink has refused.
 type DeadLetter struct {
 	Seq     durable.Seq
-	Code    byte // MQTT 5.0 reason code
+	Code    byte // MQTT 5.0 reason code, or CodeQuarantined
 	Refused time.Time
 	Message *message.Message
 }

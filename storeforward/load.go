@@ -3,6 +3,7 @@ package storeforward
 import (
 	"context"
 	"database/sql/driver"
+	"strconv"
 
 	"holdfast/broker/durable"
 )
@@ -10,7 +11,7 @@ import (
 // load reads the state of the store into memory and notes the new run.
 func (s *Store) load(ctx context.Context) error {
 	for _, step := range []func(context.Context, *db) error{
-		s.loadQueues, s.loadLanes, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadLatest, s.loadMarks, s.startRun,
+		s.quarantine, s.loadQueues, s.loadLanes, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadLatest, s.loadMarks, s.startRun,
 	} {
 		if err := step(ctx, s.w); err != nil {
 			return err
@@ -34,10 +35,10 @@ func (s *Store) forget() {
 func (s *Store) loadQueues(ctx context.Context, d *db) error {
 	err := d.query(ctx, func(row []driver.Value) error {
 		q := s.newQueue(durable.QueueID(integer(row[0])), false, text(row[1]))
-		q.expiry, q.user = uint32(integer(row[2])), text(row[3])
+		q.expiry, q.user, q.deadLetters = uint32(integer(row[2])), text(row[3]), int(integer(row[4]))
 		s.queues[q.id], s.bySession[q.name] = q, q
 		return nil
-	}, "SELECT queue, client_id, expiry, user FROM session")
+	}, "SELECT queue, client_id, expiry, user, (SELECT count(*) FROM dead_letter d WHERE d.queue = s.queue) FROM session s")
 	if err != nil {
 		return err
 	}
@@ -131,8 +132,13 @@ func (s *Store) loadRest(ctx context.Context, d *db) error {
 // loadMessages counts what each queue holds. It looks at every row once, without
 // its payload.
 func (s *Store) loadMessages(ctx context.Context, d *db) error {
+	onProbation := s.probation.on.Load()
+	defer s.outOfHand("load")
 	return d.query(ctx, func(row []driver.Value) error {
 		seq, size := durable.Seq(integer(row[0])), integer(row[2])
+		if onProbation {
+			s.inHand("load", "message", strconv.FormatInt(int64(seq), 10))
+		}
 		s.seq = max(s.seq, seq)
 		set := s.setsByID[integer(row[1])]
 		s.spent.noteRow(set, seq, size)

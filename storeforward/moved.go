@@ -64,6 +64,8 @@ func (s *Store) moved() error {
 // lookUp makes the committer act when the files have moved though nothing is
 // committed.
 func (s *Store) lookUp() {
+	s.lookAtProbation()
+	s.lookAtProbation()
 	err := s.keepLock()
 	if errors.Is(err, errIntruder) || s.intruder.Load() != nil {
 		err = *s.intruder.Load()
@@ -100,13 +102,19 @@ func (s *Store) pauseKeeper() (resume func()) {
 	}
 }
 
-// bringBack puts a copy of what is open where it belongs, and closes every
-// connection. It runs on the committer's goroutine.
+// bringBack puts a copy of what is open where it belongs, with the folder if that is
+// gone, and closes every connection. It runs on the committer's goroutine.
 func (s *Store) bringBack() error {
 	part := s.path + ".part"
-	err := removeDatabase(part)
+	err := os.MkdirAll(filepath.Dir(s.path), 0o750)
 	if err == nil {
-		err = copyDatabase(context.Background(), s.w, part, nil)
+		err = s.keepLock()
+	}
+	if err == nil {
+		err = removeDatabase(part)
+	}
+	if err == nil {
+		err = s.copyOpen(part)
 	}
 	if err == nil {
 		err = finishMove(part)
@@ -131,8 +139,10 @@ func (s *Store) bringBack() error {
 		s.noteCheckpoint(s.lendAgain())
 		return fmt.Errorf("bring the database back: %w", err)
 	}
-	s.noteCheckpoint(s.w.close())
-	s.w = nil
+	if s.w != nil {
+		s.noteCheckpoint(s.w.close())
+		s.w = nil
+	}
 	s.opened.Store(nil)
 	if err = s.disk.Rename(s.backPath(), s.path); err == nil {
 		err = s.disk.SyncDir(filepath.Dir(s.path))
@@ -146,6 +156,26 @@ func (s *Store) bringBack() error {
 	}
 	s.log.Warn("database brought back", "path", s.path, "set_aside", aside)
 	return nil
+}
+
+// copyOpen copies the database that is open. After an error of the disk the writing
+// connection may be closed; those for reading still have it.
+func (s *Store) copyOpen(to string) error {
+	ctx := context.Background()
+	if s.w != nil {
+		return copyDatabase(ctx, s.w, to, nil)
+	}
+	for range cap(s.readers) {
+		d := <-s.readers
+		if d == nil {
+			s.readers <- d
+			continue
+		}
+		err := copyDatabase(ctx, d, to, nil)
+		s.readers <- d
+		return err
+	}
+	return errNotOpen
 }
 
 func (s *Store) backPath() string { return s.path + ".back" }

@@ -2,6 +2,7 @@ package storeforward
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -109,7 +110,8 @@ func TestDatabaseRemovedWhileOpen(t *testing.T) {
 	}
 }
 
-// Nothing is acknowledged from a store whose folder is gone.
+// Nothing is acknowledged from a store whose folder is gone; the folder comes back with
+// all that was in it.
 func TestFolderRemovedWhileOpen(t *testing.T) {
 	o := onFile(t)
 	o.CommitWindow, o.RetryMin, o.RetryMax, o.ReserveBytes = 0, time.Millisecond, time.Millisecond, 0
@@ -119,7 +121,14 @@ func TestFolderRemovedWhileOpen(t *testing.T) {
 	}
 	s := open(t, o)
 	q := uplink(t, s)
+	if err := put(t, s, msg("a", "0"), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.RemoveAll(filepath.Dir(o.Path)); err != nil {
+		t.Fatal(err)
+	}
+	// Something is in the way: nothing can be put there.
+	if err := os.WriteFile(filepath.Dir(o.Path), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	done := put(t, s, msg("a", "1"), claimFor(q, 1), durable.Origin{})
@@ -127,14 +136,17 @@ func TestFolderRemovedWhileOpen(t *testing.T) {
 	if done.called() {
 		t.Error("acknowledged")
 	}
-	if err := os.Mkdir(filepath.Dir(o.Path), 0o700); err != nil {
+	if err := os.Remove(filepath.Dir(o.Path)); err != nil {
 		t.Fatal(err)
 	}
 	if err := done.wait(t); err != nil {
 		t.Error(err)
 	}
-	if got := rowsOf(t, s); got != 1 {
-		t.Errorf("%d rows, want 1", got)
+	if _, err := Open(t.Context(), o, s.log); !errors.Is(err, errIntruder) {
+		t.Errorf("opened twice: %v", err)
+	}
+	if got := rowsOf(t, s); got != 2 {
+		t.Errorf("%d rows, want 2", got)
 	}
 	closeStore(t, s)
 }
@@ -154,4 +166,37 @@ func TestIdleStoreNoticesThatItsFileIsGone(t *testing.T) {
 		list, err := ListQueues(t.Context(), o.Path)
 		return err == nil && len(list) == 1 && list[0].ID == q && s.Status().State == "ok"
 	})
+}
+
+// A database that is removed while an error of the disk has closed the connection
+// that writes is still there for those that read.
+func TestDatabaseRemovedWhileTheWriterIsClosed(t *testing.T) {
+	o := onFile(t)
+	o.CommitWindow, o.RetryMin, o.RetryMax, o.ReserveBytes = 0, time.Millisecond, time.Millisecond, 0
+	s := open(t, o)
+	q := uplink(t, s)
+	if err := put(t, s, msg("a", "0"), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+		t.Fatal(err)
+	}
+	// What a failed commit leaves when the file cannot be opened again.
+	closed := make(chan error, 1)
+	s.mu.Lock()
+	s.opLocked(func(*db) error { return nil }, func() { // between two commits
+		closed <- errors.Join(s.w.close(), removeDatabase(o.Path))
+		s.w = nil
+	}, nil)
+	s.mu.Unlock()
+	if err := <-closed; err != nil {
+		t.Fatal(err)
+	}
+	if err := put(t, s, msg("a", "1"), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the store does not become well", func() bool { return s.Status().State == "ok" })
+	closeStore(t, s)
+	s = open(t, o)
+	defer closeStore(t, s)
+	if got := rowsOf(t, s); got != 2 {
+		t.Errorf("%d rows, want 2", got)
+	}
 }

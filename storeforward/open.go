@@ -50,6 +50,7 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 	if err := s.takeLock(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	s.beginProbation()
 	if err := s.openDatabase(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store: %w", err), s.giveLock())
 	}

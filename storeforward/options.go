@@ -90,6 +90,9 @@ type Options struct {
 	// Open or from the committer's goroutine. It must not call the store, nor
 	// block.
 	OnRepair func(Repair) `toml:"-"`
+	// Crashed is why the process before this one ended, when it has crashed; ""
+	// when it was stopped, was killed or lost power.
+	Crashed string `toml:"-"`
 	// ClockSynchronised says whether the wall clock can be trusted; nil is
 	// never.
 	ClockSynchronised func() bool `toml:"-"`

@@ -16,13 +16,19 @@ import (
 // is full it is removed, so that cursors, deletions and what was taken before can
 // still be written; from then on nothing is taken that would have to be kept.
 // When there is room for it again, and a margin so that it does not come and go,
-// it is put back and all goes on.
+// it is put back and all goes on. Where there is not for a minute, because others have
+// the room or the disk is smaller than was thought, half of it has to do, and half of
+// that, down to minReserve; the whole is put back when there is room for it.
 
-// reserveEvery is how often it is tried to put the reserve back, reserveMargin how
-// much more than the reserve must be free for it.
+// reserveEvery is how often it is tried to put the reserve back, and reserveWhole how
+// often to make it whole when it has been reduced; after reserveTries it is reduced.
+// reserveMargin is how much more must be free, at most.
 const (
 	reserveEvery  = 5 * time.Second
+	reserveTries  = 12
+	reserveWhole  = time.Minute
 	reserveMargin = 1 << 20
+	minReserve    = 256 << 10
 )
 
 func (s *Store) reservePath() string { return s.path + ".reserve" }
@@ -39,7 +45,7 @@ func (s *Store) takeReserve() {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
-	} else if err = s.disk.Allocate(s.reservePath(), s.opts.ReserveBytes); diskFull(err) {
+	} else if err = s.allocateReserve(s.opts.ReserveBytes); diskFull(err) {
 		err = fmt.Errorf("no room for the reserve of %d bytes: %w", s.opts.ReserveBytes, err)
 		s.mu.Lock()
 		s.low = true
@@ -59,7 +65,7 @@ func (s *Store) releaseReserve(err error) bool {
 	}
 	released := s.disk.Remove(s.reservePath()) == nil
 	s.mu.Lock()
-	s.low = true
+	s.low, s.reserve = true, 0
 	s.counts.lastErr, s.counts.lastErrAt = err.Error(), time.Now()
 	s.mu.Unlock()
 	s.reserveTried = time.Now()
@@ -69,39 +75,94 @@ func (s *Store) releaseReserve(err error) bool {
 	return released
 }
 
+// allocateReserve makes the reserve that large.
+func (s *Store) allocateReserve(n int64) error {
+	err := s.disk.Allocate(s.reservePath(), n)
+	if err == nil {
+		s.mu.Lock()
+		s.reserve = n
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// reserveWaitLocked is how long it may take until the reserve is looked at again.
+func (s *Store) reserveWaitLocked() time.Duration {
+	switch {
+	case s.low:
+		return reserveEvery
+	case s.reserve < s.opts.ReserveBytes && !s.failing:
+		return reserveWhole
+	default:
+		return time.Hour
+	}
+}
+
 // restoreReserve tries to put the reserve back, now and then.
 func (s *Store) restoreReserve() {
 	now := time.Now()
 	s.mu.Lock()
-	low := s.low
+	low, held, every := s.low, s.reserve, s.reserveWaitLocked()
 	s.mu.Unlock()
-	if !low || now.Sub(s.reserveTried) < reserveEvery {
+	if every == time.Hour || now.Sub(s.reserveTried) < every {
 		return
 	}
 	s.reserveTried = now
-	err := s.disk.Allocate(s.reservePath(), s.opts.ReserveBytes+reserveMargin)
-	if err == nil {
-		err = s.disk.Allocate(s.reservePath(), s.opts.ReserveBytes)
+	want := s.opts.ReserveBytes
+	if low {
+		want = max(want>>s.reserveHalved, min(want, minReserve))
 	}
-	if err != nil {
-		if rerr := s.disk.Remove(s.reservePath()); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, rerr)
+	err := s.makeReserve(held, want)
+	switch {
+	case err == nil:
+		s.reserveFailed = 0
+		s.mu.Lock()
+		s.low = false
+		s.mu.Unlock()
+		if want == s.opts.ReserveBytes {
+			s.reserveHalved = 0
 		}
-		if readOnlyDisk(err) {
-			// Not for lack of room. Nothing might be written now that says
-			// so: a failing store tries the disk.
-			s.failed(err)
-			s.mu.Lock()
-			s.hurryLocked()
-			s.mu.Unlock()
+		if low {
+			s.log.Info("disk has room again, reserve set aside", "bytes", want, "wanted", s.opts.ReserveBytes)
+		} else {
+			s.log.Info("reserve is whole again", "bytes", want)
 		}
-		s.log.Debug("reserve not set aside", "err", err)
 		return
+	case readOnlyDisk(err):
+		// Not for lack of room. Nothing might be written now that says
+		// so: a failing store tries the disk.
+		s.failed(err)
+		s.mu.Lock()
+		s.hurryLocked()
+		s.mu.Unlock()
+	case low && diskFull(err):
+		if s.reserveFailed++; s.reserveFailed >= reserveTries && want > minReserve {
+			s.reserveFailed = 0
+			s.reserveHalved++
+			s.log.Warn("reserve reduced: there is no room for it", "bytes", want, "err", err)
+		}
 	}
-	s.mu.Lock()
-	s.low = false
-	s.mu.Unlock()
-	s.log.Info("disk has room again, reserve set aside")
+	s.log.Debug("reserve not set aside", "err", err)
+}
+
+// makeReserve makes the reserve larger than the one that is held, if there is room for
+// it and a margin.
+func (s *Store) makeReserve(held, want int64) error {
+	need := want - held + min(reserveMargin, want)
+	free, err := s.disk.Free(filepath.Dir(s.path))
+	if err == nil && free < need {
+		return fmt.Errorf("%d bytes are free, %d needed: %w", free, need, syscall.ENOSPC)
+	}
+	if err = s.disk.Allocate(s.reservePath(), want+min(reserveMargin, want)); err == nil {
+		return s.allocateReserve(want)
+	}
+	if held > 0 {
+		return errors.Join(err, s.allocateReserve(held))
+	}
+	if rerr := s.disk.Remove(s.reservePath()); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
 }
 
 // noRoom says whether there is too little space even for a small commit.

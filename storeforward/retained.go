@@ -56,8 +56,10 @@ func setExpiry(m *message.Message, v driver.Value) {
 // must not call the store.
 func (s *Store) Retained(ctx context.Context, fn func(*message.Message) error) error {
 	now := time.Now()
+	defer s.outOfHand("retained")
 	return s.read(ctx, func(d *db) error {
 		return d.query(ctx, func(row []driver.Value) error {
+			s.inHand("retained", "retained", text(row[0]))
 			m := &message.Message{
 				Topic: text(row[0]), Payload: blob(row[2]), Properties: blob(row[3]), QoS: byte(integer(row[4])), Retain: true,
 				Received: s.clock.received(durable.Seq(integer(row[1])), integer(row[6])), From: text(row[7]),

@@ -243,7 +243,7 @@ func TestSalvageTablesAreAllTables(t *testing.T) {
 	s := open(t, onFile(t))
 	defer closeStore(t, s)
 	x := &scan{}
-	if err := x.learn(t.Context(), s.w, nil); err != nil {
+	if err := s.read(t.Context(), func(d *db) error { return x.learn(t.Context(), d, nil) }); err != nil {
 		t.Fatal(err)
 	}
 	if n := one(t, s, "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"); int(n) != len(salvageTables) {

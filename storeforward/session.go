@@ -69,6 +69,7 @@ func (s *Store) Wills(ctx context.Context) ([]durable.Will, error) {
 	var wills []durable.Will
 	err := s.read(ctx, func(d *db) error {
 		return d.query(ctx, func(row []driver.Value) error {
+			s.inHand("wills", "will", text(row[0]))
 			m := &message.Message{
 				Topic: text(row[2]), Payload: blob(row[3]), Properties: blob(row[4]),
 				QoS: byte(integer(row[5])), Retain: integer(row[6]) != 0, From: text(row[0]),

@@ -24,25 +24,33 @@ type Status struct {
 
 	Queues []QueueStatus `json:"queues"`
 
-	Messages         int64  `json:"messages"`      // in all queues together
-	Bytes            int64  `json:"bytes"`         // in all queues together
-	Retained         int    `json:"retained"`      // retained messages
-	UnsafeMessages   int    `json:"unsafe"`        // appended, not yet safe
-	UnsafeBytes      int64  `json:"unsafe_bytes"`  // of these, with overhead
-	FileBytes        int64  `json:"file_bytes"`    // database file
-	WALBytes         int64  `json:"wal_bytes"`     // write-ahead log
-	Appended         uint64 `json:"appended"`      // messages taken
-	SafeByAck        uint64 `json:"safe_by_ack"`   // messages never written
-	Written          uint64 `json:"written"`       // message rows written
-	Refused          uint64 `json:"refused"`       // messages not taken: no room
-	Withdrawn        uint64 `json:"withdrawn"`     // QoS 2 messages given back after a failed commit
-	Commits          uint64 `json:"commits"`       // transactions
-	CommitErrors     uint64 `json:"commit_errors"` // failed ones
+	Messages         int64  `json:"messages"`       // in all queues together
+	Bytes            int64  `json:"bytes"`          // in all queues together
+	ReserveBytes     int64  `json:"reserve_bytes"`  // set aside for a full disk
+	ReserveWanted    int64  `json:"reserve_wanted"` // as configured
+	Retained         int    `json:"retained"`       // retained messages
+	UnsafeMessages   int    `json:"unsafe"`         // appended, not yet safe
+	UnsafeBytes      int64  `json:"unsafe_bytes"`   // of these, with overhead
+	FileBytes        int64  `json:"file_bytes"`     // database file
+	WALBytes         int64  `json:"wal_bytes"`      // write-ahead log
+	Appended         uint64 `json:"appended"`       // messages taken
+	SafeByAck        uint64 `json:"safe_by_ack"`    // messages never written
+	Written          uint64 `json:"written"`        // message rows written
+	Refused          uint64 `json:"refused"`        // messages not taken: no room
+	Withdrawn        uint64 `json:"withdrawn"`      // QoS 2 messages given back after a failed commit
+	Commits          uint64 `json:"commits"`        // transactions
+	CommitErrors     uint64 `json:"commit_errors"`  // failed ones
 	ReadErrors       uint64 `json:"read_errors"`
 	CheckpointErrors uint64 `json:"checkpoint_errors"`
 	// Integrity is the result of the check after the start: "" while it runs,
 	// "ok", or what is wrong.
-	Integrity   string    `json:"integrity"`
+	Integrity string `json:"integrity"`
+	// Crashes are how often the process has crashed in a row before this run,
+	// LastCrash why it did the last time, and Quarantined the rows that this run
+	// has put aside for it.
+	Crashes     int       `json:"crashes"`
+	LastCrash   string    `json:"last_crash,omitempty"`
+	Quarantined uint64    `json:"quarantined"`
 	LastError   string    `json:"last_error,omitempty"`
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
@@ -74,6 +82,8 @@ func (s *Store) Status() Status {
 	now := time.Now()
 	st := Status{Path: s.path, State: "ok", SetAside: s.setAside, Salvaged: s.salvaged}
 	st.FileBytes, st.WALBytes = s.size(""), s.size("-wal")
+	st.Crashes, st.LastCrash = s.crashes()
+	st.Quarantined = s.quarantined
 	s.mu.Lock()
 	switch {
 	case s.failing:
@@ -82,6 +92,7 @@ func (s *Store) Status() Status {
 		st.State = "full"
 	}
 	c := &s.counts
+	st.ReserveBytes, st.ReserveWanted = s.reserve, s.opts.ReserveBytes
 	st.Messages, st.Bytes, st.Retained = c.messages, c.bytes, len(s.retained)
 	st.UnsafeMessages, st.UnsafeBytes = s.tail.len(), s.tail.bytes
 	st.Appended, st.SafeByAck, st.Written = c.appended, c.safeByAck, c.written

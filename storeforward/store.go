@@ -49,6 +49,9 @@ type Store struct {
 	// database; guarded by mu once the store is open.
 	nameless durable.QueueID
 
+	probation   probation
+	quarantined uint64 // rows, by this start; written by Open
+
 	wake     chan struct{} // to the committer; capacity 1: a wake-up is not a count
 	tend     chan struct{} // to the keeper; capacity 1, likewise
 	thinner  chan struct{} // to the thinner; capacity 1, likewise
@@ -69,6 +72,8 @@ type Store struct {
 	deleted      time.Time // when rows were last deleted
 	vacuum       bool      // rows were deleted since the file was last trimmed
 	trimmed      bool      // pages were given back since the last checkpoint
+	// reserveFailed counts the tries for a reserve that was halved so often.
+	reserveFailed, reserveHalved int
 
 	mu sync.Mutex // the append lock; guards everything below
 	// closing: nothing is taken any more. finished: the committer is done.
@@ -85,6 +90,8 @@ type Store struct {
 	keeperCancel context.CancelFunc
 	// low: the disk is full and the reserve given up.
 	low bool
+	// reserve is how much is set aside now, in bytes.
+	reserve int64
 
 	seq       durable.Seq // last given
 	mark      durable.Seq // reserved on disk

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"strconv"
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
@@ -89,8 +90,15 @@ func (s *Store) Read(ctx context.Context, id durable.QueueID, qos byte, limit, m
 			st.waiting = true
 			return nil, false, nil
 		}
+		onProbation := s.probation.on.Load()
+		if onProbation {
+			limit = 1
+		}
 		ds, live, f := s.readOnLocked(st, min(max(limit, 1), room), max(maxBytes, 1))
 		if f == nil {
+			if onProbation && len(ds) > 0 {
+				s.inHand(reader(id, qos), "message", strconv.FormatUint(uint64(ds[0].Seq), 10))
+			}
 			return ds, live, nil
 		}
 		if err := s.awaitLocked(ctx, f); err != nil {

@@ -158,6 +158,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	}
 	gw.log.Info("gateway started", "gateway", cfg.Gateway.ID, "version", version, "commit", buildCommit())
 	defer func() { err = errors.Join(err, gw.inherited.Close()) }()
+	cfg.Store.Crashed = noteCrashes(cfg.Gateway.Data, gw.log)
 	// The parts outlive ctx: it asks for the stop, which has its own order.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()

@@ -138,6 +138,15 @@ func (s *gatewayStatus) problems() []string {
 	if s.Store.State != "ok" {
 		add("store: %s: %s", s.Store.State, s.Store.LastError)
 	}
+	if s.Store.State == "ok" && s.Store.ReserveBytes < s.Store.ReserveWanted {
+		add("store: the disk has room for a reserve of %d bytes only, not %d: see store.reserve_bytes", s.Store.ReserveBytes, s.Store.ReserveWanted)
+	}
+	if s.Store.Crashes > 0 {
+		add("the gateway has crashed %d times in a row, the last time: %s", s.Store.Crashes, s.Store.LastCrash)
+	}
+	if s.Store.Quarantined > 0 {
+		add("store: %d rows were in hand at each crash and are dead letters now", s.Store.Quarantined)
+	}
 	if s.Store.SetAside != "" {
 		add("store: the previous database could not be used and was set aside as %s", s.Store.SetAside)
 	}

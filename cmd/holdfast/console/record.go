@@ -20,7 +20,8 @@ type Record struct {
 	Seq      durable.Seq `json:"seq,omitempty"`
 	Received time.Time   `json:"received"`
 	QoS      byte        `json:"qos"` // of the delivery
-	// State of a QoS 2 delivery: "", "sent" or "released".
+	// State of a QoS 2 delivery: "", "sent" or "released"; of a dead letter that
+	// nobody refused: "quarantined".
 	State string `json:"state,omitempty"`
 	// Lane of an uplink's message: "3", "7-latest".
 	Lane  string `json:"lane,omitempty"`
@@ -71,6 +72,9 @@ func queuedRecord(q storeforward.QueuedMessage) Record {
 func deadRecord(l storeforward.DeadLetter) Record {
 	r := newRecord(l.Message)
 	r.Seq, r.QoS, r.Code, r.Refused = l.Seq, max(l.Message.QoS, 1), l.Code, l.Refused
+	if l.Code == storeforward.CodeQuarantined {
+		r.State = "quarantined"
+	}
 	return r
 }
 
