@@ -11,7 +11,7 @@ import (
 // load reads the state of the store into memory and notes the new run.
 func (s *Store) load(ctx context.Context) error {
 	for _, step := range []func(context.Context, *db) error{
-		s.quarantine, s.loadQueues, s.loadLanes, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadLatest, s.loadMarks, s.startRun,
+		s.quarantine, s.loadQueues, s.loadLanes, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadLatest, s.loadMarks, s.loadNumbers, s.startRun,
 	} {
 		if err := step(ctx, s.w); err != nil {
 			return err

@@ -133,6 +133,9 @@ func (s *Store) rebuildMeta(d *db) error {
 			return err
 		}
 	}
+	if err := writeNumbers(d, s.numbers); err != nil {
+		return err
+	}
 	now := time.Now()
 	for i, r := range s.clock.runs {
 		number := int64(s.clock.number) - int64(len(s.clock.runs)-1-i)

@@ -108,7 +108,8 @@ type Store struct {
 	nextQueue   durable.QueueID
 	pendingEnds int
 	retained    map[string]struct{}
-	aheadBytes  int64 // of all streams
+	numbers     map[string]int64 // by name; see KeepNumbers
+	aheadBytes  int64            // of all streams
 
 	// unparked are acknowledgements withheld for queues that have ended.
 	unparked  []func(error)

@@ -82,6 +82,10 @@ func (c *Conn) BytesIn() uint64 {
 	return in
 }
 
+// Segments is an estimate of the TCP segments with data, in both directions:
+// what was written or read at once fills them one after the other.
+func (c *Conn) Segments() uint64 { return c.meter.segments.Load() }
+
 // BytesOut counts the other direction, see [Conn.BytesIn].
 func (c *Conn) BytesOut() uint64 {
 	_, out := c.meter.wire()
@@ -327,6 +331,7 @@ func refusePublish(reason packet.ReasonCode, field, format string, args ...any) 
 type meter struct {
 	net.Conn
 	in, out  atomic.Uint64
+	segments atomic.Uint64
 	start    time.Time
 	lastRead atomic.Int64 // nanoseconds after start
 }
@@ -337,6 +342,7 @@ func (m *meter) Read(b []byte) (int, error) {
 	n, err := m.Conn.Read(b)
 	if n > 0 {
 		m.in.Add(uint64(n))
+		m.segments.Add(segmentsOf(n))
 		m.lastRead.Store(int64(time.Since(m.start)))
 	}
 	return n, err
@@ -345,7 +351,14 @@ func (m *meter) Read(b []byte) (int, error) {
 func (m *meter) Write(b []byte) (int, error) {
 	n, err := m.Conn.Write(b)
 	m.out.Add(uint64(n))
+	m.segments.Add(segmentsOf(n))
 	return n, err
+}
+
+// segmentsOf is how many TCP segments so many bytes take on Ethernet.
+func segmentsOf(n int) uint64 {
+	const payload = 1448 // 1500 less IPv4, TCP and its timestamps
+	return uint64((n + payload - 1) / payload)
 }
 
 // wire is what went over the wire, of a connection that knows it.

@@ -387,6 +387,7 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	if seen := gw.g.store.ClockFloor(); seen.After(opts.ClockFloor) {
 		opts.ClockFloor = seen
 	}
+	opts.ClockSynchronised = func() bool { return gw.clock.Now().Synchronised }
 	opts.Epoch = machineID() + "/" + gw.g.store.ID()
 	opts.Routes = append(slices.Clone(opts.Routes), config.StatusRoute(opts.Gateway))
 	u, err := uplink.New(name, opts, gw.g.store, gw.g.broker, gw.parts)

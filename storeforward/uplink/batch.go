@@ -148,6 +148,8 @@ func (b *batch) dueAt(now time.Time) (at time.Time, waiting bool) {
 		return time.Time{}, false
 	case len(b.waiting) >= b.way.batch.messages, b.bytes >= b.way.batch.bytes, b.alone > 0:
 		return now, true
+	case b.lane.l.u.budget.stage >= budgetBatch:
+		return b.since.Add(moreBatching * b.way.batch.delay), true
 	default:
 		return b.since.Add(b.way.batch.delay), true
 	}
@@ -172,7 +174,7 @@ func (l *link) pack() {
 				err = errors.Join(err, errors.New("no packet id is left"))
 				break
 			}
-			f.lane = b.lane.index
+			f.lane, f.waited = b.lane.index, l.hasWaited(ds[0].Message)
 			l.sess.add(f)
 			b.lane.ready[1] = append(b.lane.ready[1], f)
 		}
@@ -194,7 +196,10 @@ func (l *link) dueLocked(now time.Time) (*batch, []durable.Delivery) {
 	for _, b := range l.batches {
 		for {
 			at, waiting := b.dueAt(now)
-			if !waiting || at.After(now) || !l.roomLocked(0) {
+			if !waiting || at.After(now) || !l.roomLocked(0) || b.lane.restrictedLocked() {
+				break
+			}
+			if l.hasWaited(b.waiting[0].Message) && l.pace.waits(now) > 0 {
 				break
 			}
 			if ds := l.takeBatchLocked(b, now); len(ds) > 0 {

@@ -99,6 +99,7 @@ func (u *Uplink) reach(ctx context.Context, p dial.Path) (*client.Conn, error) {
 		if ctx.Err() == nil {
 			u.mu.Lock()
 			u.status.ConnectFailures++
+			u.budget.add(connectBytes)
 			u.mu.Unlock()
 		}
 		if p.Interface != "" {

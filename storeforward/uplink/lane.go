@@ -79,7 +79,7 @@ func (u *Uplink) queueOf(f *flight) durable.QueueID { return u.lanes.Queues[f.la
 // comes: a place in the window is not for what must wait.
 func (ln *lane) takesLocked(st *stream) bool {
 	l := ln.l
-	return l.begun && !l.closed && !l.leaving && l.err == nil && len(st.buf) == 0 && len(l.u.changes) == 0
+	return l.begun && !l.closed && !l.leaving && l.err == nil && len(st.buf) == 0 && len(l.u.changes) == 0 && !ln.restrictedLocked()
 }
 
 // Offer takes a delivery of a live stream if it fits the window.
@@ -103,6 +103,10 @@ func (ln *lane) Offer(d durable.Delivery) bool {
 // takeLocked puts a delivery in flight if there is room.
 func (ln *lane) takeLocked(d *durable.Delivery) bool {
 	l, s := ln.l, ln.l.sess
+	if d.QoS == 1 && ln.thinsLocked(d) {
+		l.droppedLocked(ln.queue, d.Seq, d.QoS, d.Message, dropThinned)
+		return true
+	}
 	if ln.batchedLocked(d) {
 		return l.joinLocked(ln, d, time.Now())
 	}

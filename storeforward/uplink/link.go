@@ -12,6 +12,7 @@ import (
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/broker/packet"
+	"holdfast/storeforward"
 )
 
 // Why a connection is given up from our side.
@@ -51,6 +52,9 @@ type link struct {
 	adopted  []*flight // sent before this process began, while load reads
 	aliases  *aliases
 	window   window
+	pace     pace           // of what has waited
+	held     time.Duration  // how long that must wait for its pace
+	now      time.Time      // of the writer's round
 	batches  []*batch       // of the routes that have them
 	pub      packet.Publish // encoded and forgotten
 	full     bool           // the connection takes no PUBLISH until it has drained
@@ -284,6 +288,7 @@ func (l *link) begin() {
 	clear(l.sess.holds)
 	l.sess.held = 0
 	l.window = newWindow(u.opts.WindowBytes, u.carried)
+	l.pace.rate = float64(u.opts.DrainRate)
 	for _, f := range l.sess.inOrder() {
 		f.counted, f.passed, f.probe, f.awaited, f.sample = false, false, false, false, sample{}
 		switch f.state {
@@ -323,6 +328,8 @@ func (l *link) end() {
 	u.mu.Lock()
 	l.closed = true
 	if u.link == l {
+		u.countLocked()
+		u.budget.counted = 0
 		u.link = nil
 		u.status.BytesIn += l.conn.BytesIn()
 		u.status.BytesOut += l.conn.BytesOut()
@@ -410,6 +417,8 @@ func (u *Uplink) Offer0(m *message.Message) {
 	switch l := u.link; {
 	case u.loops(m):
 		u.dropLocked(dropLoop)
+	case u.budget.stage == budgetAlarms && int(storeforward.LaneOf(u.lanes.Routes, m.Topic).Number) < u.opts.BudgetLane:
+		u.dropLocked(dropBudget)
 	case l == nil || l.leaving:
 		u.dropLocked(dropQoS0Down)
 	case len(l.qos0) >= u.opts.QoS0Queue:

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/broker/durable"
 	"holdfast/broker/packet"
 	"holdfast/broker/topic"
 	"holdfast/storeforward/uplink/dial"
@@ -112,6 +113,25 @@ type Options struct {
 	// cloud's Topic Alias Maximum may lower it. 0 uses none.
 	TopicAliases int `toml:"topic_aliases"`
 
+	// DrainRate is the most that goes out of what has waited, in bytes a second
+	// of MQTT; what has just been published is not held back. 0 is no bound.
+	DrainRate int64 `toml:"drain_rate"`
+	// DayBudget and MonthBudget are what the uplink may use, in bytes on the
+	// wire both ways, with TLS, and with TCP and IP by estimate; 0 is no bound.
+	// They are kept across restarts. A month begins on MonthBegins, 1 to 28.
+	DayBudget   int64 `toml:"day_budget"`
+	MonthBudget int64 `toml:"month_budget"`
+	MonthBegins int   `toml:"month_begins"`
+	// From these shares of the budget on batches gather ten times as long;
+	// routes with the policy thin send one message of a topic in
+	// BudgetThinEvery, and the others are dropped and counted; and only lanes
+	// from BudgetLane on send, past the end of the budget too: the rest waits.
+	BudgetBatch     float64       `toml:"budget_batch"`
+	BudgetThin      float64       `toml:"budget_thin"`
+	BudgetThinEvery time.Duration `toml:"budget_thin_every"`
+	BudgetAlarms    float64       `toml:"budget_alarms"`
+	BudgetLane      int           `toml:"budget_lane"`
+
 	// MaxMessages, MaxBytes and MaxAge bound what waits for the cloud; 0 means
 	// the bounds of the store. Routes say what happens when it is full; what
 	// is older than MaxAge is dropped and counted unless it has been sent.
@@ -134,6 +154,9 @@ type Options struct {
 	// ClockFloor is a time that has certainly passed, such as when this program
 	// was built: a clock before it is wrong. Zero is not known.
 	ClockFloor time.Time `toml:"-"`
+	// ClockSynchronised says whether days and months can be told; nil is
+	// always.
+	ClockSynchronised func() bool `toml:"-"`
 }
 
 // DefaultOptions returns the settings of an uplink that sets nothing but its
@@ -167,6 +190,8 @@ func DefaultOptions() Options {
 		Batch:             100,
 		QoS0Queue:         256,
 		TopicAliases:      4096, // half a megabyte when all are in use
+
+		MonthBegins: 1, BudgetBatch: 0.5, BudgetThin: 0.75, BudgetThinEvery: time.Minute, BudgetAlarms: 0.9, BudgetLane: 6,
 	}
 }
 
@@ -252,6 +277,24 @@ func (o Options) Validate() error {
 		}
 	}
 	span("max_age", o.MaxAge, 0, 100*365*24*time.Hour)
+	for key, v := range map[string]int64{"drain_rate": o.DrainRate, "day_budget": o.DayBudget, "month_budget": o.MonthBudget} {
+		if v < 0 || v > 1<<50 {
+			fail(key, "%d is outside 0..%d", v, int64(1)<<50)
+		}
+	}
+	between("month_begins", o.MonthBegins, 1, 28)
+	between("budget_lane", o.BudgetLane, 0, durable.Lanes-1)
+	span("budget_thin_every", o.BudgetThinEvery, time.Second, 24*time.Hour)
+	last := 0.0
+	for _, share := range []struct {
+		key string
+		v   float64
+	}{{"budget_batch", o.BudgetBatch}, {"budget_thin", o.BudgetThin}, {"budget_alarms", o.BudgetAlarms}} {
+		if share.v < last || share.v > 1 {
+			fail(share.key, "%v is outside %v..1: each stage begins after the one before", share.v, last)
+		}
+		last = share.v
+	}
 	between("topic_aliases", o.TopicAliases, 0, 65535)
 	for i := range o.Routes {
 		if err := o.Routes[i].validate(o.Gateway); err != nil {

@@ -94,6 +94,10 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 	f.counted = true
 	l.used++
 	f.sample = l.window.sent(f.size, now)
+	if f.waited {
+		l.pace.spend(p.Size(l.v))
+		l.held = l.pace.waits(now)
+	}
 	to := awaitPuback
 	if p.QoS == 2 {
 		to = awaitPubrec
@@ -145,7 +149,7 @@ func (l *link) giveUpLocked(f *flight, reason string) {
 	f.state = flightEnding
 	u.dropLocked(reason)
 	l.warn(reason, "message dropped", "topic", f.msg.Topic, "qos", f.qos, "packet_id", f.id, "bytes", f.size, "seq", uint64(f.seq), "reason", reason, "dropped", u.status.Dropped[reason])
-	l.later(func() { u.store.Dropped(u.queueOf(f), f.seq, reason, u.ended(s, f, flightReady)) })
+	l.later(func() { u.setAside(u.queueOf(f), f.seq, reason, u.ended(s, f, flightReady)) })
 }
 
 // ended returns the done of a call that finishes f: its packet id is free when

@@ -192,6 +192,7 @@ type way struct {
 	qos    byte
 	strip  bool // RETAIN is cleared
 	keep0  bool // QoS 0 goes through the store
+	thin   bool // the policy gives the licence to leave out
 	// snapshot says that retained messages are sent before what waits.
 	snapshot bool
 	// fromLevels and toLevels rename; nil where the prefixes say it all.
@@ -210,7 +211,7 @@ func compile(routes []Route, gateway string) (out, in ways) {
 		if r.QoS != nil {
 			qos = byte(*r.QoS)
 		}
-		w := way{qos: qos, strip: r.Retain == RetainStrip, keep0: r.QoS0 == QoS0Keep, expiry: r.Expiry, snapshot: r.Snapshot}
+		w := way{qos: qos, strip: r.Retain == RetainStrip, keep0: r.QoS0 == QoS0Keep, expiry: r.Expiry, snapshot: r.Snapshot, thin: r.Policy == durable.PolicyThin}
 		here, there := filterLevels(r.LocalPrefix+r.Filter), []level(nil)
 		if r.Rename != "" {
 			there, _ = templateLevels(r.Prefix+r.Rename, here) // validated

@@ -159,6 +159,13 @@ func (u *Uplink) leave(ctx context.Context) {
 	if err := u.keep(ctx, m); err != nil {
 		u.log.Warn("reason of the stop not kept", "err", err)
 	}
+	u.mu.Lock()
+	var numbers map[string]int64
+	if u.budget.limited() {
+		numbers = u.budget.numbers(time.Now())
+	}
+	u.mu.Unlock()
+	u.keepBudget(numbers)
 	u.setState(StateStopped, why)
 	u.log.Info("uplink stopped", "reason", why)
 }

@@ -104,9 +104,16 @@ func (l *link) checkLocked(now time.Time) time.Time {
 		by(l.askAgain, errAskAgain)
 	}
 	for _, b := range l.batches {
-		if at, waiting := b.dueAt(now); waiting && l.roomLocked(0) {
+		if at, waiting := b.dueAt(now); waiting && l.roomLocked(0) && !b.lane.restrictedLocked() {
+			if wait := l.held; wait > 0 && l.hasWaited(b.waiting[0].Message) {
+				at = now.Add(wait)
+			}
 			next = earlier(next, at)
 		}
+	}
+	next = earlier(next, l.accountLocked(now))
+	if l.held > 0 {
+		next = earlier(next, now.Add(l.held))
 	}
 	for _, hd := range l.sess.holds {
 		if !hd.probing {
@@ -141,6 +148,7 @@ func (l *link) fillLocked(now time.Time) {
 	if l.err != nil {
 		return
 	}
+	l.now, l.held = now, l.pace.waits(now)
 	l.acknowledgeLocked(now)
 	for !l.full && l.err == nil && len(l.own) > 0 && l.used < l.quota {
 		f := l.own[0]
@@ -242,6 +250,9 @@ func (ln *lane) saveLocked(ids []durable.Sent, fs []*flight) {
 // finishes it.
 func (ln *lane) hopelessLocked(d *durable.Delivery, now time.Time) bool {
 	reason := ln.l.hopeless(d.Message, d.QoS, now)
+	if reason == "" && ln.thinsLocked(d) {
+		reason = dropThinned
+	}
 	if reason == "" {
 		return false
 	}
@@ -287,9 +298,17 @@ func (l *link) droppedLocked(queue durable.QueueID, seq durable.Seq, qos byte, m
 	u := l.u
 	u.dropLocked(reason)
 	l.warn(reason, "message dropped", "topic", m.Topic, "qos", qos, "bytes", m.Size(), "seq", uint64(seq), "reason", reason, "dropped", u.status.Dropped[reason])
-	l.later(func() {
-		u.store.Dropped(queue, seq, reason, u.kept)
-	})
+	l.later(func() { u.setAside(queue, seq, reason, u.kept) })
+}
+
+// setAside has the store finish a message that will not be sent. One that is too
+// large for the cloud may be worth something to a person: it is a dead letter.
+func (u *Uplink) setAside(queue durable.QueueID, seq durable.Seq, reason string, done func(error)) {
+	if reason == dropTooLarge {
+		u.store.Refused(queue, seq, byte(packet.ReasonPacketTooLarge), done)
+		return
+	}
+	u.store.Dropped(queue, seq, reason, done)
 }
 
 // kept is the done of calls that nothing waits for.
@@ -314,7 +333,7 @@ func (l *link) pickLocked(now time.Time) (f *flight, idle bool) {
 	for l.err == nil {
 		i := l.chooseLocked()
 		if i < 0 {
-			return nil, l.roomLocked(0) && !l.waitsLocked()
+			return nil, l.roomLocked(0) && (l.held > 0 || !l.waitsLocked())
 		}
 		ln := l.lanes[i]
 		qos, fresh := ln.headLocked()
@@ -330,6 +349,7 @@ func (l *link) pickLocked(now time.Time) (f *flight, idle bool) {
 		case qos == 1:
 			f := ln.flight(fresh)
 			f.id, _ = l.sess.ids.Take() // room has said that there is one
+			f.waited = l.hasWaited(f.msg)
 			l.sess.add(f)
 			ln.streams[1].drop()
 			ln.turn = 2
@@ -502,11 +522,17 @@ func (ln *lane) readyQoSLocked() byte {
 	return 0
 }
 
+// hasWaited says that a message is backlog.
+func (l *link) hasWaited(m *message.Message) bool {
+	return l.pace.rate > 0 && l.now.Sub(m.Received) > waited
+}
+
 // sizeLocked is how many bytes the lane sends next, and whether it may now.
 func (ln *lane) sizeLocked() (bytes int, may bool) {
 	switch qos, fresh := ln.headLocked(); {
 	case fresh != nil:
-		return max(fresh.Message.Size(), 1), true
+		may = !ln.restrictedLocked() && (ln.l.held == 0 || !ln.l.hasWaited(fresh.Message))
+		return max(fresh.Message.Size(), 1), may
 	case qos != 0:
 		return max(ln.ready[qos][0].size, 1), true
 	}
@@ -538,7 +564,7 @@ func (ln *lane) admit2Locked(now time.Time) {
 		if !ln.hopelessLocked(d, now) {
 			f := ln.flight(d)
 			f.id, _ = l.sess.ids.Take() // room has said that there is one
-			f.state = flightSaving
+			f.state, f.waited = flightSaving, l.hasWaited(f.msg)
 			ids = append(ids, durable.Sent{Seq: f.seq, PacketID: f.id})
 			fs = append(fs, f)
 			l.sess.add(f)

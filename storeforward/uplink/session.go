@@ -98,6 +98,8 @@ type flight struct {
 	// awaited says that an answer is awaited on this connection.
 	awaited bool
 	sample  sample
+	// waited says that it is backlog: it keeps the pace of that.
+	waited bool
 }
 
 // seqs are the messages of the store in f: one, those of a batch, or none.

@@ -51,6 +51,8 @@ const (
 	dropInvalid   = "invalid"     // cannot be said in MQTT: topic too long with its prefix
 	dropQoS0Down  = "qos0_down"   // QoS 0 while the link was down
 	dropQoS0Full  = "qos0_full"   // QoS 0 beyond qos0_queue, or not taken by the store
+	dropBudget    = "budget"      // QoS 0 while the data budget is for higher lanes
+	dropThinned   = "budget_thin" // another of its topic went shortly before, data is short
 	dropInNoRoute = "in_no_route" // from the cloud, no route in matches
 	dropInFull    = "in_refused"  // from the cloud, not taken here
 )
@@ -116,6 +118,8 @@ type Status struct {
 	BatchSaving  float64 `json:"batch_saving"`
 	// Snapshot counts states sent before what waited.
 	Snapshot uint64 `json:"snapshot"`
+	// Budget is what the data budget has left; nil without one.
+	Budget *BudgetStatus `json:"budget,omitempty"`
 	// Dropped counts messages by reason.
 	Dropped map[string]uint64 `json:"dropped,omitempty"`
 
@@ -191,6 +195,8 @@ func (u *Uplink) Status() Status {
 	u.mu.Lock()
 	st := u.status
 	st.State, st.Reason = u.stateLocked(now)
+	u.countLocked()
+	st.Budget = u.budget.status(now)
 	st.Dropped = make(map[string]uint64, len(u.status.Dropped))
 	maps.Copy(st.Dropped, u.status.Dropped)
 	st.Lanes = slices.Clone(u.status.Lanes)

@@ -44,6 +44,8 @@ type Uplink struct {
 	roundTrip time.Duration      // guarded by mu
 	carried   int                // guarded by mu; what the last link held, bytes
 	drops     limiter            // guarded by mu
+	budget    budget             // guarded by mu
+	thinned   map[string]thinned // guarded by mu; by topic
 	topics    map[string]carried // guarded by mu; see carries
 	again     backoff            // guarded by mu; until refused messages of a 3.1.1 cloud are asked for again
 
@@ -99,6 +101,7 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 	u.changes = u.newChanges(lanes)
 	u.again = newBackoff(opts.ReconnectMin, opts.ReconnectMax)
 	u.out, u.in = compile(opts.Routes, opts.Gateway)
+	u.budget = newBudget(name, &u.opts, store)
 	u.status = Status{
 		Name: name, URL: u.at.Target.String(), ClientID: opts.clientID(),
 		State: StateIdle, Since: time.Now(),
