@@ -232,6 +232,7 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener, policy Listener) err
 		delete(b.listeners, l)
 		b.mu.Unlock()
 	}()
+	var told time.Time
 	for {
 		nc, err := l.Accept()
 		if err == nil {
@@ -244,7 +245,13 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener, policy Listener) err
 		if !temporary(err) {
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		}
-		b.log.Error("connection not accepted", "listener", policy.Name, "err", err, "delay", acceptRetry)
+		b.count.acceptErrors.Add(1)
+		now := time.Now()
+		b.count.acceptFailed.Store(now.UnixNano())
+		if now.Sub(told) >= acceptTell {
+			b.log.Error("connection not accepted", "listener", policy.Name, "err", err, "delay", acceptRetry)
+			told = now
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(acceptRetry):
@@ -252,8 +259,12 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener, policy Listener) err
 	}
 }
 
-// acceptRetry is the pause when the machine has no file descriptors left.
-const acceptRetry = 100 * time.Millisecond
+const (
+	// acceptRetry is the pause when the machine has no file descriptors left.
+	acceptRetry = 100 * time.Millisecond
+	// acceptTell is how often that is logged; all of it is counted.
+	acceptTell = time.Minute
+)
 
 func temporary(err error) bool {
 	var ne interface{ Temporary() bool }

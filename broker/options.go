@@ -144,8 +144,9 @@ type Options struct {
 	// Stored says how many deliveries wait in the store, and their bytes of
 	// topic, payload and properties, for $SYS/broker/store. Nil: none.
 	Stored func() (messages, bytes int64) `toml:"-"`
-	// Version is told in $SYS/broker/version.
-	Version string `toml:"-"`
+	// Version is told in $SYS/broker/version, and Built, the time of what it was
+	// built from, in $SYS/broker/timestamp.
+	Version, Built string `toml:"-"`
 }
 
 // DefaultOptions returns bounds that suit a gateway with 256 MB of RAM.

@@ -12,6 +12,8 @@ type counters struct {
 	controlOut              atomic.Uint64 // packets to clients that are no PUBLISH
 	payloadIn, payloadOut   atomic.Uint64
 	accepted                atomic.Uint64
+	acceptErrors            atomic.Uint64
+	acceptFailed            atomic.Int64 // when last, in ns since 1970
 	messagesIn, messagesOut atomic.Uint64
 	published               atomic.Uint64
 	connects                atomic.Uint64
@@ -99,6 +101,8 @@ type Status struct {
 	Published   uint64 `json:"published"`    // by adapters, uplinks and the gateway itself
 
 	Accepted             uint64 `json:"accepted"`              // sockets, whatever became of them
+	AcceptErrors         uint64 `json:"accept_errors"`         // connections that could not be accepted: no file descriptors left
+	AcceptFailing        bool   `json:"accept_failing"`        // the latest of these was a moment ago
 	Handshakes           int    `json:"handshakes"`            // connections whose client has not yet been let in
 	HandshakesGivenUp    uint64 `json:"handshakes_given_up"`   // for max_handshakes
 	ConnectsTooFast      uint64 `json:"connects_too_fast"`     // of those refused, for a connect rate
@@ -149,6 +153,8 @@ func (b *Broker) Status() Status {
 		DroppedDenied: n.droppedDenied.Load(),
 	}
 	st.HandshakesGivenUp, st.ConnectsTooFast = n.handshakesGivenUp.Load(), n.connectsTooFast.Load()
+	st.AcceptErrors = n.acceptErrors.Load()
+	st.AcceptFailing = st.AcceptErrors > 0 && time.Since(time.Unix(0, n.acceptFailed.Load())) < 10*acceptRetry
 	st.TooSlow = n.tooSlow.Load()
 	st.ReadingPaused = n.withheld.Load()
 	st.ClientIDsRefused = n.clientIDsRefused.Load()

@@ -61,6 +61,7 @@ func (b *Broker) publishSys() {
 	if t.last == nil {
 		t.last, t.at = make(map[string]string), b.begun
 		b.tell("version", b.opts.Version, now)
+		b.tell("timestamp", b.opts.Built, now)
 	}
 	t.clients = max(t.clients, st.Clients)
 	heap := t.heapBytes()

@@ -55,7 +55,7 @@ func (r *sysReader) expect(t *testing.T, want map[string]string) {
 func sysBroker(t *testing.T) *brokertest.Broker {
 	t.Helper()
 	return brokertest.New(t, nil, func(o *broker.Options) {
-		o.SysInterval, o.Version = 10*time.Second, "holdfast version 1"
+		o.SysInterval, o.Version, o.Built = 10*time.Second, "holdfast version 1", "2026-01-01T00:00:00Z"
 		o.Stored = func() (int64, int64) { return 7, 700 }
 	})
 }
@@ -67,7 +67,7 @@ func TestSysNames(t *testing.T) {
 		synctest.Wait()
 		r := readSys(t, b)
 		names := []string{
-			"version", "uptime",
+			"version", "timestamp", "uptime",
 			"clients/total", "clients/connected", "clients/disconnected", "clients/active", "clients/inactive", "clients/maximum", "clients/expired",
 			"messages/received", "messages/sent", "messages/inflight", "messages/stored", "store/messages/count", "store/messages/bytes",
 			"publish/messages/received", "publish/messages/sent", "publish/messages/dropped", "publish/bytes/received", "publish/bytes/sent",
@@ -87,7 +87,7 @@ func TestSysNames(t *testing.T) {
 		if len(r.values) != len(names) {
 			t.Errorf("%d topics, want %d", len(r.values), len(names))
 		}
-		r.expect(t, map[string]string{"version": "holdfast version 1", "uptime": "0 seconds", "clients/connected": "0", "store/messages/bytes": "700"})
+		r.expect(t, map[string]string{"version": "holdfast version 1", "timestamp": "2026-01-01T00:00:00Z", "uptime": "0 seconds", "clients/connected": "0", "store/messages/bytes": "700"})
 	})
 }
 

@@ -183,6 +183,9 @@ func (s *gatewayStatus) problems() []string {
 			add("device %s: %s: %s", d.Name, d.State, d.Reason)
 		}
 	}
+	if s.Broker.AcceptFailing {
+		add("broker: no client can connect: there are no file descriptors left")
+	}
 	for _, l := range s.Listen {
 		switch c := l.Certificate; {
 		case c == nil:

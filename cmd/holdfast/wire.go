@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"holdfast/adapters"
 	"holdfast/adapters/health"
@@ -77,7 +78,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	bopts := cfg.Broker
 	bopts.Auth = g.access
 	bopts.Stored = store.Held
-	bopts.Version = "holdfast version " + version
+	bopts.Version, bopts.Built = "holdfast version "+version, buildTime().UTC().Format(time.RFC3339)
 	if g.broker, err = broker.New(bopts, store, log); err != nil {
 		return nil, err
 	}
