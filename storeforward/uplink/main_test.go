@@ -7,10 +7,16 @@ import (
 	"go.uber.org/goleak"
 )
 
+// roles are what this binary does in place of the tests, by the environment
+// variable that asks for it.
+var roles = map[string]func(value string){gatewayDir: runGateway}
+
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(gatewayDir); dir != "" {
-		runGateway(dir)
-		return
+	for name, play := range roles {
+		if value := os.Getenv(name); value != "" {
+			play(value)
+			return
+		}
 	}
 	goleak.VerifyTestMain(m)
 }
