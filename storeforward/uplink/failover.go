@@ -27,7 +27,13 @@ func (u *Uplink) connect(ctx context.Context) (*client.Conn, error) {
 		}
 		said = append(said, err)
 	}
-	for _, p := range u.order() {
+	ways := u.order()
+	all := !slices.ContainsFunc(ways, func(p dial.Path) bool { return !u.spared(p) })
+	for _, p := range ways {
+		if s := u.spare[p.Rank]; !all && u.spared(p) {
+			said = append(said, s.err)
+			continue
+		}
 		conn, err := u.reach(ctx, p)
 		if to := u.referral(p, err); to != nil {
 			said = append(said, err)
@@ -40,6 +46,7 @@ func (u *Uplink) connect(ctx context.Context) (*client.Conn, error) {
 		if ctx.Err() != nil {
 			break
 		}
+		u.spareFor(p, err)
 	}
 	if len(said) == 1 {
 		return nil, said[0]
@@ -55,6 +62,24 @@ func (u *Uplink) order() []dial.Path {
 	}
 	next := u.turn % len(paths)
 	return slices.Concat(paths[next:], paths[:next])
+}
+
+// sparing is a way not to be tried for a while: its cloud has refused us, and
+// wrong passwords in short order make things worse there. The others need not
+// wait for that.
+type sparing struct {
+	until time.Time
+	err   error
+}
+
+func (u *Uplink) spared(p dial.Path) bool { return time.Now().Before(u.spare[p.Rank].until) }
+
+func (u *Uplink) spareFor(p dial.Path, err error) {
+	delete(u.spare, p.Rank)
+	if kind := classify(err); kind == classPerson || kind == classPatience {
+		b := newBackoff(u.opts.ReconnectMin, u.opts.ReconnectMax)
+		u.spare[p.Rank] = sparing{time.Now().Add(b.long()), err}
+	}
 }
 
 // home is the way of the configuration that the one in use stands for: the same

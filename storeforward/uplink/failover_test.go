@@ -246,29 +246,29 @@ func TestAllAddressesDead(t *testing.T) {
 	})
 }
 
-// A refusal by one and a dead other: there is hope, so it is not a matter for a
-// person yet.
-func TestStateOfSeveralFailures(t *testing.T) {
+// One refuses us, the other is dead: both are said, the dead one is tried soon,
+// and the one that refuses is left in peace for as long as if it were alone.
+func TestOneRefusesAndOneIsDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, s := newSkyRig(t, nil)
 		s["b.test"].setRefuse(errDown)
-		refuse := func(name string) {
-			p := s[name].accept(t)
-			p.send(&packet.Connack{Reason: packet.ReasonNotAuthorized})
-			p.cut()
+		p := s["a.test"].accept(t)
+		p.send(&packet.Connack{Reason: packet.ReasonNotAuthorized})
+		p.cut()
+		pass(r.opts.ReconnectMax/2 - time.Second)
+		for name, want := range map[string]int{"a.test": 1, "b.test": 2} {
+			s[name].mu.Lock()
+			if n := len(s[name].dials); n < want || name == "a.test" && n > 1 {
+				t.Errorf("%s tried %d times", name, n)
+			}
+			s[name].mu.Unlock()
 		}
-		refuse("a.test")
-		synctest.Wait()
-		if st := r.up.Status(); st.State != StateBackingOff {
-			t.Errorf("state %s, want backing off", st.State)
+		st := r.up.Status()
+		if (st.State != StateAuthRefused && st.State != StateConnecting) || !strings.Contains(st.Reason, "not authorized") || !strings.Contains(st.Reason, errDown.Error()) {
+			t.Errorf("state %s reason %q", st.State, st.Reason)
 		}
 		s["b.test"].setRefuse(nil)
-		refuse("a.test")
-		refuse("b.test")
-		synctest.Wait()
-		if st := r.up.Status(); st.State != StateAuthRefused {
-			t.Errorf("state %s, want auth refused", st.State)
-		}
+		s["b.test"].welcome(t, packet.Connack{})
 	})
 }
 

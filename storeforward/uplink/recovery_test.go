@@ -62,7 +62,7 @@ func TestClassesOfFailures(t *testing.T) {
 		"unknown authority":        {x509.UnknownAuthorityError{}, classPerson, StateCertificate},
 		"another name":             {x509.HostnameError{Certificate: &x509.Certificate{}}, classPerson, StateCertificate},
 		"ours is refused":          {fmt.Errorf("read CONNACK: %w", alert), classPerson, StateCertificate},
-		"the best of two":          {roundError{connack(0x87), errDown}, classSoon, StateBackingOff},
+		"the best of two":          {roundError{connack(0x87), errDown}, classSoon, StateAuthRefused},
 		"two without hope":         {roundError{connack(0x87), connack(0x86)}, classPerson, StateAuthRefused},
 	}
 	for name, tt := range tests {

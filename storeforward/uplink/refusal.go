@@ -135,8 +135,17 @@ func referral(err error) string {
 	return ""
 }
 
-// stateAfter is the state in which the next attempt is waited for.
+// stateAfter is the state in which the next attempt is waited for. A way that
+// is refused says more than one that is dead.
 func (u *Uplink) stateAfter(err error, now time.Time) State {
+	if round, ok := errors.AsType[roundError](err); ok {
+		for _, one := range round {
+			if state := u.stateAfter(one, now); state != StateBackingOff {
+				return state
+			}
+		}
+		return StateBackingOff
+	}
 	switch kind := classify(err); {
 	case aboutCertificate(err) && kind == classPerson, kind == classEnded && u.ownUntimely(now) != "":
 		return StateCertificate

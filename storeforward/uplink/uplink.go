@@ -60,6 +60,7 @@ type Uplink struct {
 	at, before dial.Path
 	referred   *dial.Path
 	turn       int
+	spare      map[int]sparing // by rank
 	protocols  map[string]*protocol
 }
 
@@ -84,16 +85,16 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 		opts:      opts,
 		dialer:    dial.New(opts.Options),
 		shown:     make(chan struct{}, 1),
-		protocols: map[string]*protocol{},
-		name:      name,
-		from:      RecipientName(name),
-		queue:     queue,
-		lanes:     lanes,
-		store:     store,
-		local:     local,
-		log:       log.With("component", "uplink", "uplink", name),
-		wake:      make(chan struct{}, 1),
-		sess:      newSession(received),
+		protocols: map[string]*protocol{}, spare: map[int]sparing{},
+		name:  name,
+		from:  RecipientName(name),
+		queue: queue,
+		lanes: lanes,
+		store: store,
+		local: local,
+		log:   log.With("component", "uplink", "uplink", name),
+		wake:  make(chan struct{}, 1),
+		sess:  newSession(received),
 	}
 	u.at = u.dialer.Paths()[0]
 	u.drops = make(limiter)

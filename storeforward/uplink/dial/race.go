@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 )
@@ -117,7 +118,7 @@ func (r *race) run(ctx context.Context) (net.Conn, netip.Addr, error) {
 			r.nextBegin = time.Time{}
 		case <-timer.C:
 		case <-ctx.Done():
-			return nil, netip.Addr{}, errors.Join(append(r.errs, context.Cause(ctx))...)
+			return nil, netip.Addr{}, several(append(r.errs, context.Cause(ctx)))
 		}
 	}
 }
@@ -137,15 +138,15 @@ func (r *race) look(ctx context.Context) {
 func (r *race) answered(a answer) {
 	r.lookups--
 	r.add(a.addrs...)
-	if a.err != nil {
-		if gone, ok := errors.AsType[*net.DNSError](a.err); !ok || !gone.IsNotFound {
-			r.errs = append(r.errs, a.err)
-			if r.lookups == 0 && len(r.tried) == 0 {
-				r.add(r.known...) // nobody said that the name is gone
-			}
-		} else if r.lookups == 0 && len(r.errs) == 0 && len(r.tried) == 0 {
-			r.errs = append(r.errs, a.err)
+	switch {
+	case a.err == nil:
+	case !hasNone(a.err):
+		r.errs = append(r.errs, a.err)
+		if r.lookups == 0 && len(r.tried) == 0 {
+			r.add(r.known...) // nobody said that the name is gone
 		}
+	case r.lookups == 0 && len(r.errs) == 0 && len(r.tried) == 0:
+		r.errs = append(r.errs, a.err)
 	}
 	if r.mayBegin.IsZero() && len(a.addrs) > 0 {
 		if r.mayBegin = time.Now(); families[a.family] == "ip4" && r.lookups > 0 {
@@ -156,6 +157,29 @@ func (r *race) answered(a answer) {
 		r.mayBegin = time.Now()
 	}
 }
+
+// hasNone says that a name has no address of the family, as opposed to an
+// answer that has not come.
+func hasNone(err error) bool {
+	if gone, ok := errors.AsType[*net.DNSError](err); ok {
+		return gone.IsNotFound
+	}
+	_, ok := errors.AsType[*net.AddrError](err)
+	return ok
+}
+
+// several are the failures of one race, in one line.
+type several []error
+
+func (s several) Error() string {
+	texts := make([]string, len(s))
+	for i, err := range s {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, ", ")
+}
+
+func (s several) Unwrap() []error { return s }
 
 // add has addresses tried that have not been.
 func (r *race) add(addrs ...netip.Addr) {
@@ -215,5 +239,5 @@ func (r *race) failure() error {
 	if len(r.errs) == 0 {
 		return fmt.Errorf("%s has no address", r.host)
 	}
-	return errors.Join(r.errs...)
+	return several(r.errs)
 }

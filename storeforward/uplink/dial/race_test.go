@@ -180,6 +180,11 @@ func TestRace(t *testing.T) {
 		"nobody answers": {
 			answers: both, err: "deadline exceeded", after: 20 * time.Second, began: []string{six, four, six2, four2},
 		},
+		"a name of one family in the hosts file, which refuses": {
+			answers: map[string]answerAfter{"ip6": {err: &net.AddrError{Err: "no suitable address found", Addr: "cloud.test"}}, "ip4": {addrs: []string{four, four2}}},
+			hosts:   map[string]hostAfter{four: refuses, four2: {err: errors.New("no route")}},
+			err:     "connection refused, no route", after: 30 * time.Millisecond, began: []string{four, four2},
+		},
 		"all refuse": {
 			answers: map[string]answerAfter{"ip6": {err: gone}, "ip4": {addrs: []string{four, four2}}}, hosts: map[string]hostAfter{four: refuses, four2: refuses},
 			err: "connection refused", after: 30 * time.Millisecond, began: []string{four, four2},
