@@ -105,7 +105,7 @@ func (s *Store) commitLoop() {
 		var b *batch
 		switch {
 		case due:
-			b = s.takeLocked()
+			b = s.takeLocked(now)
 			// All of it may have been acknowledged meanwhile. While the disk
 			// fails something is written all the same: only a commit shows
 			// that it works again.
@@ -176,8 +176,24 @@ func (s *Store) wantedLocked(now time.Time) (wait time.Duration, due bool) {
 	return wait, wait <= 0
 }
 
-// takeLocked takes everything that is not safe.
-func (s *Store) takeLocked() *batch {
+// tailDueLocked says whether what is not safe goes with the commit that is due.
+// A commit that only keeps the books of rows written before leaves young
+// messages to their recipients: else each would write those that are on their
+// way just then, their acknowledgements would ask for the next commit, and a
+// healthy link would never be without (P5).
+func (s *Store) tailDueLocked(now time.Time) bool {
+	e := s.tail.first()
+	return e == nil || s.commitNow || s.closing || s.failing || len(s.ops) > 0 ||
+		s.tail.bytes > s.opts.MaxUnsafeBytes || now.Sub(e.at) >= s.opts.CommitWindow
+}
+
+// takeLocked takes everything that is not safe, or the books alone.
+func (s *Store) takeLocked(now time.Time) *batch {
+	if !s.tailDueLocked(now) {
+		b := &batch{last: s.committed}
+		s.takeRestLocked(b)
+		return b
+	}
 	b := &batch{last: s.seq, ops: s.ops}
 	s.ops, s.commitNow, s.lazySince = nil, false, time.Time{}
 	for _, o := range b.ops {
@@ -214,6 +230,12 @@ func (s *Store) takeLocked() *batch {
 		}
 		return true
 	})
+	s.takeRestLocked(b)
+	return b
+}
+
+// takeRestLocked takes what goes with a commit beside messages and changes.
+func (s *Store) takeRestLocked(b *batch) {
 	if s.seq+seqBlock/2 > s.mark {
 		b.mark = s.seq + seqBlock
 	}
@@ -226,7 +248,6 @@ func (s *Store) takeLocked() *batch {
 			}
 		}
 	}
-	return b
 }
 
 // sameClaims is what almost always holds for two messages in a row.

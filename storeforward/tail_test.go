@@ -177,3 +177,47 @@ func TestTail(t *testing.T) {
 		t.Errorf("%d entries with %d bytes, want %d with %d", i, tl.bytes, len(plain), bytes)
 	}
 }
+
+// Rows written before the link was well must be struck off, and that takes a
+// commit. It must not take along the messages that are on their way just then:
+// their acknowledgements would ask for the next one, and so on for ever.
+func TestHealthyLinkStopsWriting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, _ := onDisk(t)
+		s := open(t, o)
+		defer closeStore(t, s)
+		q := uplink(t, s)
+		for i := range 10 {
+			if err := put(t, s, msg("a", fmt.Sprint(i)), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wait(time.Second)
+		before := s.Status().Written
+		r := &taker{window: 100}
+		if err := s.Attach(q, r); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range readAll(t, s, q, 1) {
+			s.Acked(q, d.Seq)
+		}
+		const trip = 10 // messages, and 10 ms each
+		var flying []durable.Delivery
+		for i := range 1000 {
+			put(t, s, msg("a", fmt.Sprint(10+i)), claimFor(q, 1), durable.Origin{})
+			flying = append(flying, r.take()...)
+			for len(flying) > trip {
+				s.Acked(q, flying[0].Seq)
+				flying = flying[1:]
+			}
+			wait(10 * time.Millisecond)
+		}
+		for _, d := range flying {
+			s.Acked(q, d.Seq)
+		}
+		wait(time.Minute)
+		if st := s.Status(); st.Written != before || st.Messages != 0 || rowsOf(t, s) != 0 {
+			t.Errorf("%d messages written over a link that acknowledges after 100 ms; %d left", st.Written-before, st.Messages)
+		}
+	})
+}
