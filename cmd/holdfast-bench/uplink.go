@@ -88,16 +88,19 @@ func (b *uplinkBench) kind(name string) gatewayKind {
 	switch strings.TrimPrefix(rest, "holdfast") {
 	case " no alias":
 		uplink += "topic_aliases = 0\n"
-	case " batch":
+	case " jsonl":
 		k.batched = true
-		route = "batch = \"json_lines\"\n"
-	case " batch+zstd":
+		route = "batch = \"jsonl\"\ncompression = \"none\"\nbatch_topic = \"bench/batch\"\n"
+	case " jsonl+zstd":
 		k.batched = true
-		route = "batch = \"json_lines\"\ncompression = \"zstd\"\n"
+		route = "batch = \"jsonl\"\ncompression = \"zstd\"\nbatch_topic = \"bench/batch\"\n"
+	case " cbor+zstd":
+		k.batched = true
+		route = "batch = \"cbor\"\ncompression = \"zstd\"\nbatch_topic = \"bench/batch\"\n"
 	}
 	k.config = "[gateway]\ndata = \"{dir}\"\n[store]\nmax_queue_messages = 100000000\n[[listener]]\naddress = \"tcp://127.0.0.1:{port}\"\n" +
-		"[uplink.cloud]\nurl = \"" + scheme + "://{cloud}\"\nreconnect_min = \"200ms\"\nreconnect_max = \"400ms\"\nwindow = 65535\n" + uplink +
-		"[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"" + livePrefix + "#\"\n" +
+		"[uplink.cloud]\nurl = \"" + scheme + "://{cloud}\"\nreconnect_min = \"200ms\"\nreconnect_max = \"400ms\"\nreconnect_spread = \"0s\"\n" + uplink +
+		"[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"" + livePrefix + "#\"\nlane = 6\n" +
 		"[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"" + uplinkPrefix + "#\"\n" + route
 	k.command = b.holdfast + " run --config {dir}/conf"
 	return k
@@ -494,7 +497,7 @@ func runUplink(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		return err
 	}
 	plain := []string{"holdfast"}
-	wires := []string{"holdfast", "holdfast TLS", "holdfast no alias", "holdfast batch", "holdfast batch+zstd", "holdfast batch+zstd TLS"}
+	wires := []string{"holdfast", "holdfast TLS", "holdfast no alias", "holdfast jsonl", "holdfast jsonl+zstd", "holdfast jsonl+zstd TLS", "holdfast cbor+zstd"}
 	if b.mosquitto != "" {
 		plain = append(plain, "mosquitto")
 		wires = append(wires, "mosquitto", "mosquitto TLS")
