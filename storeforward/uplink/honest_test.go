@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"holdfast/broker/packet"
+	"holdfast/storeforward/pack"
 )
 
 // honest is a small broker that keeps the protocol to the letter, as a cloud:
@@ -286,8 +287,8 @@ func (c *honestConn) publish(q *packet.Publish) {
 		if !q.Dup {
 			h.wrong("id %d is not free: %s", q.PacketID, show(q))
 		}
-	} else if !strings.HasPrefix(name, "holdfast/") {
-		h.got = append(h.got, fmt.Sprintf("%s/%d/%s", name, q.QoS, q.Payload))
+	} else if name != "holdfast/gw/status" {
+		h.arrived(name, q)
 	}
 	switch q.QoS {
 	case 1:
@@ -296,6 +297,24 @@ func (c *honestConn) publish(q *packet.Publish) {
 	case 2:
 		s.taken[q.PacketID] = true
 		h.write(&packet.Pubrec{PacketID: q.PacketID})
+	}
+}
+
+// arrived takes note of a message, or of those in a batch.
+func (h *honest) arrived(name string, q *packet.Publish) {
+	note := func(topic string, payload []byte) {
+		h.got = append(h.got, fmt.Sprintf("%s/%d/%s", topic, q.QoS, payload))
+	}
+	if !strings.HasPrefix(name, "holdfast/gw/batch") {
+		note(name, q.Payload)
+		return
+	}
+	err := pack.Unpack(q.Payload, 1<<20, func(r pack.Record) error {
+		note(r.Topic, r.Payload)
+		return nil
+	})
+	if err != nil {
+		h.wrong("batch: %v", err)
 	}
 }
 

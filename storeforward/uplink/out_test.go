@@ -229,6 +229,9 @@ func TestTooLargeIsSetAside(t *testing.T) {
 		if n := r.up.Status().Dropped[dropTooLarge]; n != 2 {
 			t.Errorf("%d dropped, want 2", n)
 		}
+		if n := r.store.Status().Queues[0].DeadLetters; n != 2 {
+			t.Errorf("%d dead letters, want 2", n)
+		}
 		if r.backlog() != 2 {
 			t.Errorf("backlog is %d, want 2", r.backlog())
 		}

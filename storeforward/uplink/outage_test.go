@@ -13,6 +13,7 @@ import (
 
 	"holdfast/broker/message"
 	"holdfast/broker/packet"
+	"holdfast/storeforward/pack"
 )
 
 // TestOutages cuts the link at random packets, both ways, with traffic both
@@ -24,11 +25,15 @@ func TestOutages(t *testing.T) {
 		version  packet.Version
 		lose     float64
 		restarts int
+		batches  bool // of what is of QoS 1, in a lane above the rest
 	}{
-		"5.0":                   {rounds: 50, version: packet.V5},
-		"3.1.1":                 {rounds: 25, version: packet.V311},
-		"5.0 and restarts":      {rounds: 25, version: packet.V5, restarts: 3},
-		"5.0 and lost sessions": {rounds: 25, version: packet.V5, lose: 0.3},
+		"5.0":                              {rounds: 50, version: packet.V5},
+		"3.1.1":                            {rounds: 25, version: packet.V311},
+		"5.0 and restarts":                 {rounds: 25, version: packet.V5, restarts: 3},
+		"5.0 and lost sessions":            {rounds: 25, version: packet.V5, lose: 0.3},
+		"batches":                          {rounds: 25, version: packet.V5, batches: true},
+		"batches, 3.1.1":                   {rounds: 15, version: packet.V311, batches: true},
+		"batches, restarts, lost sessions": {rounds: 25, version: packet.V5, batches: true, lose: 0.3, restarts: 2},
 	}
 	for name, v := range variants {
 		t.Run(name, func(t *testing.T) {
@@ -36,7 +41,7 @@ func TestOutages(t *testing.T) {
 				v.rounds = 5
 			}
 			for seed := range v.rounds {
-				o := outage{seed: uint64(seed), version: v.version, lose: v.lose, restarts: v.restarts}
+				o := outage{seed: uint64(seed), version: v.version, lose: v.lose, restarts: v.restarts, batches: v.batches}
 				ok := t.Run(strconv.Itoa(seed), func(t *testing.T) {
 					synctest.Test(t, o.run)
 				})
@@ -53,6 +58,7 @@ type outage struct {
 	version  packet.Version
 	lose     float64
 	restarts int
+	batches  bool
 }
 
 func (o outage) run(t *testing.T) {
@@ -65,6 +71,11 @@ func (o outage) run(t *testing.T) {
 		opts.Window = 1 + rnd.IntN(30)
 		opts.Batch = 1 + rnd.IntN(30)
 		opts.ReceiveMaximum = 10
+		if o.batches {
+			both := Route{Direction: DirectionOut, Filter: "s/a", Prefix: "site/", Batch: pack.Formats[rnd.IntN(3)], BatchMessages: 1 + rnd.IntN(10), BatchDelay: time.Duration(1+rnd.IntN(1000)) * time.Millisecond}
+			both.Lane = new(rnd.IntN(8))
+			opts.Routes = append([]Route{both}, opts.Routes...)
+		}
 		opts.Dial = func(context.Context, string, string) (net.Conn, error) {
 			ours, theirs := net.Pipe()
 			conns.Go(func() { cloud.serve(theirs) })
