@@ -217,6 +217,16 @@ func (c *conn) next() error {
 // take counts a packet and handles it.
 func (c *conn) take(p packet.Packet) error {
 	c.cork.count.packetsIn++
+	switch p := p.(type) { // what comes most comes from clients
+	case *packet.Puback:
+		return c.handlePuback(p)
+	case *packet.Pubrec:
+		return c.handlePubrec(p)
+	case *packet.Pubrel:
+		return c.handlePubrel(p)
+	case *packet.Pubcomp:
+		return c.handlePubcomp(p)
+	}
 	if err := packet.FromClient(p); err != nil {
 		return err
 	}
@@ -240,14 +250,6 @@ func (c *conn) handle(p packet.Packet) error {
 	switch p := p.(type) {
 	case *packet.Publish:
 		return c.handlePublish(p)
-	case *packet.Puback:
-		return c.handlePuback(p)
-	case *packet.Pubrec:
-		return c.handlePubrec(p)
-	case *packet.Pubrel:
-		return c.handlePubrel(p)
-	case *packet.Pubcomp:
-		return c.handlePubcomp(p)
 	case *packet.Subscribe:
 		return c.handleSubscribe(p)
 	case *packet.Unsubscribe:

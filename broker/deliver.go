@@ -15,8 +15,13 @@ type frames struct {
 	park   *parked // where keep put it; nil for what was never lent
 	expiry uint32  // what is left of it, in seconds
 	single bool    // there is one recipient only: a frame to copy from gains nothing
-	shared [2][2]packet.Shared
-	made   [2][2]bool // by 5.0 or not, QoS above 0 or not
+	shared *sharedFrames
+}
+
+// sharedFrames are frames to copy from, by 5.0 or not, QoS above 0 or not.
+type sharedFrames struct {
+	of   [2][2]packet.Shared
+	made [2][2]bool
 }
 
 // framesOf prepares m for sending at now. It returns false when the message
@@ -43,6 +48,10 @@ type form struct {
 
 // keep returns the message for a queue in RAM, which lets go of its place.
 func (f *frames) keep() (*message.Message, *parked) {
+	if f.lent && f.single {
+		p := park(f.m) // the hold is the queue's
+		return &p.m, p
+	}
 	if f.lent {
 		f.park = park(f.m)
 		f.m, f.lent = &f.park.m, false
@@ -66,14 +75,17 @@ func (f *frames) share(v packet.Version, qos byte) packet.Shared {
 	if qos > 0 {
 		acknowledged = 1
 	}
-	if !f.made[five][acknowledged] {
+	if f.shared == nil {
+		f.shared = new(sharedFrames)
+	}
+	if !f.shared.made[five][acknowledged] {
 		p := f.publish(qos)
 		// An error leaves an empty frame, which is never sent. There is none:
 		// the topic was checked when the message came.
-		f.shared[five][acknowledged], _ = p.Share(v)
-		f.made[five][acknowledged] = true
+		f.shared.of[five][acknowledged], _ = p.Share(v)
+		f.shared.made[five][acknowledged] = true
 	}
-	return f.shared[five][acknowledged]
+	return f.shared.of[five][acknowledged]
 }
 
 // outcome is what became of a packet for one connection.

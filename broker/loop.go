@@ -102,7 +102,11 @@ const (
 	loopEvents = 128
 	// flushAt is how much waits for one connection before it is written without
 	// waiting for the end of the turn; its buffer fits the pool then.
-	flushAt = 32 << 10
+	flushAt = 16 << 10
+	// eager is from how many packets of one connection on it gets its answers
+	// without waiting for the end of the turn: a client in a hurry goes on while
+	// the loop is busy with others.
+	eager = 16
 	// tick is how exactly keep alives are kept.
 	tick = 500 * time.Millisecond
 )
@@ -331,7 +335,10 @@ func (l *loop) turn(s *sock) {
 		s.giveBack()
 	}
 	s.reads = 1
-	err := l.handle(s, r)
+	handled, err := l.handle(s, r)
+	if handled >= eager {
+		c.out.flush()
+	}
 	if err != nil && !errors.Is(err, errAgain) {
 		l.drop(s, err)
 		return
@@ -354,10 +361,11 @@ func (l *loop) turn(s *sock) {
 	}
 }
 
-// handle handles packets until there is none, or the connection is parked.
-func (l *loop) handle(s *sock, r *packet.Reader) error {
+// handle handles packets until there is none, or the connection is parked, and
+// says how many.
+func (l *loop) handle(s *sock, r *packet.Reader) (n int, err error) {
 	c := s.c
-	for n := 0; ; n++ {
+	for ; ; n++ {
 		if c.overdue() {
 			s.parked.Store(true)
 			wait, ok := c.mayRead() // it may have moved just before
@@ -367,7 +375,7 @@ func (l *loop) handle(s *sock, r *packet.Reader) error {
 					s.timed = true
 					l.b.clock.after(wait, func() { l.send(s, postPatience) })
 				}
-				return nil
+				return n, nil
 			}
 			s.parked.Store(false)
 		}
@@ -378,18 +386,18 @@ func (l *loop) handle(s *sock, r *packet.Reader) error {
 				s.slowed = true
 				l.b.clock.after(d, func() { l.send(s, postResume) })
 			}
-			return nil
+			return n, nil
 		}
 		s.slowed = false
 		p, err := r.Next()
 		if err != nil {
-			return err
+			return n, err
 		}
 		if n == 0 {
 			l.seen(s)
 		}
 		if err := c.take(p); err != nil {
-			return err
+			return n, err
 		}
 	}
 }

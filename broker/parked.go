@@ -49,7 +49,6 @@ func (p *parked) letGo() {
 	if p == nil || p.holds.Add(-1) > 0 {
 		return
 	}
-	p.m = message.Message{}
 	if cap(p.piece) > maxParked {
 		p.piece = nil
 	}

@@ -99,12 +99,20 @@ type waiting struct {
 // shared group left must not cost this one its connection; it was counted there.
 func (w *waiting) counts() bool { return !w.kept && !w.left }
 
-// keptWaiting is how many places an empty fifo keeps.
+// keptWaiting is how many places an empty fifo keeps. Larger ones lend each other
+// their room.
 const keptWaiting = 32
+
+// maxWaitingRoom is the largest room that goes back, in places: 300 kB.
+const maxWaitingRoom = 4096
+
+// waitingRoom has room for many, all of it zero.
+var waitingRoom = sync.Pool{New: func() any { return new(make([]waiting, 0, 8*keptWaiting)) }}
 
 // fifo is a queue of deliveries.
 type fifo struct {
 	items []waiting
+	room  *[]waiting // what items was lent, nil while there are few
 	head  int
 	count int // those that count against MaxQueued
 	bytes int // of those
@@ -117,6 +125,10 @@ func (f *fifo) push(w waiting) {
 		n := copy(f.items, f.items[f.head:])
 		clear(f.items[n:])
 		f.items, f.head = f.items[:n], 0
+	}
+	if len(f.items) == cap(f.items) && cap(f.items) >= keptWaiting && f.room == nil {
+		f.room, _ = waitingRoom.Get().(*[]waiting)
+		f.items = append((*f.room)[:0], f.items...)
 	}
 	f.items = append(f.items, w)
 	if w.counts() {
@@ -139,8 +151,11 @@ func (f *fifo) pop() {
 		return
 	}
 	f.items, f.head = f.items[:0], 0
-	if cap(f.items) > keptWaiting {
-		f.items = nil
+	if f.room != nil {
+		if *f.room = f.items; cap(f.items) <= maxWaitingRoom {
+			waitingRoom.Put(f.room)
+		}
+		*f = fifo{}
 	}
 }
 

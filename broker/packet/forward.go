@@ -1,6 +1,9 @@
 package packet
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // Header is what stands before the properties and the payload of a PUBLISH to
 // one recipient, the topic name, topic aliases and subscription identifiers
@@ -29,6 +32,7 @@ func (h *Header) ForwardSize(v Version, topic string, properties, payload []byte
 // [Decode], and ForwardSize is not 0.
 func (h *Header) AppendForward(b []byte, v Version, topic string, properties, payload []byte) []byte {
 	own, rest := h.lengths(v, topic, properties, payload)
+	b = slices.Grow(b, 1+4+rest) // once
 	b = append(b, publishFlags(h.Dup, h.QoS, h.Retain))
 	b = appendVarint(b, uint32(rest))
 	b = append(b, byte(len(topic)>>8), byte(len(topic)))

@@ -30,7 +30,7 @@ func report(w io.Writer, peers []peer, results []result) error {
 				fmt.Fprintf(t, "\t\t\t\t\t\t\t%.1f\t%.0f\t\n", mb(m.rss), m.perIdle)
 				continue
 			}
-			fmt.Fprintf(t, "%.1f\t%s\t%.0f\t%s\t%v\t%v\t%v\t%.1f\t\t\n", m.cpuPerMillion, ratio(m.cpuPerMillion, first.cpuPerMillion),
+			fmt.Fprintf(t, "%.2f\t%s\t%.0f\t%s\t%v\t%v\t%v\t%.1f\t\t\n", m.cpuPerMillion, ratio(m.cpuPerMillion, first.cpuPerMillion),
 				m.perSecond, ratio(m.perSecond, first.perSecond),
 				m.p50.Round(time.Microsecond), m.p99.Round(time.Microsecond), m.p999.Round(time.Microsecond), mb(m.rss))
 		}

@@ -94,7 +94,7 @@ func (r result) String() string {
 	if r.perIdle > 0 {
 		return fmt.Sprintf("%6.0f B/connection, RSS %.1f -> %.1f MB", r.perIdle, mb(r.rssStart), mb(r.rss))
 	}
-	return fmt.Sprintf("%6.1f CPU s/M, %8.0f/s, p50 %v p99 %v p99.9 %v, RSS %.1f -> %.1f MB",
+	return fmt.Sprintf("%6.2f CPU s/M, %8.0f/s, p50 %v p99 %v p99.9 %v, RSS %.1f -> %.1f MB",
 		r.cpuPerMillion, r.perSecond, r.p50.Round(time.Microsecond), r.p99.Round(time.Microsecond), r.p999.Round(time.Microsecond), mb(r.rssStart), mb(r.rss))
 }
 
