@@ -66,23 +66,31 @@ func TestMosquittoOverTLS(t *testing.T) {
 	}
 }
 
-// Other people's WebSocket clients, 3.1.1 and 5.0.
-func TestPahoOverWebSocket(t *testing.T) {
+// Other people's clients with all versions they speak over all transports they
+// know: each publishes to itself with QoS 0, 1 and 2.
+func TestPeers(t *testing.T) {
 	ca := newAuthority(t, "plant CA")
-	for _, address := range []string{"ws://127.0.0.1:0", "wss://127.0.0.1:0"} {
-		t.Run(address, func(t *testing.T) {
+	for _, scheme := range []string{"tcp", "tls", "ws", "wss"} {
+		t.Run(scheme, func(t *testing.T) {
 			o := DefaultOptions()
-			if strings.HasPrefix(address, "wss") {
+			if scheme == "tls" || scheme == "wss" {
 				o = ca.secured(t)
 			}
-			e := openEndpoint(t, address, o)
+			e := openEndpoint(t, scheme+"://127.0.0.1:0", o)
 			serve(t, e)
-			scheme, _, _ := strings.Cut(address, ":")
 			where := scheme + "://" + e.addr().String() + "/mqtt"
 			config := &tls.Config{RootCAs: ca.pool, ServerName: "localhost"}
 			payload := strings.Repeat("paho ", 20_000)
-			t.Run("3.1.1", func(t *testing.T) { pahoV3(t, where, config, payload) })
-			t.Run("5.0", func(t *testing.T) { pahoV5(t, where, config, payload) })
+			for _, v := range []packet.Version{packet.V31, packet.V311} {
+				t.Run("paho.mqtt.golang "+v.String(), func(t *testing.T) { pahoV3(t, where, config, v, payload) })
+			}
+			t.Run("paho.golang", func(t *testing.T) { pahoV5(t, strings.Replace(where, "tcp", "mqtt", 1), config, payload) })
+			for _, v := range []packet.Version{packet.V31, packet.V311, packet.V5} {
+				t.Run("Python paho "+v.String(), func(t *testing.T) { pahoPython(t, e, scheme, ca.file, v) })
+				if scheme == "tcp" || scheme == "tls" { // Mosquitto's of 2.0 know no WebSocket
+					t.Run("Mosquitto "+v.String(), func(t *testing.T) { mosquittoPair(t, e, scheme, ca.file, v) })
+				}
+			}
 			if st := e.Status(); st.FrameErrors+st.TextFrames+st.UpgradesRefused != 0 {
 				t.Errorf("status %+v", st)
 			}
@@ -90,10 +98,63 @@ func TestPahoOverWebSocket(t *testing.T) {
 	}
 }
 
-func pahoV3(t *testing.T, where string, config *tls.Config, payload string) {
+func portOf(t *testing.T, e *Endpoint) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(e.addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+func pahoPython(t *testing.T, e *Endpoint, scheme, ca string, v packet.Version) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	defer cancel()
+	args := []string{"testdata/paho_peer.py", "--port", portOf(t, e), "--version", v.String(), "--transport", "tcp"}
+	if scheme == "ws" || scheme == "wss" {
+		args[len(args)-1] = "websockets"
+	}
+	if scheme == "tls" || scheme == "wss" {
+		args = append(args, "--ca", ca)
+	}
+	// Debian's, which has Debian's package.
+	if out, err := exec.CommandContext(ctx, "/usr/bin/python3", args...).CombinedOutput(); err != nil {
+		t.Errorf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// mosquittoPair retains messages with mosquitto_pub and fetches them with
+// mosquitto_sub.
+func mosquittoPair(t *testing.T, e *Endpoint, scheme, ca string, v packet.Version) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	defer cancel()
+	names := map[packet.Version]string{packet.V31: "mqttv31", packet.V311: "mqttv311", packet.V5: "mqttv5"}
+	run := func(name string, args ...string) string {
+		args = append([]string{"-h", "localhost", "-p", portOf(t, e), "-V", names[v]}, args...)
+		if scheme == "tls" {
+			args = append(args, "--cafile", ca)
+		}
+		out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	for _, qos := range []string{"0", "1", "2"} {
+		topic := "mosquitto/" + names[v] + "/" + qos
+		run("mosquitto_pub", "-q", qos, "-r", "-t", topic, "-m", "hello")
+		if got, want := run("mosquitto_sub", "-q", "2", "-t", topic, "-C", "1", "-F", "%q %r %p"), qos+" 1 hello\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func pahoV3(t *testing.T, where string, config *tls.Config, v packet.Version, payload string) {
 	t.Helper()
 	c := mqtt.NewClient(mqtt.NewClientOptions().AddBroker(where).SetTLSConfig(config).SetClientID("three").
-		SetProtocolVersion(uint(packet.V311)).SetConnectTimeout(patience).SetAutoReconnect(false))
+		SetProtocolVersion(uint(v)).SetConnectTimeout(patience).SetAutoReconnect(false))
 	wait := func(token mqtt.Token) {
 		t.Helper()
 		if !token.WaitTimeout(patience) || token.Error() != nil {
