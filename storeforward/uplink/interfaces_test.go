@@ -24,21 +24,19 @@ const (
 	netCloud   = "UPLINK_TEST_NET_CLOUD"   // be a cloud on this address until standard input ends
 )
 
-func init() {
-	roles[netCloud] = func(address string) {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			panic(err)
-		}
-		go func() {
-			for nc, err := l.Accept(); err == nil; nc, err = l.Accept() {
-				go patientCloud(nc)
-			}
-		}()
-		fmt.Println("ready")
-		_, _ = io.Copy(io.Discard, os.Stdin)
+var _ = addRole(netCloud, func(address string) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		panic(err)
 	}
-}
+	go func() {
+		for nc, err := l.Accept(); err == nil; nc, err = l.Accept() {
+			go patientCloud(nc)
+		}
+	}()
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+})
 
 // patientCloud welcomes, acknowledges and answers pings.
 func patientCloud(nc net.Conn) {
