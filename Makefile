@@ -225,6 +225,11 @@ outage: build ## OUTAGES=200 accidents of the link under a gateway with mosquitt
 	HOLDFAST_BINARY=$(CURDIR)/dist/holdfast HOLDFAST_OUTAGES=$(OUTAGES) $(GO) test -trimpath -buildvcs=false -tags "$(TAGS) integration" -vet=off \
 	  -run '^Test(Mosquitto)?Outages$$' -count 1 -timeout 0 -v ./cmd/holdfast
 
+GATEWAYS ?= 1000
+.PHONY: fleet
+fleet: nats-server ## GATEWAYS=1000 in one process at a cluster of three brokers, cut off together; memory and processor of each
+	HOLDFAST_FLEET=$(GATEWAYS) $(GO) test -trimpath -buildvcs=false -tags "$(TAGS) integration" -vet=off -run '^TestFleet$$' -count 1 -timeout 0 -v ./cmd/holdfast
+
 POWERCUTS ?= 100
 .PHONY: powercut
 powercut: ## POWERCUTS=100 power cuts under the running daemon on a real file system; needs root
