@@ -270,16 +270,16 @@ func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(err
 		if c.q != q || c.state != claimUnsafe {
 			continue
 		}
-		late := q.latest.comesBack()
+		if q.latest.comesBack() {
+			c.state = claimKept
+			s.storedFinishedLocked(st, e.size)
+			return nil
+		}
 		c.state = claimFinished
 		if c.inRow {
 			s.storedFinishedLocked(st, e.size)
-		} else if !late {
+		} else {
 			q.safeByAck++
-		}
-		if late {
-			c.state = claimRefused
-			return nil
 		}
 		return s.safeLocked(e, c)
 	}

@@ -207,7 +207,7 @@ func (s *Store) takeLocked(now time.Time) *batch {
 		claims = claims[:0]
 		for i := range e.claims {
 			c := &e.claims[i]
-			if c.state != claimUnsafe || s.queues[c.Queue] != c.q {
+			if c.state != claimUnsafe && c.state != claimKept || s.queues[c.Queue] != c.q {
 				continue
 			}
 			c.inRow = true
@@ -323,7 +323,7 @@ func (s *Store) settle(b *batch) {
 	}
 	s.settleDeletesLocked(b)
 	for _, c := range b.cursors {
-		c.st.q.latest.behind = c.st.dirty && c.st.q.lane.Latest
+		c.st.q.latest.behind = c.st.q.lane.Latest && (c.st.dirty || c.st.finishedLate())
 	}
 	for _, set := range b.dropSets {
 		delete(s.sets, set.key)

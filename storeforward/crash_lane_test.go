@@ -93,7 +93,7 @@ func (w *world) takes(p *publisher, to []*peer) []*peer {
 
 // publishState changes a state.
 func (w *world) publishState() {
-	name := fmt.Sprintf("state/%d", w.c.pick(3, "state"))
+	name := fmt.Sprintf("state/%d", w.c.pick(2, "state"))
 	st := w.lanes.states[name]
 	if st == nil {
 		st = &state{}
@@ -113,6 +113,10 @@ func (w *world) publishState() {
 			st.acked = max(st.acked, n)
 		}
 	}))
+	for c := w.lanes.latest.conn; c != nil && w.c.pick(4, "goes on") > 0; {
+		c.read(1)
+		c.send1()
+	}
 }
 
 // checkStates: what the cloud has last got of a state is the newest that was

@@ -52,8 +52,11 @@ func (s *Store) refuse1Locked(q *queue, st *stream, seq durable.Seq, e *entry) b
 	}
 	for i := range e.claims {
 		if c := &e.claims[i]; c.q == q && c.state == claimUnsafe {
-			c.state = claimRefused
-			if c.inRow {
+			late := q.latest.comesBack()
+			if c.state = claimRefused; late {
+				c.state = claimKept
+			}
+			if c.inRow || late {
 				s.storedFinishedLocked(st, e.size)
 			}
 		}

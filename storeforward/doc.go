@@ -55,6 +55,16 @@
 // A log whose database is missing or empty, or whose header cannot be read, is set
 // aside before SQLite deletes it or writes over it (TestLogWithoutItsDatabase).
 //
+// A state that was replaced, or finished a moment ago, may come back with the power,
+// and would then be the last word on its topic. Newer ones of a latest-only lane are
+// written while that is so, also when the peer has acknowledged them
+// (TestOlderStateDoesNotComeBack).
+//
+// A route's lane may change while messages wait. Which lane a message takes is
+// decided under the lock that numbers it, and what waits stays where it is;
+// [Store.SetLanes] tells the uplink what must go before what, also after a restart
+// (TestChangeOfLanesKeepsWhatWaits).
+//
 // On a disk that takes nothing the store opens all the same and is failing; the
 // start is noted by the first commit that works
 // (TestOpensOnAFullDiskWithoutAReserve).

@@ -279,7 +279,7 @@ func (s *Store) withdrawLocked(e *entry) (done func(error)) {
 			continue
 		}
 		c.q.unsafe--
-		if c.state == claimRefused || s.queues[c.Queue] != c.q {
+		if c.state == claimRefused || c.state == claimKept || s.queues[c.Queue] != c.q {
 			continue // no longer counted
 		}
 		s.countLocked(c.q, -1, -e.size)

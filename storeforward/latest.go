@@ -3,6 +3,7 @@ package storeforward
 import (
 	"context"
 	"database/sql/driver"
+	"slices"
 
 	"holdfast/broker/durable"
 )
@@ -35,14 +36,15 @@ type latestSet struct {
 	// be removed. Nobody reads them.
 	replaced map[durable.Seq]struct{}
 	removal  *removal // that has not been taken by a commit
-	// behind: rows were finished, and the disk does not know yet.
+	// behind: rows were finished of which the disk does not know it: the cursor
+	// is behind them.
 	behind bool
 }
 
 // comesBack says that a power cut could bring back a row that is finished or was
 // replaced. It would be sent again, after newer messages of its topic of which the
-// disk knows nothing: so these are safe with the next commit only, whoever has
-// acknowledged them.
+// disk knows nothing, and be the last word. So these get rows too, whoever has
+// acknowledged them, and are safe with the commit that writes them.
 func (ls *latestSet) comesBack() bool { return ls.behind || len(ls.replaced) > 0 }
 
 type waitingMessage struct {
@@ -57,6 +59,11 @@ type removal struct {
 	// rows that went, and messages whose rows could not.
 	rows []droppedRow
 	left []durable.Seq
+}
+
+// finishedLate says that deliveries behind the cursor are finished.
+func (st *stream) finishedLate() bool {
+	return len(st.finished) > 0 || slices.ContainsFunc(st.out, func(h handed) bool { return h.finished })
 }
 
 func (q *queue) sentOrDone(seq durable.Seq) bool {

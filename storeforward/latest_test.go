@@ -2,6 +2,7 @@ package storeforward
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -211,6 +212,48 @@ func TestWithdrawnReplacesNothing(t *testing.T) {
 		}
 		if got := waiting(t, s, lane); got != "old again" {
 			t.Errorf("in the lane %q", got)
+		}
+	})
+}
+
+// While a power cut could bring an older state back, the newer one is not safe by
+// acknowledgement alone: it would be followed by the older one.
+func TestOlderStateDoesNotComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, disk := onDisk(t)
+		s := open(t, o)
+		q, lane := states(t, s)
+		for _, m := range []string{"state/b", "state/a"} { // rows, with nobody there
+			if err := put(t, s, msg(m, "1"), claimFor(q, 1), durable.Origin{}).wait(t); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := &taker{window: 10}
+		if err := s.Attach(lane, r); err != nil {
+			t.Fatal(err)
+		}
+		ds := readAll(t, s, lane, 1)
+		s.Acked(lane, ds[1].Seq) // the first one stays unacknowledged, and the cursor before it
+		time.Sleep(time.Minute)  //nolint:forbidigo // the bubble's time
+		newer := put(t, s, msg("state/a", "2"), claimFor(q, 1), durable.Origin{})
+		if len(r.got) != 1 {
+			t.Fatalf("offered %v, want the newer state", r.got)
+		}
+		s.Acked(lane, r.got[0].Seq)
+		if newer.called() {
+			t.Error("safe, though the older one would come back alone")
+		}
+		if err := newer.wait(t); err != nil {
+			t.Fatal(err)
+		}
+		next := disk.Cut(rand.New(rand.NewPCG(1, 1)))
+		_ = s.Close() // its disk is gone
+		t.Cleanup(next.Unplug)
+		o.Disk, o.Path = next, next.Path("holdfast.db")
+		s = open(t, o)
+		defer closeStore(t, s)
+		if got := waiting(t, s, lane); got != "1 1 2" {
+			t.Errorf("after the cut %q, want the newer state last", got)
 		}
 	})
 }

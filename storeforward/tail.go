@@ -19,6 +19,7 @@ const (
 	claimUnsafe   claimState = iota
 	claimFinished            // acknowledged with success, or dropped: safe
 	claimRefused             // ended in another way, such as by a failure: safe with the next commit
+	claimKept                // ended, and safe with the next commit, which writes it all the same; see latestSet.comesBack
 )
 
 // claim is one recipient's share of an entry.

@@ -48,6 +48,14 @@
 // nothing). After a restart of the process QoS 1
 // is sent again under new ids.
 //
+// Messages wait in lanes, each a queue of its own in the store. They take a place in
+// the window when it is their turn, so that an alarm waits for what is on its way
+// and for nothing else; a scheduler over bytes lets the highest lane go first and
+// gives each other one that waits a 64th. Packet ids, window and the order of what
+// is sent again are the session's. When a topic gets another lane, its messages
+// there wait until those in the old lane are acknowledged, and lend that their
+// turn.
+//
 // A refusal with 0x80, 0x83 or 0x97 keeps the message and everything of its
 // topic and QoS behind it, and tries the first of them again with back-off.
 // Messages of the same topic that were already on their way when the refusal

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -26,6 +27,7 @@ func TestOutages(t *testing.T) {
 		lose     float64
 		restarts int
 		batches  bool // of what is of QoS 1, in a lane above the rest
+		lanes    bool
 	}{
 		"5.0":                              {rounds: 50, version: packet.V5},
 		"3.1.1":                            {rounds: 25, version: packet.V311},
@@ -34,6 +36,9 @@ func TestOutages(t *testing.T) {
 		"batches":                          {rounds: 25, version: packet.V5, batches: true},
 		"batches, 3.1.1":                   {rounds: 15, version: packet.V311, batches: true},
 		"batches, restarts, lost sessions": {rounds: 25, version: packet.V5, batches: true, lose: 0.3, restarts: 2},
+		"lanes":                            {rounds: 25, version: packet.V5, lanes: true},
+		"lanes that change":                {rounds: 25, version: packet.V5, lanes: true, restarts: 4},
+		"lanes, lost sessions":             {rounds: 15, version: packet.V311, lanes: true, restarts: 2, lose: 0.3},
 	}
 	for name, v := range variants {
 		t.Run(name, func(t *testing.T) {
@@ -41,7 +46,7 @@ func TestOutages(t *testing.T) {
 				v.rounds = 5
 			}
 			for seed := range v.rounds {
-				o := outage{seed: uint64(seed), version: v.version, lose: v.lose, restarts: v.restarts, batches: v.batches}
+				o := outage{seed: uint64(seed), version: v.version, lose: v.lose, restarts: v.restarts, batches: v.batches, lanes: v.lanes}
 				ok := t.Run(strconv.Itoa(seed), func(t *testing.T) {
 					synctest.Test(t, o.run)
 				})
@@ -59,6 +64,19 @@ type outage struct {
 	lose     float64
 	restarts int
 	batches  bool
+	lanes    bool
+}
+
+// routes give topics lanes at random, and states one that keeps the latest, or not.
+func (o outage) routes(rnd *rand.Rand) []Route {
+	if !o.lanes {
+		return testOptions().Routes
+	}
+	lane := func() *int { return new(rnd.IntN(8)) }
+	return append([]Route{
+		{Direction: DirectionOut, Filter: "s/state/#", Prefix: "site/", Lane: lane(), Latest: rnd.IntN(4) > 0},
+		{Direction: DirectionOut, Filter: "s/a", Prefix: "site/", Lane: lane()},
+	}, testOptions().Routes...)
 }
 
 func (o outage) run(t *testing.T) {
@@ -71,6 +89,7 @@ func (o outage) run(t *testing.T) {
 		opts.Window = 1 + rnd.IntN(30)
 		opts.Batch = 1 + rnd.IntN(30)
 		opts.ReceiveMaximum = 10
+		opts.Routes = o.routes(rnd)
 		if o.batches {
 			both := Route{Direction: DirectionOut, Filter: "s/a", Prefix: "site/", Batch: pack.Formats[rnd.IntN(3)], BatchMessages: 1 + rnd.IntN(10), BatchDelay: time.Duration(1+rnd.IntN(1000)) * time.Millisecond}
 			both.Lane = new(rnd.IntN(8))
@@ -96,12 +115,18 @@ func (o outage) run(t *testing.T) {
 				}
 			}
 		}
+		if o.lanes {
+			safe = append(safe, r.put("s/state/x", strconv.Itoa(i), 1), r.put("s/state/y", strconv.Itoa(i), 2))
+		}
 		if rnd.IntN(3) == 0 {
 			pass(time.Duration(rnd.IntN(1500)) * time.Millisecond)
 		}
 		if o.restarts > 0 && i%(each/(o.restarts+1)) == each/(o.restarts+1)-1 {
 			r.end()
 			came = append(came, r.local.messages()...)
+			if o.lanes {
+				r.opts.Routes = o.routes(rnd)
+			}
 			r.start()
 		}
 	}
@@ -138,6 +163,14 @@ func (o outage) run(t *testing.T) {
 	for _, topic := range []string{"a", "b"} {
 		checkLane(t, topic+" QoS 1", lanes["site/s/"+topic+"/1"], each, false)
 		checkLane(t, topic+" QoS 2", lanes["site/s/"+topic+"/2"], each, cloud.lost == 0)
+	}
+	for _, name := range []string{"x", "y"} {
+		if got := slices.Concat(lanes["site/s/state/"+name+"/1"], lanes["site/s/state/"+name+"/2"]); o.lanes && (len(got) == 0 || !slices.Contains(got, strconv.Itoa(each-1))) {
+			t.Errorf("state %s is %q in the end", name, got)
+		}
+	}
+	if got := lanes["site/s/state/x/1"]; o.lanes && got[len(got)-1] != strconv.Itoa(each-1) {
+		t.Errorf("state x ends as %q", got)
 	}
 	if commands {
 		down := make(map[string][]string)
