@@ -17,6 +17,10 @@ func TestMain(m *testing.M) {
 		killChild(path)
 		os.Exit(1)
 	}
+	if phase := os.Getenv(phaseChildEnv); phase != "" {
+		phaseChild(phase)
+		os.Exit(1)
+	}
 	if path := os.Getenv(crashChildEnv); path != "" {
 		crashChild(path)
 		os.Exit(1)

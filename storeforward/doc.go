@@ -72,6 +72,10 @@
 // without writing beside it, a spare in memory stands for the file until then
 // (TestOpensWithoutADisk, TestReadOnlyFileSystemAtStart).
 //
+// A salvage has an end that is durable: a start that finds one cut short begins it
+// anew, or what was set aside would be taken for done with
+// (TestPowerCutInMigrationAndSalvage).
+//
 // A row is quarantined for being in hand at crashes, not at the end of the process
 // for another reason: a power cut or a kill would make the head of a queue look
 // guilty (TestKillsQuarantineNothing).

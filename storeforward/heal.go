@@ -79,6 +79,11 @@ func (s *Store) repairOrBackOff(cause error) bool {
 		s.healed()
 		return true
 	}
+	s.mu.Lock()
+	if s.damage == nil {
+		s.damage = cause // nothing is committed to what a repair has left unfinished
+	}
+	s.mu.Unlock()
 	s.failed(err)
 	return s.releaseReserve(err) || s.backOff()
 }

@@ -106,6 +106,9 @@ func (s *Store) openDatabase(ctx context.Context) error {
 			return err
 		}
 	}
+	if s.salvageDue() {
+		return errors.Join(err, errSalvageCut) // what is at the path now is not the database
+	}
 	s.crippled = true
 	if s.isNew() {
 		return s.useSpare(ctx, first)
@@ -147,11 +150,13 @@ func (s *Store) isNew() bool {
 }
 
 func (s *Store) openOrReplace(ctx context.Context) error {
-	err := s.openAndLoad(ctx)
-	if err == nil || !unusable(err) {
+	var err error
+	if s.salvageDue() {
+		err = errSalvageCut
+	} else if err = s.openAndLoad(ctx); err == nil || !unusable(err) {
 		return err
 	}
-	aside, asideErr := s.moveAside()
+	aside, asideErr := s.beginSalvage()
 	if asideErr != nil {
 		return errors.Join(err, asideErr)
 	}
@@ -161,10 +166,16 @@ func (s *Store) openOrReplace(ctx context.Context) error {
 		return err
 	}
 	s.forget() // what of it had been loaded
-	s.salvaged = s.salvage(ctx, aside)
-	s.log.Warn("database salvaged", "path", aside, "result", s.salvaged)
 	reason := err
-	if err = s.load(ctx); err == nil {
+	s.salvaged, err = s.salvage(ctx, aside)
+	if err == nil {
+		s.log.Warn("database salvaged", "path", aside, "result", s.salvaged)
+		err = s.endSalvage()
+	}
+	if err == nil {
+		err = s.load(ctx)
+	}
+	if err == nil {
 		s.openedRepair(reason)
 		return s.openReaders()
 	}
@@ -403,22 +414,26 @@ func (s *Store) closeConnections() error {
 // deleted.
 func (s *Store) moveAside() (string, error) {
 	aside := s.asideName()
+	return aside, s.moveAsideTo(aside)
+}
+
+func (s *Store) moveAsideTo(aside string) error {
 	// The shared memory file is an index of the log and made again.
 	for _, suffix := range []string{"-wal", "-shm", ""} {
 		switch _, err := s.disk.Size(s.path + suffix); {
 		case errors.Is(err, fs.ErrNotExist):
 			continue
 		case err != nil:
-			return "", fmt.Errorf("set aside: %w", err)
+			return fmt.Errorf("set aside: %w", err)
 		}
 		if err := s.disk.Rename(s.path+suffix, aside+suffix); err != nil {
-			return "", fmt.Errorf("set aside: %w", err)
+			return fmt.Errorf("set aside: %w", err)
 		}
 	}
 	if err := s.disk.SyncDir(filepath.Dir(s.path)); err != nil {
-		return "", fmt.Errorf("set aside: %w", err)
+		return fmt.Errorf("set aside: %w", err)
 	}
-	return aside, nil
+	return nil
 }
 
 func (s *Store) asideName() string {
@@ -442,6 +457,19 @@ func (fileSystem) Size(name string) (int64, error) {
 
 // Rename implements Disk; SyncDir makes it durable.
 func (fileSystem) Rename(from, to string) error { return os.Rename(from, to) }
+
+// ReadFile implements Disk.
+func (fileSystem) ReadFile(name string) ([]byte, error) { return os.ReadFile(name) }
+
+// WriteFile implements Disk.
+func (fileSystem) WriteFile(name string, b []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
 
 // SyncDir implements Disk.
 func (fileSystem) SyncDir(dir string) error {

@@ -116,6 +116,11 @@ type Disk interface {
 	VFS() string
 	// Size of a file; an error wrapping fs.ErrNotExist when there is none.
 	Size(name string) (int64, error)
+	// ReadFile reads a small file; an error wrapping fs.ErrNotExist when there is
+	// none.
+	ReadFile(name string) ([]byte, error)
+	// WriteFile makes a small file, synced; SyncDir makes its name durable.
+	WriteFile(name string, b []byte) error
 	// Rename a file; SyncDir makes it durable.
 	Rename(from, to string) error
 	// SyncDir makes creation and removal in a folder durable.

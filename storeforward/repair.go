@@ -73,7 +73,7 @@ func (s *Store) replace(cause error) error {
 		_ = s.w.close() // of a damaged file
 		s.w = nil
 	}
-	aside, err := s.moveAside()
+	aside, err := s.beginSalvage()
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,10 @@ func (s *Store) replace(cause error) error {
 	if err := s.openWriterAndMigrate(); err != nil {
 		return err
 	}
-	report := s.salvage(context.Background(), aside)
+	report, err := s.salvage(context.Background(), aside)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	lost, err := s.rebuildLocked(s.w)
 	if err == nil {
@@ -90,6 +93,9 @@ func (s *Store) replace(cause error) error {
 		s.files++
 	}
 	s.mu.Unlock()
+	if err == nil {
+		err = s.endSalvage()
+	}
 	if err != nil {
 		return fmt.Errorf("rebuild: %w", err)
 	}

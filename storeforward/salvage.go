@@ -5,6 +5,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"strings"
 
 	"holdfast/broker/durable"
@@ -35,23 +37,17 @@ var salvageTables = []struct{ name, columns string }{
 // salvage copies what can be read of a database that was set aside into the
 // fresh one, and says what that was. A table is read from its start until an
 // error, and if there was one from its end backwards as well, and page by page.
-func (s *Store) salvage(ctx context.Context, aside string) string {
+func (s *Store) salvage(ctx context.Context, aside string) (string, error) {
 	params := s.params()
 	if !s.single {
 		params.Set("mode", "ro")
-	}
-	if err := s.standIn(aside); err != nil {
-		return "nothing: " + err.Error()
 	}
 	old, err := openDB(aside, params)
 	if err == nil {
 		var app int64
 		app, err = old.queryInt("PRAGMA application_id")
 		if err == nil && app != applicationID {
-			if err = old.close(); err == nil {
-				err = errForeign
-			}
-			return "nothing: " + err.Error()
+			return "nothing: " + errForeign.Error(), old.close()
 		}
 		if err != nil {
 			err, old = errors.Join(err, old.close()), nil
@@ -60,17 +56,13 @@ func (s *Store) salvage(ctx context.Context, aside string) string {
 	report, serr := s.salvageFrom(ctx, old, aside)
 	if old == nil {
 		report = append([]string{"the first page is damaged (" + err.Error() + ")"}, report...)
-		err = nil
-	} else {
-		err = old.close()
-	}
-	if err = errors.Join(serr, err); err != nil {
+	} else if err = old.close(); err != nil {
 		report = append(report, err.Error())
 	}
 	if len(report) == 0 {
-		return "nothing was in it"
+		report = []string{"nothing was in it"}
 	}
-	return strings.Join(report, ", ")
+	return strings.Join(report, ", "), serr
 }
 
 // salvageFrom reads the tables of old, and of the file aside where old, which may be
@@ -197,4 +189,57 @@ func (s *Store) keepNameless(sessions bool) (n int64, err error) {
 		s.nameless = durable.QueueID(queue)
 	}
 	return n, err
+}
+
+// A salvage that is cut short begins anew with the next start: until it has ended a
+// file beside the database says what was set aside, and what is at the path is only
+// the part that was copied.
+
+var errSalvageCut = errors.New("the salvage of a damaged database was cut short")
+
+func (s *Store) salvagePath() string { return s.path + ".salvage" }
+
+// salvageDue says whether a salvage has begun and not ended.
+func (s *Store) salvageDue() bool {
+	_, err := s.disk.Size(s.salvagePath())
+	return err == nil
+}
+
+// beginSalvage sets the database aside, or takes up a salvage that was cut short.
+func (s *Store) beginSalvage() (aside string, err error) {
+	dir := filepath.Dir(s.path)
+	b, err := s.disk.ReadFile(s.salvagePath())
+	if aside = filepath.Join(dir, filepath.Base(string(b))); err != nil || len(b) == 0 {
+		aside = s.asideName()
+		if err := s.disk.WriteFile(s.salvagePath(), []byte(filepath.Base(aside))); err != nil {
+			return "", fmt.Errorf("set aside: %w", err)
+		}
+		if err := s.disk.SyncDir(dir); err != nil {
+			return "", fmt.Errorf("set aside: %w", err)
+		}
+	}
+	if _, err := s.disk.Size(aside); err == nil { // all of it is there: the database goes last
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			if err := s.disk.Remove(s.path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return "", fmt.Errorf("begin the salvage anew: %w", err)
+			}
+		}
+		return aside, nil
+	}
+	if err := s.moveAsideTo(aside); err != nil {
+		return "", err
+	}
+	return aside, s.standIn(aside)
+}
+
+// endSalvage notes that what could be saved is in the fresh database.
+func (s *Store) endSalvage() error {
+	err := s.disk.Remove(s.salvagePath())
+	if err == nil {
+		err = s.disk.SyncDir(filepath.Dir(s.path))
+	}
+	if err != nil {
+		return fmt.Errorf("end the salvage: %w", err)
+	}
+	return nil
 }

@@ -288,13 +288,47 @@ func (d *Disk) Size(name string) (int64, error) {
 	}
 }
 
+// ReadFile reads a file.
+func (d *Disk) ReadFile(name string) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch f := d.files[name]; {
+	case d.dead:
+		return nil, errPower
+	case f == nil:
+		return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+	default:
+		return append([]byte(nil), f.data...), nil
+	}
+}
+
+// WriteFile makes a file and syncs it; its name needs SyncDir.
+func (d *Disk) WriteFile(name string, b []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case !d.powerLocked():
+		return errPower
+	case d.capacity > 0 && d.usedLocked()+int64(len(b)) > d.capacity:
+		return fmt.Errorf("write %s: %w", name, syscall.ENOSPC)
+	case d.failWrites.hit():
+		return fmt.Errorf("write %s: %w", name, syscall.EIO)
+	}
+	f := &file{data: append([]byte(nil), b...), durable: append([]byte(nil), b...)}
+	if old := d.files[name]; old != nil {
+		f.linked = old.linked
+	}
+	d.files[name] = f
+	return nil
+}
+
 // Rename a file, durably.
 func (d *Disk) Rename(from, to string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f := d.files[from]
 	switch {
-	case d.dead:
+	case !d.powerLocked():
 		return errPower
 	case f == nil:
 		return fmt.Errorf("%s: %w", from, fs.ErrNotExist)
@@ -342,7 +376,7 @@ func (d *Disk) Remove(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case d.dead:
+	case !d.powerLocked():
 		return errPower
 	case d.files[name] == nil:
 		return fmt.Errorf("%s: %w", name, fs.ErrNotExist)
@@ -355,7 +389,7 @@ func (d *Disk) Remove(name string) error {
 func (d *Disk) SyncDir(string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.dead {
+	if !d.powerLocked() {
 		return errPower
 	}
 	for _, f := range d.files {
