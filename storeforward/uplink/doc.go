@@ -11,8 +11,9 @@
 //
 // Goroutines: [Uplink.Run] is the writer of the connection and the only one
 // that reads from the store; while a connection lasts it has one reader beside
-// it. Both end before Run returns. The store and the broker call in from
-// theirs:
+// it, and one that watches the better ways when there are any; with TLS another
+// looks at the certificates. All end before Run returns. The store and the
+// broker call in from theirs:
 //
 //	store, under its append lock            cloud
 //	   | Offer, Reserve, Wake                 | PUBLISH, PUBACK, PUBREC ...
@@ -37,7 +38,26 @@
 //
 // A session is remembered as address, client id and epoch. Without a matching
 // memory the connection is a Clean Start; when the cloud has no session the
-// store forgets ids and counts possible duplicates before any other packet.
+// store forgets ids and counts possible duplicates before any other packet. So
+// failover, and the way back, begin a new session each, unless the addresses
+// are said to share theirs: then they are one in the memory.
+//
+// A round tries every way once (package dial), the best first, and then pauses.
+// A way whose cloud refuses us is spared for as long as if it were the only one.
+// A connection by another way than the best moves to a better one when that has
+// been reachable, up to TLS, for ReturnAfter without a break. A Server Reference
+// is followed once, in the same manner (TLS stays TLS); the next attempt is home.
+//
+// The pause depends on what happened: decorrelated jitter from ReconnectMin;
+// from the upper half of ReconnectMax on when the cloud is busy or only a person
+// can help; up to ReconnectSpread when the cloud itself ended a link that had
+// held, since it has done so to all; growing to a quarter of an hour between
+// twins, gateways with one client id that take each other's session over.
+//
+// A link is dead when TCP gets no confirmation for TCPUserTimeout, when nothing
+// comes for the keep alive and half of it again, also while much is sent (the
+// PINGREQ goes by what was heard), or when the cloud owes acknowledgements for
+// AckTimeout.
 //
 // The birth message goes first. When the cloud has kept the session, the PUBRELs
 // follow (in the order of their PUBRECs, exempt from Receive Maximum: they make

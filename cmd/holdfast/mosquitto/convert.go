@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -346,18 +347,23 @@ func (c *converter) bridge(b *bridge, table string, at directive) {
 	if !ok {
 		address, ok = take(b.settings, "addresses")
 	}
-	first, rest, _ := strings.Cut(address.value, " ")
-	if !ok || first == "" {
+	addresses := strings.Fields(address.value)
+	if !ok || len(addresses) == 0 {
 		c.note(at, "has no address and was left out")
 		return
-	}
-	if rest != "" {
-		c.note(address, "an uplink has one address; %s was left out", strings.TrimSpace(rest))
 	}
 	_, capath := b.settings["bridge_capath"]
 	_, cafile := b.settings["bridge_cafile"]
 	c.table("[" + table + "]")
-	c.set("url", text(bridgeURL(first, capath || cafile)))
+	for i, a := range addresses {
+		addresses[i] = text(bridgeURL(a, capath || cafile))
+	}
+	if len(addresses) == 1 {
+		c.set("url", addresses[0])
+	} else {
+		c.set("urls", "["+strings.Join(addresses, ", ")+"]")
+		c.note(address, "each change between them begins a new session, unless shared_session = true says that they are one cluster")
+	}
 	written := map[string]bool{}
 	for _, k := range bridgeTexts {
 		if d, ok := take(b.settings, k.from); ok && !written[k.to] {
@@ -408,6 +414,26 @@ func (c *converter) bridgeOptions(b *bridge) {
 	if d, ok := take(b.settings, "bridge_insecure"); ok && d.value == "true" {
 		c.set("insecure", "true")
 		c.note(d, "takes the certificate of any broker, as before; Holdfast means it for trials only")
+	}
+	if d, ok := take(b.settings, "round_robin"); ok && d.value == "true" {
+		c.set("failover", text("round_robin"))
+	}
+	if d, ok := take(b.settings, "bridge_alpn"); ok {
+		c.set("alpn", "["+text(d.value)+"]")
+	}
+	if d, ok := take(b.settings, "bridge_bind_address"); ok {
+		if _, err := netip.ParseAddr(d.value); err != nil {
+			c.note(d, "%q is not an IP address, which source_address needs", d.value)
+		} else {
+			c.set("source_address", text(d.value))
+		}
+	}
+	if d, ok := take(b.settings, "bridge_tcp_user_timeout"); ok {
+		if n, err := strconv.ParseUint(d.value, 10, 32); err != nil || n < 1000 {
+			c.note(d, "%q is not 1000 ms or more", d.value)
+		} else {
+			c.set("tcp_user_timeout", text(d.value+"ms"))
+		}
 	}
 	if d, ok := take(b.settings, "notifications"); ok && d.value == "false" {
 		c.set("status_topic", `""`)
@@ -520,7 +546,6 @@ var noEqual = map[string]string{ //nolint:gosec // words about passwords, none o
 	"local_cleansession":         "an uplink is no client of the local broker",
 	"cleansession":               "an uplink keeps its session, or it would lose what is on its way",
 	"start_type":                 "an uplink is always on",
-	"round_robin":                "an uplink has one address",
 	"notifications":              "see status_topic",
 	"notifications_local_only":   "the uplink's state is in `holdfast status`",
 	"bridge_capath":              "put the certificates into one file, ca_file; without it the system's are used",
