@@ -26,6 +26,10 @@ type Auth interface {
 	// session of one who can is nobody else's: another user is refused its
 	// client id.
 	Exists(id Identity) bool
+	// Elsewhere names the server where that client belongs, in the form of
+	// MQTT 5.0 §4.11, and whether it does so for good; empty is here. It is
+	// asked once the client has proved who it is, and by [Broker.Redirect].
+	Elsewhere(id Identity) (server string, forGood bool)
 }
 
 // ConnInfo is what is known of a client that wants to connect.

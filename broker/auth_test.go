@@ -26,6 +26,8 @@ func (users) Authenticate(_ context.Context, info broker.ConnInfo) (broker.Ident
 // Exists: all but "former" could come back.
 func (users) Exists(id broker.Identity) bool { return id.Name != "former" }
 
+func (users) Elsewhere(broker.Identity) (string, bool) { return "", false }
+
 func (users) Authorize(id broker.Identity, action broker.Action, topic string) bool {
 	switch action {
 	case broker.ActionPublish:

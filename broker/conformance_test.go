@@ -102,6 +102,8 @@ func (g *gate) Authenticate(context.Context, broker.ConnInfo) (broker.Identity, 
 
 func (*gate) Exists(broker.Identity) bool { return true }
 
+func (*gate) Elsewhere(broker.Identity) (string, bool) { return "", false }
+
 func (g *gate) Authorize(_ broker.Identity, action broker.Action, topic string) bool {
 	g.mu.Lock()
 	deny, hold := g.deny, g.hold

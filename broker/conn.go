@@ -419,9 +419,7 @@ func (c *conn) end(reason packet.ReasonCode, detail string, silent bool) {
 func (c *conn) goodbye(reason packet.ReasonCode, detail string) packet.Packet {
 	p := &packet.Disconnect{Reason: reason}
 	p.Properties.ReasonString = detail
-	if reason == packet.ReasonUseAnotherServer {
-		p.Properties.ServerReference = c.b.opts.ServerReference // MQTT 5.0 §4.11
-	}
+	p.Properties.ServerReference = c.reference(reason)
 	if _, err := p.AppendTo(nil, c.version); err != nil {
 		// Not every code may be in a DISCONNECT (MQTT 5.0 table 3-10): it is
 		// that of a second CONNECT, which is wrong for being one.

@@ -93,9 +93,7 @@ func (c *conn) refuse(reason packet.ReasonCode) error {
 			// Not every code may be in a CONNACK (MQTT 5.0 table 3-1).
 			ack.Reason = packet.ReasonUnspecified
 		}
-		if reason == packet.ReasonUseAnotherServer {
-			ack.Properties.ServerReference = c.b.opts.ServerReference // MQTT 5.0 §4.11
-		}
+		ack.Properties.ServerReference = c.reference(reason)
 		if !c.fits(ack) {
 			ack.Properties = packet.Properties{}
 		}
@@ -160,6 +158,9 @@ func (x *connecting) check(ctx context.Context) packet.ReasonCode {
 	if !c.b.rates.take(c.b.rates.client(*c.identity), c.b.opts.MaxConnectRatePerClient) {
 		c.b.count.connectsTooFast.Add(1)
 		return packet.ReasonConnectionRateExceeded
+	}
+	if reason := c.elsewhere(); reason.Failed() {
+		return reason
 	}
 	if !c.b.admit(c) {
 		return c.b.noRoom()

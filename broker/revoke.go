@@ -7,18 +7,8 @@ import "holdfast/broker/packet"
 // published as after any such end. It returns how many there were, and does not
 // wait until they are gone. revoked must not call the broker.
 func (b *Broker) Revoke(revoked func(Identity) bool) int {
-	// By owner: a client whose CONNACK is just going out counts too.
-	b.mu.Lock()
-	conns := make([]*conn, 0, len(b.sessions))
-	for _, s := range b.sessions {
-		if s.owner != nil {
-			conns = append(conns, s.owner)
-		}
-	}
-	b.mu.Unlock()
 	n := 0
-	for _, c := range conns {
-		// The identity is settled before a connection owns a session.
+	for _, c := range b.owners() {
 		if c.cause.Load() == nil && revoked(*c.identity) {
 			c.end(packet.ReasonNotAuthorized, "the right to be connected was taken away", false)
 			n++

@@ -116,6 +116,15 @@ func (a *Access) Exists(id broker.Identity) bool {
 	return a.rules.Load().known(&id)
 }
 
+// Elsewhere implements [broker.Auth].
+func (a *Access) Elsewhere(id broker.Identity) (server string, forGood bool) {
+	u := a.rules.Load().users[id.Name]
+	if u == nil {
+		return "", false
+	}
+	return u.server, u.moved
+}
+
 // welcome says whether the user may use that client id and listener.
 func (u *user) welcome(id *broker.Identity) bool {
 	return (len(u.clientIDs) == 0 || slices.ContainsFunc(u.clientIDs, func(c string) bool {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -42,6 +43,12 @@ type User struct {
 	ClientIDs []string `toml:"client_ids"`
 	// Listeners are the listeners the user may connect to. Empty means any.
 	Listeners []string `toml:"listeners"`
+	// ServerReference is the server where the user's clients belong, for example
+	// "other.example:1883": they are let in nowhere here, and MQTT 5.0 clients are
+	// told to go there (MQTT 5.0 §4.11). Empty means here.
+	ServerReference string `toml:"server_reference"`
+	// ServerMoved says that they belong there for good: 0x9D in place of 0x9C.
+	ServerMoved bool `toml:"server_moved"`
 }
 
 // Rule allows or denies. It is for clients that fit all of Users, Anonymous,
@@ -158,6 +165,12 @@ func (u User) Validate() error {
 	}
 	if slices.Contains(u.Listeners, "") {
 		errs = append(errs, errors.New("listeners: an empty one fits nobody"))
+	}
+	if len(u.ServerReference) > 65535 || !utf8.ValidString(u.ServerReference) || strings.ContainsRune(u.ServerReference, 0) {
+		errs = append(errs, errors.New("server_reference: is no UTF-8 text of at most 65535 bytes"))
+	}
+	if u.ServerMoved && u.ServerReference == "" {
+		errs = append(errs, errors.New("server_moved: needs server_reference"))
 	}
 	return errors.Join(errs...)
 }

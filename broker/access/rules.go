@@ -36,6 +36,8 @@ type user struct {
 	hash      Hash
 	clientIDs []string
 	listeners []string
+	server    string // where it belongs; empty for here
+	moved     bool   // for good
 }
 
 // rule is a compiled Rule.
@@ -115,7 +117,7 @@ func (r *Rules) loadUsers(opts *Options) error {
 			continue
 		}
 		hash, _ := ParseHash(u.Password) // checked; empty: nobody logs in with it
-		r.users[name] = &user{name: name, hash: hash, clientIDs: u.ClientIDs, listeners: u.Listeners}
+		r.users[name] = &user{name: name, hash: hash, clientIDs: u.ClientIDs, listeners: u.Listeners, server: u.ServerReference, moved: u.ServerMoved}
 	}
 	if opts.PasswordFile != "" {
 		lines, err := readPasswords(opts.PasswordFile)

@@ -340,3 +340,52 @@ func TestRightsHoldAcrossARestart(t *testing.T) {
 	ann = s.connect(brokertest.Keep(brokertest.V5("ann"), 600), "ann")
 	s.expect(ann, "still")
 }
+
+// A user may belong to another server: its clients are told where, also those that
+// are connected when that is decided. Others stay.
+func TestUsersOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil, may{"boss": boss, "ann": boss})
+	stays, goes := s.connect(brokertest.V5("b"), "boss"), s.connect(brokertest.V5("a"), "ann")
+	for _, tt := range []struct {
+		moved  bool
+		reason packet.ReasonCode
+	}{{false, packet.ReasonUseAnotherServer}, {true, packet.ReasonServerMoved}} {
+		o := access.DefaultOptions()
+		o.Users = map[string]access.User{
+			"boss": {Password: secret},
+			"ann":  {Password: secret, ServerReference: "other.example:1883", ServerMoved: tt.moved},
+		}
+		o.Rules = []access.Rule{{Allow: []access.Right{access.Read, access.Write}, Topics: []string{"#"}}}
+		rules, err := access.Load(o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.auth.Replace(rules)
+		if n := s.Redirect(); !tt.moved {
+			got, told := goes.Ended()
+			d, _ := goes.All()[0].(*packet.Disconnect)
+			if n != 1 || !told || got != tt.reason || d.Properties.ServerReference != "other.example:1883" {
+				t.Errorf("%d sent away; DISCONNECT %v to %q", n, got, d.Properties.ServerReference)
+			}
+		} else if n != 0 {
+			t.Errorf("%d sent away", n)
+		}
+		for _, p := range []*packet.Connect{brokertest.V5("a"), brokertest.V4("a")} {
+			ack := brokertest.Raw(t, s.Pipe(), p.Version).Try(by(p, "ann"))
+			want, where := tt.reason, "other.example:1883"
+			if p.Version < packet.V5 {
+				want, where = packet.ReasonServerUnavailable, ""
+			}
+			if ack.Reason != want || ack.Properties.ServerReference != where {
+				t.Errorf("%s: CONNACK %v to %q, want %v", p.Version, ack.Reason, ack.Properties.ServerReference, want)
+			}
+		}
+		wrong := by(brokertest.V5("a"), "ann")
+		wrong.Password = []byte("guess")
+		if ack := brokertest.Raw(t, s.Pipe(), packet.V5).Try(wrong); ack.Reason != packet.ReasonBadUserNameOrPassword || ack.Properties.ServerReference != "" {
+			t.Errorf("a guess: CONNACK %v to %q", ack.Reason, ack.Properties.ServerReference)
+		}
+	}
+	stays.Publish(1, false, "a", "x")
+}

@@ -545,6 +545,9 @@ func (gw *gateway) enforce(rules, before *access.Rules, old, fresh *config.Confi
 	if n > 0 {
 		gw.log.Warn("clients have to log in again", "clients", n)
 	}
+	if n := gw.g.broker.Redirect(); n > 0 {
+		gw.log.Info("clients sent to another server", "clients", n)
+	}
 }
 
 // fixedKeys names the sections that differ but are read only at the start.
