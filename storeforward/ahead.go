@@ -61,6 +61,7 @@ func (s *Store) forgetAheadLocked(st *stream) {
 		close(f.done)
 	}
 	st.ahead = ahead{}
+	delete(s.late, st) // whoever reads it next begins with the disk, or has ended
 }
 
 // readOnLocked returns what comes next, or the query to wait for.

@@ -188,22 +188,39 @@ func (s *Store) leavesLocked(e *entry) bool {
 }
 
 // offerLocked hands the claim to its recipient if it is QoS 1 and the stream is
-// live. False means that only a commit, or the recipient reading it, helps.
+// live. False means that only a commit helps.
 func (s *Store) offerLocked(e *entry, c *claim) bool {
 	st := c.q.stream(c.QoS)
 	if c.QoS == 2 || !st.live {
 		if c.QoS == 1 {
 			st.wakeReader()
+			return s.lateLocked(st)
 		}
 		return false
 	}
 	full := len(st.out) >= s.opts.MaxUnfinished
 	if full || !c.q.r.Offer(s.deliveryLocked(e, c)) {
 		st.live = false
-		st.waiting = full // it is told to read when the oldest are finished
-		return false
+		st.pos = max(st.pos, e.seq-1) // it has been handed all there was
+		st.waiting = full             // it is told to read when the oldest are finished
+		return s.lateLocked(st)
 	}
 	st.handOut(e.seq, e.received, e.size)
+	return true
+}
+
+// lateLocked notes that a recipient without room at the moment is to read the
+// message. As long as it is only behind the tail, that is, not behind the disk, it
+// gets half a commit window for it; the other half is for its acknowledgement.
+// False: there is no such hope.
+func (s *Store) lateLocked(st *stream) bool {
+	if st.q.r == nil || st.hold > 0 || st.dropping > 0 || st.pos < s.committed || len(st.out) >= s.opts.MaxUnfinished {
+		return false
+	}
+	if _, ok := s.late[st]; !ok {
+		s.late[st] = time.Now()
+		s.wakeCommitter() // it sets its timer
+	}
 	return true
 }
 

@@ -169,6 +169,9 @@ func (s *Store) wantedLocked(now time.Time) (wait time.Duration, due bool) {
 	if s.unsaved > 0 {
 		wait = min(wait, s.unsavedSince.Add(s.opts.CommitWindow).Sub(now))
 	}
+	for _, since := range s.late {
+		wait = min(wait, since.Add(s.opts.CommitWindow/2).Sub(now))
+	}
 	wait = min(wait, s.deleteDueLocked(now))
 	if !s.lazySince.IsZero() {
 		wait = min(wait, s.lazySince.Add(s.opts.CommitWindow).Sub(now))
@@ -196,6 +199,7 @@ func (s *Store) takeLocked(now time.Time) *batch {
 	}
 	b := &batch{last: s.seq, ops: s.ops}
 	s.ops, s.commitNow, s.lazySince = nil, false, time.Time{}
+	clear(s.late)
 	for _, o := range b.ops {
 		o.taken = true
 	}

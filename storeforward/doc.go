@@ -45,6 +45,12 @@
 // A refused delivery (code 0x80 or above) is finished, and makes its message safe
 // with the commit that keeps its dead letter (TestRefusalMakesNothingSafe).
 //
+// A recipient that has no room at the moment has not been sent the message, and yet
+// its link is well. When only the tail is before it, and nothing on disk, it gets
+// half a commit window to come and read: else every burst above the window of a
+// healthy uplink would be written, with all that waits
+// (TestFullWindowForAMomentCostsNoFlash).
+//
 // Numbers are reserved ahead also when nothing is written: a healthy link alone
 // would outrun the mark (TestMarkStaysAhead).
 //

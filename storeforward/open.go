@@ -38,6 +38,7 @@ func Open(ctx context.Context, opts Options, log *slog.Logger) (*Store, error) {
 		sets: make(map[string]*claimset), setsByID: make(map[int64]*claimset),
 		queues: make(map[durable.QueueID]*queue), bySession: make(map[string]*queue), byUplink: make(map[string]*queue),
 		retained: make(map[string]struct{}),
+		late:     make(map[*stream]time.Time),
 		vacuum:   true, // the last run may have had no time for it
 	}
 	s.single = s.disk != nil

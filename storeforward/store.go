@@ -116,6 +116,9 @@ type Store struct {
 	toThin    []*queue
 	nextAging time.Time
 
+	// late are streams of recipients that are to read the tail, and since when.
+	late map[*stream]time.Time
+
 	ops []*op
 	// impatient wait for a commit only while the disk works: their channels are
 	// closed by the first failure.

@@ -286,6 +286,12 @@ func TestRefusedOfferTurnsTheStreamBack(t *testing.T) {
 		for i := range 5 {
 			last = put(t, s, msg("a", fmt.Sprint(i)), claimFor(q, 1), durable.Origin{})
 		}
+		if err := last.wait(t); err != nil || last.at.Sub(start) != 250*time.Millisecond {
+			t.Errorf("safe after %v with %v, want half the window", last.at.Sub(start), err)
+		}
+		// It is behind the disk now: there is nothing to wait for.
+		start = time.Now()
+		last = put(t, s, msg("a", "5"), claimFor(q, 1), durable.Origin{})
 		if err := last.wait(t); err != nil || !last.at.Equal(start) {
 			t.Errorf("safe after %v with %v, want at once", last.at.Sub(start), err)
 		}
@@ -296,7 +302,6 @@ func TestRefusedOfferTurnsTheStreamBack(t *testing.T) {
 		if err != nil || live || len(ds) != 2 || string(ds[0].Message.Payload) != "2" {
 			t.Fatalf("read %v, live %v, %v; want 2 and 3", ds, live, err)
 		}
-		put(t, s, msg("a", "5"), claimFor(q, 1), durable.Origin{})
 		var rest []string
 		for !live {
 			if ds, live, err = s.Read(context.Background(), q, 1, 2, 1<<20); err != nil {
@@ -421,4 +426,45 @@ func TestNumbersAreNeverGivenTwice(t *testing.T) {
 		}
 		closeStore(t, s)
 	}
+}
+
+// P5 for a recipient whose window is full for a moment: what it reads and
+// acknowledges before the commit window is over is never written.
+func TestFullWindowForAMomentCostsNoFlash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, onFile(t))
+		defer closeStore(t, s)
+		q := uplink(t, s)
+		r := attachLive(t, s, q, 2)
+		for round := range 50 {
+			for i := range 5 {
+				put(t, s, msg("a", fmt.Sprint(round, i)), claimFor(q, 1), durable.Origin{})
+			}
+			wait(100 * time.Millisecond) // of the 250 there are
+			for _, d := range r.take() {
+				s.Acked(q, d.Seq)
+			}
+			for live := false; !live; {
+				ds, l, err := s.Read(t.Context(), q, 1, 2, 1<<20)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, d := range ds {
+					s.Acked(q, d.Seq)
+				}
+				live = l
+			}
+		}
+		if st := s.Status(); st.Written != 0 || st.SafeByAck != 250 {
+			t.Errorf("written %d, safe by ack %d; want 0 and 250", st.Written, st.SafeByAck)
+		}
+		// One that does not come round in time has it on disk then.
+		for i := range 3 {
+			put(t, s, msg("b", fmt.Sprint(i)), claimFor(q, 1), durable.Origin{})
+		}
+		wait(300 * time.Millisecond)
+		if st := s.Status(); st.Written != 3 {
+			t.Errorf("written %d, want 3", st.Written)
+		}
+	})
 }

@@ -145,6 +145,7 @@ func (s *Store) readTailLocked(st *stream, limit, maxBytes int) (ds []durable.De
 		return ds, false
 	}
 	st.live, st.waiting = true, false
+	delete(s.late, st)
 	st.pos = max(st.pos, s.committed)
 	clear(st.finished) // whatever is still there never got a row
 	return nil, true

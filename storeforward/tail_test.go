@@ -67,12 +67,13 @@ func TestTailIsSafeByAcknowledgement(t *testing.T) {
 		s := open(t, o)
 		defer closeStore(t, s)
 		q := uplink(t, s)
+		release := disk.Hold()
+		waiting := []*outcome{put(t, s, msg("a", "0"), claimFor(q, 1), durable.Origin{})}
+		synctest.Wait()
 		if err := s.Attach(q, &taker{}); err != nil {
 			t.Fatal(err)
 		}
-		release := disk.Hold()
-		var waiting []*outcome
-		for i := range 5 {
+		for i := 1; i < 5; i++ {
 			waiting = append(waiting, put(t, s, msg("a", fmt.Sprint(i)), claimFor(q, 1), durable.Origin{}))
 			synctest.Wait()
 		}
