@@ -158,7 +158,7 @@ func (b *storeBench) throughput(ctx context.Context, proc *process, name string)
 	if err != nil {
 		return err
 	}
-	commits := proc.commits(ctx)
+	commits := proc.counts(ctx).Commits
 	cpu, err := proc.cpu()
 	if err != nil {
 		return err
@@ -173,7 +173,7 @@ func (b *storeBench) throughput(ctx context.Context, proc *process, name string)
 	after, err := writtenBytes(proc.cmd.Process.Pid)
 	b.note(acked1, name, float64(b.messages)/took.Seconds())
 	b.note(bytes1, name, float64(after-before)/float64(b.messages))
-	if n := proc.commits(ctx) - commits; n > 0 {
+	if n := proc.counts(ctx).Commits - commits; n > 0 {
 		b.note(batch1, name, float64(b.messages)/float64(n))
 	}
 	return err
@@ -332,9 +332,16 @@ func writtenBytes(pid int) (int64, error) {
 	return 0, errors.New("no write_bytes in /proc/PID/io")
 }
 
-// commits asks a peer that has a control socket of Holdfast's kind; others have
+// storeCounts is what Holdfast's store has done since its start.
+type storeCounts struct {
+	Appended int64 `json:"appended"`
+	Written  int64 `json:"written"`
+	Commits  int64 `json:"commits"`
+}
+
+// counts asks a peer that has a control socket of Holdfast's kind; others have
 // none.
-func (p *process) commits(ctx context.Context) int64 {
+func (p *process) counts(ctx context.Context) storeCounts {
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -344,23 +351,21 @@ func (p *process) commits(ctx context.Context) int64 {
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://holdfast/api/v1/status", http.NoBody)
 	if err != nil {
-		return 0
+		return storeCounts{}
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return 0
+		return storeCounts{}
 	}
-	var s struct {
-		Store struct {
-			Commits int64 `json:"commits"`
-		} `json:"store"`
+	var answer struct {
+		Store storeCounts `json:"store"`
 	}
-	err = json.NewDecoder(resp.Body).Decode(&s)
+	err = json.NewDecoder(resp.Body).Decode(&answer)
 	_ = resp.Body.Close()
 	if err != nil {
-		return 0
+		return storeCounts{}
 	}
-	return s.Store.Commits
+	return answer.Store
 }
 
 // report prints the medians, with ratios to the other peers and to SQLite alone.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,7 @@ func runWear(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	gateway := fs.String("gateway", "", "command that starts a gateway on {port} with its data in {dir}, commits {window} apart, and {cloud} as its cloud")
 	cloud := fs.String("cloud", "", "command that starts the cloud on {port} with its data in {dir}")
 	length := fs.Duration("time", 10*time.Second, "least length of a measurement")
+	only := fs.String("only", "", "run the measurements whose name contains this, such as \"link up, window 100ms\"")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -46,13 +48,13 @@ func runWear(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return err
 	}
 	defer far.stop()
-	rows := wearRows(far.addr)
+	rows := slices.DeleteFunc(wearRows(far.addr), func(r wearRow) bool { return !strings.Contains(r.String(), *only) })
 	// Slow rates leave the machine idle, and each gateway keeps accounts of its
 	// own: they run side by side. A fast one has the machine for itself.
 	var together sync.WaitGroup
 	measure := func(r *wearRow) {
 		command := strings.NewReplacer("{window}", r.window.String(), "{cloud}", r.cloud).Replace(*gateway)
-		r.perSecond, r.perMessage, r.err = wear(ctx, peer{"gateway", command}, r.rate, r.window, *length)
+		r.err = r.measure(ctx, peer{"gateway", command}, *length)
 		fmt.Fprintf(stderr, "%s: %.1f bytes per message\n", r, r.perMessage)
 	}
 	for i := range rows {
@@ -81,6 +83,8 @@ type wearRow struct {
 	rate       int
 	perSecond  float64
 	perMessage float64 // bytes
+	rows       float64 // messages written for each that was acknowledged
+	commits    float64 // for each message
 	err        error
 }
 
@@ -109,7 +113,7 @@ func wearRows(cloud string) (rows []wearRow) {
 
 func reportWear(w io.Writer, rows []wearRow) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(t, "link\twindow\tmsg/s wanted\tmsg/s\tbytes written per message\tyears of an 8 GB card, %d cycles, down %.0f %% of the time\n", cardCycles, outage*100)
+	fmt.Fprintf(t, "link\twindow\tmsg/s wanted\tmsg/s\tbytes written per message\trows per message\tcommits per message\tyears of an 8 GB card, %d cycles, down %.0f %% of the time\n", cardCycles, outage*100)
 	for i := range rows {
 		r := &rows[i]
 		if r.err != nil {
@@ -122,16 +126,16 @@ func reportWear(w io.Writer, rows []wearRow) error {
 				years = figure(cardBytes * cardCycles / (r.perMessage * r.perSecond * outage * 365 * 24 * 3600))
 			}
 		}
-		fmt.Fprintf(t, "%s\t%v\t%d\t%s\t%s\t%s\n", link, r.window, r.rate, figure(r.perSecond), figure(r.perMessage), years)
+		fmt.Fprintf(t, "%s\t%v\t%d\t%s\t%s\t%.4f\t%.4f\t%s\n", link, r.window, r.rate, figure(r.perSecond), figure(r.perMessage), r.rows, r.commits, years)
 	}
 	return t.Flush()
 }
 
-// wear publishes at a rate and reads the gateway's accounts.
-func wear(ctx context.Context, p peer, rate int, window, length time.Duration) (perSecond, perMessage float64, err error) {
+// measure publishes at a rate and reads the gateway's accounts.
+func (r *wearRow) measure(ctx context.Context, p peer, length time.Duration) error {
 	proc, err := p.start(ctx)
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
 	defer proc.stop()
 	var acked atomic.Int64
@@ -145,36 +149,41 @@ func wear(ctx context.Context, p peer, rate int, window, length time.Duration) (
 	for i := range wearPublishers {
 		c, err := connect(ctx, proc.addr, fmt.Sprintf("wear%d", i), packet.V311)
 		if err != nil {
-			return 0, 0, err
+			return err
 		}
 		w, err := newWearing(c, &acked)
 		if err != nil {
-			return 0, 0, errors.Join(err, c.Close())
+			return errors.Join(err, c.Close())
 		}
 		conns = append(conns, w)
 	}
-	settle := time.NewTimer(2*time.Second + 2*window) // the link comes up, statuses go out and are written
+	settle := time.NewTimer(2*time.Second + 2*r.window) // the link comes up, statuses go out and are written
 	defer settle.Stop()
 	<-settle.C
 	before, err := writtenBytes(proc.cmd.Process.Pid)
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
+	counted := proc.counts(ctx)
 	began := time.Now()
-	sent, err := publishAt(ctx, conns, rate, max(length, 3*window))
+	sent, err := publishAt(ctx, conns, r.rate, max(length, 3*r.window))
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
-	perSecond = float64(sent) / time.Since(began).Seconds()
+	r.perSecond = float64(sent) / time.Since(began).Seconds()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for late := time.Now().Add(stuck); acked.Load() < int64(sent); <-tick.C {
 		if time.Now().After(late) {
-			return 0, 0, fmt.Errorf("%d of %d acknowledged", acked.Load(), sent)
+			return fmt.Errorf("%d of %d acknowledged", acked.Load(), sent)
 		}
 	}
 	after, err := writtenBytes(proc.cmd.Process.Pid)
-	return perSecond, float64(after-before) / float64(sent), err
+	r.perMessage = float64(after-before) / float64(sent)
+	now := proc.counts(ctx)
+	r.rows = float64(now.Written-counted.Written) / float64(sent)
+	r.commits = float64(now.Commits-counted.Commits) / float64(sent)
+	return err
 }
 
 // wearing is a publisher that does not wait for its acknowledgements.
