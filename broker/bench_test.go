@@ -64,6 +64,43 @@ func BenchmarkFanOut(b *testing.B) {
 	}
 }
 
+// BenchmarkDrain is a persistent session that comes back to what has gathered at
+// QoS 1; one operation is one message. The store is one in memory: the most that
+// any store lets a client have.
+func BenchmarkDrain(b *testing.B) {
+	br := brokertest.Start(b, nil)
+	away := benchSession(b, br, "away")
+	away.write(b, &packet.Subscribe{PacketID: 1, Filters: []packet.Filter{{Filter: "bench", QoS: 1}}})
+	away.until(b, packet.TypeSuback, 1)
+	away.write(b, &packet.Disconnect{})
+	_, _ = io.Copy(io.Discard, away.nc)
+	pub := benchClient(b, br, "pub")
+	published := make(chan struct{})
+	go func() {
+		pub.acknowledged(b.N)
+		close(published)
+	}()
+	m := &packet.Publish{QoS: 1, Topic: []byte("bench"), Payload: make([]byte, 100), PacketID: 1}
+	for range b.N {
+		pub.write(b, m)
+		m.PacketID = m.PacketID%60_000 + 1
+	}
+	<-published
+	b.ReportAllocs()
+	b.SetBytes(100)
+	b.ResetTimer()
+	benchSession(b, br, "away").until(b, packet.TypePublish, b.N)
+}
+
+// acknowledged waits until n publications are.
+func (c *bench) acknowledged(n int) {
+	for ; n > 0; n-- {
+		if p, err := c.r.Next(); err != nil || p.Type() != packet.TypePuback {
+			return
+		}
+	}
+}
+
 // benchBatch is how many messages a publisher sends with one write.
 const benchBatch = 64
 
@@ -76,11 +113,24 @@ type bench struct {
 
 func benchClient(b *testing.B, br *brokertest.Broker, id string) *bench {
 	b.Helper()
+	return benchConnect(b, br, brokertest.V4(id))
+}
+
+// benchSession is a client whose session outlives its connection.
+func benchSession(b *testing.B, br *brokertest.Broker, id string) *bench {
+	b.Helper()
+	p := brokertest.V4(id)
+	p.CleanStart = false
+	return benchConnect(b, br, p)
+}
+
+func benchConnect(b *testing.B, br *brokertest.Broker, p *packet.Connect) *bench {
+	b.Helper()
 	c := &bench{nc: br.Dial(b)}
 	b.Cleanup(func() { c.nc.Close() })
 	c.r = packet.NewReader(c.nc, 64<<10)
 	c.r.SetVersion(packet.V311)
-	c.write(b, brokertest.V4(id))
+	c.write(b, p)
 	c.until(b, packet.TypeConnack, 1)
 	return c
 }
