@@ -182,7 +182,9 @@ func elementName(v reflect.Value) string {
 		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		switch {
 		case f.Tag.Get("metric") == "label":
-			labels = append(labels, fmt.Sprint(fv))
+			if value := fmt.Sprint(fv); value != "" {
+				labels = append(labels, value)
+			}
 		case name != "":
 		case tag == "name" && fv.Kind() == reflect.String:
 			name = fv.String()

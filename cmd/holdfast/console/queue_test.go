@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"holdfast/broker/durable"
 	"holdfast/storeforward"
 )
 
@@ -177,5 +179,37 @@ func TestCSVHasAColumnForEachField(t *testing.T) {
 	rows, err := csv.NewReader(&b).ReadAll()
 	if err != nil || len(rows) != 1 || len(rows[0]) != len(CSVHeader()) || rows[0][4] != `a,"b"` || rows[0][6] != "/w==" || rows[0][10] != "0x87" {
 		t.Errorf("got %q, %v", rows, err)
+	}
+}
+
+// Each lane has series of its own, and who has none no trace of the label.
+func TestMetricsNameTheLanes(t *testing.T) {
+	t.Parallel()
+	got := string(appendMetrics(nil, "holdfast_store", storeforward.Status{Queues: []storeforward.QueueStatus{
+		{Kind: "uplink", Name: "cloud", Lane: "7-latest", Messages: 2},
+		{Kind: "uplink", Name: "cloud", Lane: "3", Messages: 5},
+		{Kind: "session", Name: "pump", Messages: 1},
+	}}))
+	for _, want := range []string{
+		`holdfast_store_queue_messages{queue="uplink cloud 7-latest"} 2`,
+		`holdfast_store_queue_messages{queue="uplink cloud 3"} 5`,
+		`holdfast_store_queue_messages{queue="session pump"} 1`,
+	} {
+		if !strings.Contains(got, want+"\n") {
+			t.Errorf("metrics have no %s:\n%s", want, got)
+		}
+	}
+}
+
+func TestFindQueueOfALane(t *testing.T) {
+	t.Parallel()
+	list := []storeforward.QueueInfo{{ID: 1, Kind: "uplink", Name: "cloud", Lanes: []storeforward.LaneInfo{{ID: 4, Lane: "7"}, {ID: 1, Lane: "3"}}}}
+	for name, want := range map[string][]durable.QueueID{"cloud": {4, 1}, "uplink/cloud": {4, 1}, "uplink/cloud/7": {4}, "uplink/cloud/3": {1}} {
+		if q, err := FindQueue(list, name); err != nil || !slices.Equal(q.Queues(), want) {
+			t.Errorf("FindQueue(%q) = %v, %v, want %v", name, q.Queues(), err, want)
+		}
+	}
+	if _, err := FindQueue(list, "uplink/cloud/5"); !errors.Is(err, ErrNoQueue) {
+		t.Errorf("a lane that is not there: %v", err)
 	}
 }
