@@ -137,7 +137,30 @@ func (b *uplinkBench) start(ctx context.Context, k gatewayKind, o relaytest.Opti
 		r.cloud.close()
 		return nil, err
 	}
+	if !up {
+		return r, nil
+	}
+	if err := r.connected(ctx); err != nil {
+		r.stop()
+		return nil, err
+	}
 	return r, nil
+}
+
+// connected waits until the gateway has its session with the cloud, and a
+// moment for what it says first.
+func (r *uplinkRun) connected(ctx context.Context) error {
+	for late := time.Now().Add(stuck); ; {
+		r.cloud.mu.Lock()
+		there := r.cloud.sessions > 0
+		r.cloud.mu.Unlock()
+		if err := waitUntil(ctx, time.Now().Add(time.Second)); err != nil || there {
+			return err
+		}
+		if time.Now().After(late) {
+			return fmt.Errorf("the gateway does not connect; it said: %s", r.proc.out.Bytes())
+		}
+	}
 }
 
 func (r *uplinkRun) stop() {

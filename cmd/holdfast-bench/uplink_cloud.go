@@ -31,6 +31,7 @@ type sink struct {
 	mu          sync.Mutex
 	conns       map[net.Conn]struct{} // guarded by mu
 	messages    int                   // guarded by mu; on topics of the load
+	sessions    int                   // guarded by mu; CONNECTs answered
 	head        int                   // guarded by mu; of those, the ones that came at first
 	first, last time.Time             // guarded by mu; of those
 	live        []time.Duration       // guarded by mu; how long each live reading was under way
@@ -129,6 +130,9 @@ func (s *sink) serve(c net.Conn) {
 				ack.Properties = packet.Properties{TopicAliasMaximum: 65535}
 			}
 			answer = ack
+			s.mu.Lock()
+			s.sessions++
+			s.mu.Unlock()
 		case *packet.Publish:
 			name := aliases[p.TopicAlias]
 			if len(p.Topic) > 0 {
