@@ -292,7 +292,7 @@ func (l *link) claim(p *packet.Publish) (r *receipt, fresh bool) {
 	u, s := l.u, l.sess
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	// The connection enforces our Receive Maximum in 5.0; 3.1.1 has none.
+	// 3.1.1 knows no Receive Maximum, and who breaks it in 5.0 may wait too.
 	for len(l.lines[1])+len(l.lines[2]) >= u.opts.ReceiveMaximum && l.err == nil {
 		l.lineRoom.Wait()
 	}
