@@ -19,6 +19,11 @@
 //	                        online sessions             |
 //	PUBACK  <- ackLine.finish <------- done(nil) -------+
 //
+// Where only connected clients want a message nothing has to be safe, and conn.pass
+// takes it the short way: into the buffers of their sockets, or to wait in RAM for
+// one whose window is full, and its acknowledgement out, without a line, a job or
+// an allocation.
+//
 // An acknowledgement leaves when the store says that the message is safe, and
 // not before the acknowledgements of earlier PUBLISH packets of the same
 // connection (the acknowledgement line). A QoS 2 message goes onward when its

@@ -19,8 +19,11 @@ const (
 	// maxPlanName is the longest topic, in bytes; others are looked up each
 	// time.
 	maxPlanName = 512
-	// planSlots is how many a loop has at hand.
+	// planSlots is how many a loop has at hand, and maxAtHand the most sessions
+	// such a plan may have: finding it is little beside serving more, and what is
+	// at hand may be of the past.
 	planSlots = 64
+	maxAtHand = 64
 )
 
 // plan is who gets messages of one topic. It does not change: it is good as
@@ -94,7 +97,9 @@ func (b *Broker) lookupAt(plans *[planSlots]*plan, name []byte) *plan {
 		return p
 	}
 	p := b.lookup(name)
-	*slot = p
+	if *slot = p; p != nil && len(p.sessions) > maxAtHand {
+		*slot = nil
+	}
 	return p
 }
 
