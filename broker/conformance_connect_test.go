@@ -3,7 +3,6 @@ package broker_test
 import (
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"holdfast/broker"
@@ -93,6 +92,7 @@ var connectRules = rules{
 		if !ok || ack.Reason != 0 || ack.SessionPresent != (s.v != packet.V31) {
 			s.Errorf("the first packet is %v", ack)
 		}
+		s.clients = append(s.clients, c)
 		got := strings.Join(c.Messages(2), " ")
 		if got != "one two" && got != "two one" { // order is per QoS
 			s.Errorf("got %q", got)
@@ -250,7 +250,7 @@ var connectRules = rules{
 			}
 		}
 	}},
-	"silence of one and a half keep alives ends the connection like a failure": {play: func(s *scene) {
+	"silence of one and a half keep alives ends the connection like a failure": {pipesOnly: true, play: func(s *scene) {
 		watch := s.connect(s.clean("watch"))
 		watch.Subscribe(0, "will")
 		p := s.clean("c")
@@ -264,7 +264,7 @@ var connectRules = rules{
 		equal(s, "time", time.Since(start), 179*time.Second)
 		s.payloads(watch, "dead")
 	}},
-	"a session lasts as long as its connection": {play: func(s *scene) {
+	"a session lasts as long as its connection": {pipesOnly: true, play: func(s *scene) {
 		p := s.clean("c")
 		if s.v == packet.V5 {
 			p = brokertest.Keep(p, 1)
@@ -318,7 +318,7 @@ var connectRules = rules{
 				&packet.Subscribe{PacketID: 5, Filters: []packet.Filter{{Filter: "denied"}, {Filter: "a/#/b"}}},
 				&packet.Unsubscribe{PacketID: 6, Filters: []string{"x"}}, &packet.Pubrec{PacketID: 7},
 			)
-			synctest.Wait()
+			s.settle()
 			all := append(c.All(), c.Connack)
 			for _, p := range all {
 				var has packet.Properties
@@ -397,20 +397,20 @@ var connectRules = rules{
 		equal(s, "messages", s.b.Status().MessagesIn, 0)
 		equal(s, "packets", len(c.All()), 0)
 	}},
-	"nothing follows the broker's DISCONNECT": {play: func(s *scene) {
+	"nothing follows the broker's DISCONNECT": {pipesOnly: true, play: func(s *scene) {
 		release := s.holdTopic()
 		c := s.connect(s.clean("c"))
 		c.Subscribe(1, "a")
 		c.Send(&packet.Publish{Topic: []byte("hold")}) // its reader is busy
-		synctest.Wait()
+		s.settle()
 		second := s.raw()
 		second.Send(s.clean("c")) // takes over
-		synctest.Wait()
+		s.settle()
 		p := s.connect(s.clean("p"))
 		for qos := byte(0); qos <= 1; qos++ {
 			p.Send(&packet.Publish{QoS: qos, PacketID: 1, Topic: []byte("a")})
 		}
-		synctest.Wait()
+		s.settle()
 		release()
 		s.ended(c, packet.ReasonSessionTakenOver)
 		all := c.All()

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"holdfast/broker"
@@ -107,7 +106,7 @@ var publishRules = rules{
 		for _, connect := range []*packet.Connect{s.clean("sub"), s.kept("sub")} {
 			sub := s.manual(connect)
 			sub.Subscribe(2, "a")
-			synctest.Wait()
+			s.settle()
 			p := s.connect(s.clean("p"))
 			var ids []uint16
 			for range 5 {
@@ -127,14 +126,14 @@ var publishRules = rules{
 	"DUP says only that the broker itself sends again": {play: func(s *scene) {
 		sub := s.manual(s.kept("sub"))
 		sub.Subscribe(2, "a")
-		synctest.Wait()
+		s.settle()
 		p := s.connect(s.clean("p"))
 		p.Send(&packet.Publish{Topic: []byte("a"), Payload: []byte("0")})
 		p.Send(&packet.Publish{Topic: []byte("a"), Payload: []byte("1"), QoS: 1, PacketID: 1, Dup: true})
 		p.Take(packet.TypePuback)
 		p.Send(&packet.Publish{Topic: []byte("a"), Payload: []byte("2"), QoS: 2, PacketID: 2, Dup: true})
 		p.Take(packet.TypePubrec)
-		synctest.Wait()
+		s.settle()
 		for _, m := range sub.Rest() {
 			equal(s, "DUP of the first of "+string(m.Payload), m.Dup, false)
 		}
@@ -145,10 +144,10 @@ var publishRules = rules{
 		}
 		equal(s, "more", len(sub.Silent()), 0)
 	}},
-	"nothing is sent again on the same connection": {play: func(s *scene) {
+	"nothing is sent again on the same connection": {pipesOnly: true, play: func(s *scene) {
 		sub := s.manual(s.kept("sub"))
 		sub.Subscribe(2, "a")
-		synctest.Wait()
+		s.settle()
 		p := s.connect(s.clean("p"))
 		p.Publish(1, false, "a", "1")
 		p.Publish(2, false, "a", "2")
@@ -164,7 +163,7 @@ var publishRules = rules{
 	"a refused delivery does not come again": {versions: only5, play: func(s *scene) {
 		sub := s.manual(s.kept("sub"))
 		sub.Subscribe(2, "a")
-		synctest.Wait()
+		s.settle()
 		p := s.connect(s.clean("p"))
 		p.Publish(1, false, "a", "1")
 		sub.Send(&packet.Puback{PacketID: sub.Message().PacketID, Reason: packet.ReasonUnspecified})
@@ -174,11 +173,11 @@ var publishRules = rules{
 		s.leave(sub)
 		s.nothing(s.connect(s.kept("sub")))
 	}},
-	"a message that was sent does not expire": {versions: only5, play: func(s *scene) {
+	"a message that was sent does not expire": {pipesOnly: true, versions: only5, play: func(s *scene) {
 		for qos := byte(1); qos <= 2; qos++ {
 			sub := s.manual(s.kept("sub"))
 			sub.Subscribe(2, "a")
-			synctest.Wait()
+			s.settle()
 			s.connect(s.clean("p")).PublishWith(&packet.Publish{QoS: qos, Topic: []byte("a"), HasExpiry: true, MessageExpiry: 5})
 			id := sub.Message().PacketID
 			s.leave(sub)
@@ -191,7 +190,7 @@ var publishRules = rules{
 			sub.Disconnect(0)
 		}
 	}},
-	"a QoS 2 message that has expired is acknowledged to the end": {versions: only5, play: func(s *scene) {
+	"a QoS 2 message that has expired is acknowledged to the end": {pipesOnly: true, versions: only5, play: func(s *scene) {
 		c := s.connect(s.kept("c"))
 		m := &packet.Publish{QoS: 2, PacketID: 1, Topic: []byte("a"), HasExpiry: true, MessageExpiry: 1}
 		c.Send(m)
@@ -345,7 +344,7 @@ var publishRules = rules{
 		connect.Properties.ReceiveMaximum = 2
 		sub := s.manual(connect)
 		sub.Subscribe(2, "a")
-		synctest.Wait()
+		s.settle()
 		p := s.connect(s.clean("p"))
 		for qos := byte(1); qos <= 2; qos++ {
 			for range 3 {
@@ -353,7 +352,7 @@ var publishRules = rules{
 			}
 		}
 		p.Publish(0, false, "a", "free")
-		synctest.Wait()
+		s.settle()
 		counted := 0
 		var two uint16
 		for _, m := range sub.Rest() {
@@ -467,7 +466,7 @@ var publishRules = rules{
 			sub.Disconnect(0)
 			sub = s.connect(connect)
 			for len(plain.Rest()) > 0 {
-				synctest.Wait()
+				s.settle()
 			}
 		}
 	}},

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"holdfast/broker"
 	"holdfast/broker/packet"
@@ -148,7 +147,7 @@ var subscribeRules = rules{
 	"what was sent is finished after UNSUBSCRIBE": {play: func(s *scene) {
 		c := s.manual(s.kept("c"))
 		c.Subscribe(2, "a")
-		synctest.Wait()
+		s.settle()
 		p := s.connect(s.clean("p"))
 		p.Publish(2, false, "a", "2")
 		p.Publish(1, false, "a", "1")
@@ -225,7 +224,7 @@ var subscribeRules = rules{
 		for _, returns := range []bool{true, false} {
 			m := s.manual(s.kept("m"))
 			m.Subscribe(2, "$share/g/a")
-			synctest.Wait()
+			s.settle()
 			p.Publish(2, false, "a", "x")
 			id := m.Message().PacketID
 			other := s.connect(s.clean("other"))
@@ -259,7 +258,7 @@ var subscribeRules = rules{
 				for _, payload := range []string{"1", "2", "3", "4", "5"} { // the last two wait, in 5.0
 					p.Publish(1, false, "a", payload)
 				}
-				synctest.Wait()
+				s.settle()
 				other := s.connect(s.kept("other"))
 				other.Subscribe(1, "$share/g/a")
 				if !online {
@@ -295,7 +294,7 @@ var subscribeRules = rules{
 			its := []uint16{other.Message().PacketID, other.Message().PacketID}
 			p.Publish(1, false, "a", "7") // neither has room, and it is m's turn
 			s.ended(m, packet.ReasonQuotaExceeded)
-			synctest.Wait()
+			s.settle()
 			other.SetManual(false)
 			other.Send(&packet.Puback{PacketID: its[0]}, &packet.Puback{PacketID: its[1]})
 			got := other.Messages(6)
@@ -309,7 +308,7 @@ var subscribeRules = rules{
 		for _, connect := range []*packet.Connect{s.clean("m"), s.kept("m")} {
 			m := s.manual(connect)
 			m.Subscribe(2, "$share/g/a")
-			synctest.Wait()
+			s.settle()
 			for qos := byte(1); qos <= 2; qos++ {
 				p.Publish(qos, false, "a", "x")
 			}

@@ -2,10 +2,12 @@ package broker_test
 
 import (
 	"context"
+	"net"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"holdfast/broker"
 	"holdfast/broker/brokertest"
@@ -14,7 +16,8 @@ import (
 
 // rules are sentences about what a broker does, each played against one. The
 // tables in testdata/statements say which statements of the specifications a
-// sentence proves.
+// sentence proves. They are played over pipes, in fake time, and again over TCP on
+// readiness loops; with loops turned off that is a goroutine for each connection.
 type rules map[string]rule
 
 // rule is one sentence, in the versions it is about.
@@ -24,6 +27,9 @@ type rule struct {
 	play     func(s *scene)
 	// beyond says that no numbered statement asks for it.
 	beyond bool
+	// pipesOnly says that it needs fake time, or a broker that is held up: it is
+	// not played on a readiness loop.
+	pipesOnly bool
 }
 
 var (
@@ -44,17 +50,29 @@ func (rs rules) test(t *testing.T) {
 				t.Run(v.String(), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						s := &scene{T: t, v: v, gate: new(gate)}
-						s.b = brokertest.New(t, nil, func(o *broker.Options) {
-							o.Auth = s.gate
-							if r.options != nil {
-								r.options(o)
-							}
-						})
+						s.b = brokertest.New(t, nil, r.change(s.gate))
 						r.play(s)
 					})
 				})
+				if r.pipesOnly {
+					continue
+				}
+				t.Run(v.String()+" on a loop", func(t *testing.T) {
+					s := &scene{T: t, v: v, gate: new(gate), loop: true}
+					s.b = brokertest.Start(t, nil, r.change(s.gate))
+					r.play(s)
+				})
 			}
 		})
+	}
+}
+
+func (r rule) change(g *gate) func(*broker.Options) {
+	return func(o *broker.Options) {
+		o.Auth = g
+		if r.options != nil {
+			r.options(o)
+		}
 	}
 }
 
@@ -65,6 +83,47 @@ type scene struct {
 	b    *brokertest.Broker
 	v    packet.Version
 	gate *gate
+	// loop says that it is played over TCP on readiness loops, in real time.
+	loop    bool
+	clients []*brokertest.Client // those that were let in
+}
+
+// dial is a connection to the broker.
+func (s *scene) dial() net.Conn {
+	if s.loop {
+		return s.b.Dial(s.T)
+	}
+	return s.b.Pipe()
+}
+
+// settle returns when nothing is left to do. On a loop that is when each client
+// has had an answer and none of them, nor the store, was up to anything else.
+func (s *scene) settle() {
+	s.Helper()
+	if !s.loop {
+		synctest.Wait()
+		return
+	}
+	late := time.Now().Add(10 * time.Second)
+	for quiet := 0; quiet < 2; {
+		if time.Now().After(late) {
+			s.Fatalf("it does not come to rest: %+v", s.b.Status())
+		}
+		s.b.Store.Settle()
+		open, received := 0, 0
+		for _, c := range s.clients {
+			before := c.Received()
+			if c.Ping() {
+				open++
+			}
+			received += c.Received() - before
+		}
+		if st := s.b.Status(); received == 0 && st.Clients == open && st.Handshakes == 0 {
+			quiet++
+		} else {
+			quiet = 0
+		}
+	}
 }
 
 // gate is an Auth that lets everybody do everything, until told otherwise.
@@ -125,40 +184,42 @@ func (s *scene) kept(id string) *packet.Connect { return brokertest.Keep(s.clean
 
 func (s *scene) connect(p *packet.Connect) *brokertest.Client {
 	s.Helper()
-	c := brokertest.Connect(s.T, s.b.Pipe(), p)
-	synctest.Wait()
+	c := brokertest.Connect(s.T, s.dial(), p)
+	s.clients = append(s.clients, c)
+	s.settle()
 	return c
 }
 
 // manual is connect, for a client that acknowledges only what the test does.
 func (s *scene) manual(p *packet.Connect) *brokertest.Client {
 	s.Helper()
-	c := brokertest.Raw(s.T, s.b.Pipe(), p.Version)
+	c := brokertest.Raw(s.T, s.dial(), p.Version)
 	c.SetManual(true)
 	if got := c.Try(p); got.Reason != 0 {
 		s.Fatalf("CONNACK to %s: %v", p.ClientID, got.Reason)
 	}
-	synctest.Wait()
+	s.clients = append(s.clients, c)
+	s.settle()
 	return c
 }
 
 // raw is a connection on which nothing has been sent.
 func (s *scene) raw() *brokertest.Client {
 	s.Helper()
-	return brokertest.Raw(s.T, s.b.Pipe(), s.v)
+	return brokertest.Raw(s.T, s.dial(), s.v)
 }
 
 // leave cuts the connection, and waits until the broker has noticed.
 func (s *scene) leave(c *brokertest.Client) {
 	s.Helper()
 	c.Kill()
-	synctest.Wait()
+	s.settle()
 }
 
 // nothing says that the client has got nothing the test has not taken.
 func (s *scene) nothing(c *brokertest.Client) {
 	s.Helper()
-	synctest.Wait()
+	s.settle()
 	if got := c.Silent(); len(got) > 0 {
 		s.Errorf("got %v %v, want nothing", got[0].Type(), got[0])
 	}

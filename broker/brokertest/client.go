@@ -298,6 +298,51 @@ func (c *Client) Silent() []packet.Packet {
 	return rest
 }
 
+// Ping waits until the broker has answered all that was sent to it before; false if
+// the connection has ended.
+func (c *Client) Ping() bool {
+	c.tb.Helper()
+	answers := func() (n int) {
+		for _, p := range c.inbox {
+			if p.Type() == packet.TypePingresp {
+				n++
+			}
+		}
+		return n
+	}
+	c.mu.Lock()
+	before := answers()
+	c.mu.Unlock()
+	if c.send(&packet.Pingreq{}) != nil {
+		return false
+	}
+	late := false
+	timer := time.AfterFunc(patience, func() {
+		c.mu.Lock()
+		late = true
+		c.news.Broadcast()
+		c.mu.Unlock()
+	})
+	defer timer.Stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for answers() == before {
+		if c.err != nil {
+			return false
+		}
+		if late {
+			c.tb.Fatalf("no answer to a PINGREQ; got %v", describe(c.inbox))
+		}
+		c.news.Wait()
+	}
+	for i := len(c.inbox) - 1; ; i-- {
+		if c.inbox[i].Type() == packet.TypePingresp {
+			c.inbox = slices.Delete(c.inbox, i, i+1)
+			return true
+		}
+	}
+}
+
 // Rest returns the messages that have come and that no test has taken yet.
 func (c *Client) Rest() []*packet.Publish {
 	c.mu.Lock()

@@ -141,6 +141,20 @@ func (s *MemoryStore) Unhold() {
 	s.mu.Unlock()
 }
 
+// Settle waits until all is committed that may be.
+func (s *MemoryStore) Settle() {
+	done := make(chan struct{})
+	s.mu.Lock()
+	if s.held || s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.work = append(s.work, work{done: func(error) { close(done) }})
+	s.wake.Signal()
+	s.mu.Unlock()
+	<-done
+}
+
 // SetFull makes Append return err (durable.ErrFull), or work again with nil.
 func (s *MemoryStore) SetFull(err error) {
 	s.mu.Lock()
