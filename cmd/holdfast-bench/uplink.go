@@ -29,7 +29,7 @@ type uplinkBench struct {
 	holdfast, mosquitto string
 	scale               float64
 	hour                int
-	only                string
+	only, link          string
 	out                 io.Writer
 	rows                [][]string
 }
@@ -513,6 +513,7 @@ func runUplink(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	fs.Float64Var(&b.scale, "scale", 1, "share of the readings of each measurement")
 	fs.IntVar(&b.hour, "hour", 3_600_000, "messages of the long outage; 0 leaves it out")
 	fs.StringVar(&b.only, "only", "", "comma-separated: drain, wire, bridged, live, outage; empty is all")
+	fs.StringVar(&b.link, "link", "", "part of the name of the links to drain over: \"no limit\", \"1 Mbit\", \"50 kbit\"")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -532,6 +533,9 @@ func runUplink(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	}
 	steps := []step{{"wire", wires, b.wire}, {"bridged", plain, b.bridged}}
 	for _, p := range profiles() {
+		if !strings.Contains(p.name, b.link) {
+			continue
+		}
 		steps = append(steps, step{"drain", plain, func(ctx context.Context, k gatewayKind) error { return b.drain(ctx, k, p) }})
 		if p.rate > 0 {
 			steps = append(steps, step{"live", plain, func(ctx context.Context, k gatewayKind) error { return b.live(ctx, k, p) }})
