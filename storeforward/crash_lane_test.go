@@ -128,6 +128,7 @@ func (w *world) checkStates() {
 	if p.policy.Policy == "" || p.policy.Policy == durable.PolicyRefuse || p.policy.Policy == durable.PolicyWait {
 		licence = 0
 	}
+	licence += d[reasonAge]
 	for name, st := range w.lanes.states {
 		if final := p.final[name+"/1"]; final < st.acked && licence == 0 {
 			w.failf("%s number %d was acknowledged, and in the end the cloud has number %d", name, st.acked, final)

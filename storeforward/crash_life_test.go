@@ -73,6 +73,9 @@ func (w *world) unknown() {
 func (w *world) drain() error {
 	w.disk.Heal()
 	time.Sleep(2 * reserveEvery) //nolint:forbidigo // the bubble's time
+	if w.damaged {
+		time.Sleep(2 * repairEvery) //nolint:forbidigo // the bubble's time
+	}
 	for _, p := range w.peers {
 		if p.conn != nil && w.c.pick(2, "stay") == 0 {
 			continue // as it is, with what it has been promised to be told
@@ -142,6 +145,7 @@ func (w *world) verdict() error {
 		if p.policy.Policy == "" || p.policy.Policy == durable.PolicyRefuse || p.policy.Policy == durable.PolicyWait {
 			licence = 0
 		}
+		licence += d[reasonAge]
 		if list := missing[p]; uint64(len(list)) > licence {
 			w.failf("lost: %v to %s were acknowledged and never came; %d were dropped by policy %q", list, p.name, licence, p.policy.Policy)
 		}

@@ -45,6 +45,8 @@ type world struct {
 	guest    guest
 	lanes    laneModel
 
+	damaged bool // a database was found damaged
+
 	cuts     int
 	drops    uint64 // by policies
 	replaced uint64 // by newer states
@@ -136,6 +138,7 @@ func newWorld(c chooser, seed uint64, opts func(*Options)) *world {
 	w.opts.WALBytes = 64 << 10
 	w.opts.RetryMin = 20 * time.Millisecond
 	w.opts.ReserveBytes = []int64{0, 100_000}[c.pick(2, "reserve")]
+	w.opts.MaxAge = []time.Duration{0, 0, 0, 200 * time.Millisecond}[c.pick(4, "max age")]
 	w.opts.MinCommitInterval = []time.Duration{0, 0, 20 * time.Millisecond}[c.pick(3, "interval")]
 	if opts != nil {
 		opts(&w.opts)
@@ -186,7 +189,7 @@ func (w *world) open() error {
 			return err
 		}
 	}
-	if st := s.Status(); st.SetAside != "" {
+	if st := s.Status(); st.SetAside != "" && !w.damaged {
 		return fmt.Errorf("a power cut broke the database: %s", st.Salvaged)
 	}
 	if w.epoch == 0 {

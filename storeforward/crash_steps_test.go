@@ -39,7 +39,7 @@ func (w *world) pump() {
 // step does one random thing.
 func (w *world) step() {
 	w.pump()
-	switch w.c.pick(27, "step") {
+	switch w.c.pick(28, "step") {
 	case 0, 1, 2, 3, 4:
 		w.publish()
 	case 5, 6:
@@ -68,6 +68,8 @@ func (w *world) step() {
 		w.publishState()
 	case 26:
 		w.moveLanes()
+	case 27:
+		w.damage()
 	}
 	if w.c.pick(3, "settle") > 0 {
 		w.settleAll()
@@ -97,6 +99,16 @@ func (w *world) populate() error {
 		return err
 	}
 	return w.setPolicies()
+}
+
+// damage has the database found damaged, once in a life: it is set aside and
+// salvaged, with all that is in it, while everything goes on.
+func (w *world) damage() {
+	if w.damaged || w.c.pick(4, "damage") > 0 {
+		return
+	}
+	w.damaged = true
+	w.s.suspect(errForeign)
 }
 
 func (w *world) create(name string) durable.QueueID {
@@ -139,7 +151,7 @@ func (w *world) comeAndGo() {
 // publishToGuest owes it a message, until its end is durable.
 func (w *world) publishToGuest() {
 	g := &w.guest
-	if g.q == 0 {
+	if g.q == 0 || w.opts.MaxAge > 0 { // it never reads
 		return
 	}
 	p := w.pubs[0]
