@@ -78,10 +78,10 @@ func (s *Store) Append(m *message.Message, claims []durable.Claim, from durable.
 	}
 	e.relief, e.omitted = nil, nil
 	switch {
-	case hurry, s.tail.bytes > s.opts.MaxUnsafeBytes, s.opts.CommitWindow == 0, s.seq+seqBlock/2 > s.mark:
+	case hurry, s.tail.bytes > s.opts.MaxUnsafeBytes, s.opts.CommitWindow == 0:
 		s.hurryLocked()
-	case first:
-		s.wakeCommitter() // it sets its timer
+	case first, s.markDueLocked():
+		s.wakeCommitter() // it sets its timer, or reserves numbers
 	}
 	s.mu.Unlock()
 	return nil

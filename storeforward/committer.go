@@ -154,11 +154,15 @@ func (s *Store) dueLocked(now time.Time) (wait time.Duration, due bool) {
 	return max(wait, rest), false
 }
 
+// markDueLocked says whether numbers must be reserved. That is a commit of its own,
+// which takes along nothing that could still be acknowledged: P5.
+func (s *Store) markDueLocked() bool { return s.seq+seqBlock/2 > s.mark }
+
 // wantedLocked is dueLocked as if commits cost nothing.
 func (s *Store) wantedLocked(now time.Time) (wait time.Duration, due bool) {
 	wait = time.Hour
 	switch {
-	case s.commitNow, s.tail.bytes > s.opts.MaxUnsafeBytes, s.unsaved >= s.opts.MaxUnsavedAcks:
+	case s.commitNow, s.tail.bytes > s.opts.MaxUnsafeBytes, s.unsaved >= s.opts.MaxUnsavedAcks, s.markDueLocked():
 		return 0, true
 	case s.closing && (s.tail.len() > 0 || s.unsaved > 0 || len(s.ops) > 0):
 		return 0, true
@@ -240,7 +244,7 @@ func (s *Store) takeLocked(now time.Time) *batch {
 
 // takeRestLocked takes what goes with a commit beside messages and changes.
 func (s *Store) takeRestLocked(b *batch) {
-	if s.seq+seqBlock/2 > s.mark {
+	if s.markDueLocked() {
 		b.mark = s.seq + seqBlock
 	}
 	s.takeCursorsLocked(b)

@@ -63,8 +63,9 @@ type life struct {
 	appended  int64
 	offline   int64 // appended while the link was down
 	delivered int64
-	last      []int64 // step last delivered of each device; -1 is none
-	gaps      []gap   // since the link came back
+	events    map[int64]bool // of device 0, by step: delivered
+	last      []int64        // step last delivered of each device; -1 is none
+	gaps      []gap          // since the link came back
 }
 
 // gap is a hole between two deliveries of a device.
@@ -73,7 +74,7 @@ type gap struct{ from, to int64 }
 func (m month) live(t *testing.T) {
 	t.Helper()
 	o, _ := onDisk(t)
-	l := &life{month: m, t: t, s: open(t, o), last: make([]int64, m.devices)}
+	l := &life{month: m, t: t, s: open(t, o), last: make([]int64, m.devices), events: map[int64]bool{}}
 	defer closeStore(t, l.s)
 	l.q = uplink(t, l.s)
 	for i := range l.last {
@@ -94,6 +95,7 @@ func (m month) live(t *testing.T) {
 			l.r, downSince = nil, n
 		case !down && l.r == nil:
 			largest = max(largest, l.fileSize())
+			l.checkHeld(n-downSince, bound)
 			l.attach()
 			l.checkOutage(downSince, n)
 		}
@@ -104,11 +106,27 @@ func (m month) live(t *testing.T) {
 	l.checkEnd(largest, bound)
 }
 
+// event is the mark of a message that is not thinned: a user property.
+var event = append(append([]byte{0x26, 0, byte(len(durable.EventProperty))}, durable.EventProperty...), 0, 1, '1')
+
+// checkHeld looks at how much waits at the end of an outage of so many steps.
+func (l *life) checkHeld(steps, bound int64) {
+	n, _ := l.s.Backlog(l.q)
+	most := min(steps*int64(l.devices), bound)
+	least := min(most, int64(float64(bound)*thinKeep/2)) // slots are of powers of two
+	if n > most || n < least {
+		l.t.Errorf("%d messages wait after an outage of %d steps, wanted %d to %d", n, steps, least, most)
+	}
+}
+
 // say has every device say the number of the step.
 func (l *life) say(n int64) {
 	for i := range l.devices {
 		payload := binary.BigEndian.AppendUint64(make([]byte, 0, 8), uint64(n))
 		msg := &message.Message{Topic: "sensors/" + strconv.Itoa(i) + "/value", Payload: payload, QoS: 1}
+		if i == 0 && n%int64(time.Hour/l.step) == 7 { // something happens once an hour
+			msg.Properties, l.events[n] = event, false
+		}
 		if err := l.s.Append(msg, claimFor(l.q, 1), durable.Origin{}, nil); err != nil {
 			l.t.Fatalf("step %d: %v", n, err)
 		}
@@ -136,6 +154,9 @@ func (l *life) arrive(d durable.Delivery) {
 	n := int64(binary.BigEndian.Uint64(d.Message.Payload))
 	if n <= l.last[device] {
 		l.t.Errorf("device %d: %d after %d", device, n, l.last[device])
+	}
+	if _, ok := l.events[n]; ok && device == 0 {
+		l.events[n] = true
 	}
 	if n > l.last[device]+1 {
 		l.gaps = append(l.gaps, gap{l.last[device], n})
@@ -179,8 +200,8 @@ func (l *life) checkOutage(from, to int64) {
 	}
 	kept := float64(l.perDev) * thinKeep / 2 // at least, by slots of powers of two
 	for _, g := range l.gaps {
-		if g.from < from-1 {
-			l.t.Errorf("a hole from %d to %d, before the outage at %d", g.from, g.to, from)
+		if g.from < from {
+			l.t.Errorf("a hole from %d to %d: the first of the outage at %d is missing", g.from, g.to, from)
 		}
 		// With slots of age/r there are r*ln(outage) messages.
 		age := float64(to - g.from)
@@ -208,6 +229,11 @@ func (l *life) checkEnd(largest, bound int64) {
 	thinned := int64(q.Dropped[reasonThin])
 	if q.Messages != 0 || q.Refused != 0 || l.delivered+thinned != l.appended {
 		l.t.Errorf("appended %d, delivered %d, thinned %d, left %d, refused %d", l.appended, l.delivered, thinned, q.Messages, q.Refused)
+	}
+	for n, ok := range l.events {
+		if !ok {
+			l.t.Errorf("the event of step %d is missing", n)
+		}
 	}
 	if int64(q.Committed) != l.offline { // the rest costs no flash
 		l.t.Errorf("%d written, but %d came while the link was down", q.Committed, l.offline)

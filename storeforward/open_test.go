@@ -374,6 +374,33 @@ func TestMarkStaysAhead(t *testing.T) {
 	}
 }
 
+// Reserving numbers is a commit that takes along nothing that the peer may still
+// acknowledge in time.
+func TestReservingNumbersWritesNoMessages(t *testing.T) {
+	o := onFile(t)
+	o.CommitWindow = time.Minute
+	s := open(t, o)
+	defer closeStore(t, s)
+	q := uplink(t, s)
+	r := attachLive(t, s, q, 3)
+	commits := s.Status().Commits
+	waiting := []durable.Seq{}
+	for range seqBlock * 3 / 4 { // one is always on its way
+		if err := s.Append(msg("a", "1"), claimFor(q, 1), durable.Origin{}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if waiting = append(waiting, r.take()[0].Seq); len(waiting) > 1 {
+			s.Acked(q, waiting[0])
+			waiting = waiting[1:]
+		}
+	}
+	eventually(t, "no numbers are reserved", func() bool { return s.Status().Commits > commits })
+	if st := s.Status(); st.Written != 0 {
+		t.Errorf("%d messages written over a healthy link", st.Written)
+	}
+	s.Acked(q, waiting[0])
+}
+
 // After a power cut the log is there and its index in shared memory is not.
 func TestOpensWithoutSharedMemory(t *testing.T) {
 	o := onFile(t)
