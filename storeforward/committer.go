@@ -190,6 +190,11 @@ func (s *Store) wantedLocked(now time.Time) (wait time.Duration, due bool) {
 // healthy link would never be without (P5).
 func (s *Store) tailDueLocked(now time.Time) bool {
 	e := s.tail.first()
+	for _, since := range s.late {
+		if now.Sub(since) >= s.opts.CommitWindow/2 {
+			return true
+		}
+	}
 	return e == nil || s.commitNow || s.closing || s.failing || len(s.ops) > 0 ||
 		s.tail.bytes > s.opts.MaxUnsafeBytes || now.Sub(e.at) >= s.opts.CommitWindow
 }
