@@ -147,9 +147,10 @@ export LOADED_PEER
 microbench: ## benchmarks of all packages, ten runs, for benchstat
 	$(GO) test $(BUILD) -run '^$$' -bench . -benchmem -count 10 -timeout 0 ./...
 
-# Peers of bench-store; {dir} is a fresh folder of each.
+# Peers of bench-store; {dir} is a fresh folder of each. One session may hold the
+# whole backlog.
 define HOLDFAST_PEER
-holdfast=dist/holdfast run --listen tcp://127.0.0.1:{port} --data {dir}
+holdfast=sh -c 'printf "[store]\nmax_session_messages = 10000000\nmax_session_bytes = 2147483648\nsession_share = 100\n" > {dir}/h.toml; exec dist/holdfast run --config {dir}/h.toml --listen tcp://127.0.0.1:{port} --data {dir}'
 endef
 define MOSQUITTO_PEER
 mosquitto=sh -c 'printf "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {dir}/\nmax_queued_messages 0\nuser root\n" > {dir}/m.conf; exec mosquitto -c {dir}/m.conf'
