@@ -73,6 +73,9 @@ func (o *object) record() (Record, error) {
 	if o.Topic == nil {
 		return Record{}, wrong("a record has no topic")
 	}
+	if o.QoS > 2 {
+		return Record{}, wrong("qos %d", o.QoS)
+	}
 	r := Record{Topic: *o.Topic, Time: o.Time, QoS: o.QoS, Properties: o.Properties, Payload: o.Payload}
 	if o.Expiry != nil {
 		r.HasExpiry, r.Expiry = true, *o.Expiry
