@@ -22,6 +22,7 @@ type Status struct {
 	SetAside string `json:"set_aside,omitempty"`
 	Salvaged string `json:"salvaged,omitempty"`
 
+	// Queues are those of uplinks, then those of sessions, the fullest first.
 	Queues []QueueStatus `json:"queues"`
 
 	Messages         int64  `json:"messages"`       // in all queues together
@@ -127,7 +128,13 @@ func (s *Store) Status() Status {
 		o.q.oldest, o.q.oldestAfter = received, o.cursors
 		s.mu.Unlock()
 	}
-	slices.SortFunc(st.Queues, func(a, b QueueStatus) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(st.Queues, func(a, b QueueStatus) int {
+		uplinks := cmp.Compare(b.Kind, a.Kind) // before sessions
+		if uplinks == 0 && a.Kind == "session" {
+			return cmp.Or(cmp.Compare(b.Messages, a.Messages), cmp.Compare(a.ID, b.ID))
+		}
+		return cmp.Or(uplinks, cmp.Compare(a.ID, b.ID))
+	})
 	return st
 }
 

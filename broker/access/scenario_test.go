@@ -120,6 +120,11 @@ func TestEachWayOfAMessageIsGuarded(t *testing.T) {
 		old.Publish(qos, false, "plant/open/x", "forged")
 	}
 	ann.Publish(1, true, "plant/open/x", "") // would clear a retained message
+	// An alias is no way around: it is judged by what it stands for.
+	ann.PublishWith(&packet.Publish{Topic: []byte("plant/open/x"), TopicAlias: 1, Payload: []byte("forged")})
+	if got := ann.PublishWith(&packet.Publish{QoS: 1, TopicAlias: 1, Payload: []byte("forged")}); got != packet.ReasonNotAuthorized {
+		t.Errorf("an alias of a foreign topic: %v", got)
+	}
 	ann.Publish(1, false, "ann/1", "own")
 	s.expect(b, "own")
 

@@ -45,6 +45,10 @@ type collector struct {
 	families map[string][]string // family -> "{labels} value"
 }
 
+// maxMembers is how many members of a list have metrics of their own, the first: what
+// strangers call themselves must not fill whoever collects this.
+const maxMembers = 256
+
 type label struct{ name, value string }
 
 func (c *collector) sample(family string, labels []label, value string) {
@@ -58,7 +62,7 @@ func (c *collector) sample(family string, labels []label, value string) {
 		} else {
 			s.WriteByte(',')
 		}
-		s.WriteString(l.name + `="` + labelEscaper.Replace(l.value) + `"`)
+		s.WriteString(l.name + `="` + labelEscaper.Replace(strings.ToValidUTF8(l.value, "\uFFFD")) + `"`)
 	}
 	if len(labels) > 0 {
 		s.WriteByte('}')
@@ -116,7 +120,10 @@ func (c *collector) walk(name string, labels []label, v reflect.Value) {
 		default:
 		}
 		seen := map[string]bool{"": true}
-		for i := range v.Len() {
+		if more := v.Len() - maxMembers; more > 0 {
+			c.sample(name+"_without_metrics", labels, strconv.Itoa(more))
+		}
+		for i := range min(v.Len(), maxMembers) {
 			el := v.Index(i)
 			id := elementName(el)
 			if seen[id] { // two series of one name would spoil the whole scrape

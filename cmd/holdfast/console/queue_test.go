@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"holdfast/broker/durable"
 	"holdfast/storeforward"
@@ -211,5 +212,26 @@ func TestFindQueueOfALane(t *testing.T) {
 	}
 	if _, err := FindQueue(list, "uplink/cloud/5"); !errors.Is(err, ErrNoQueue) {
 		t.Errorf("a lane that is not there: %v", err)
+	}
+}
+
+// Clients make up as many names as they like; that many metrics there are not.
+func TestMetricsOfManySessionsAreBounded(t *testing.T) {
+	type queue struct {
+		Name     string `json:"name" metric:"label"`
+		Messages int    `json:"messages"`
+	}
+	var st struct {
+		Queues []queue `json:"queues"`
+	}
+	for i := range 1000 {
+		st.Queues = append(st.Queues, queue{Name: fmt.Sprintf("\xff%d", i), Messages: i})
+	}
+	got := string(appendMetrics(nil, "holdfast", st))
+	if n := strings.Count(got, "_messages{"); n != maxMembers {
+		t.Errorf("%d series, want %d", n, maxMembers)
+	}
+	if !strings.Contains(got, "queues_without_metrics 744\n") || !utf8.ValidString(got) {
+		t.Errorf("the others are not counted, or this is no UTF-8:\n%.300s", got)
 	}
 }
