@@ -199,7 +199,10 @@ func (s *Store) takeBack() error {
 // from s.readers, all of them; reads fail while there are none. As many are put back
 // as were taken: whoever waits for one may have it before the next is there.
 func (s *Store) lendAgain() error {
-	err := s.openReaders()
+	err := errSalvageCut // part of a copy has gaps
+	if !s.salvaging {
+		err = s.openReaders()
+	}
 	if err != nil {
 		for range cap(s.readers) {
 			s.readers <- nil // reads fail instead of waiting

@@ -73,8 +73,10 @@ func (s *Store) replace(cause error) error {
 		_ = s.w.close() // of a damaged file
 		s.w = nil
 	}
+	s.salvaging = true
 	aside, err := s.beginSalvage()
 	if err != nil {
+		s.salvaging = s.salvageDue()
 		return err
 	}
 	s.log.Error("database set aside", "path", aside, "err", cause)
@@ -99,6 +101,7 @@ func (s *Store) replace(cause error) error {
 	if err != nil {
 		return fmt.Errorf("rebuild: %w", err)
 	}
+	s.salvaging = false
 	s.log.Warn("database salvaged", "path", aside, "result", report, "lost", lost)
 	s.tendLog() // the keeper must come over
 	s.reportRepair(Repair{Time: time.Now(), SetAside: aside, Reason: cause.Error(), Salvaged: report, Lost: lost})

@@ -77,7 +77,10 @@ func (s *Store) salvageFrom(ctx context.Context, old *db, aside string) (report 
 			damaged[t.name] = true
 			continue
 		}
-		n, left, damage := s.salvageTable(ctx, old, t.name, t.columns)
+		n, left, damage, refused := s.salvageTable(ctx, old, t.name, t.columns)
+		if refused != nil {
+			return nil, errors.Join(refused, s.rollback())
+		}
 		switch {
 		case damage != nil:
 			damaged[t.name] = true
@@ -91,6 +94,9 @@ func (s *Store) salvageFrom(ctx context.Context, old *db, aside string) (report 
 	}
 	if len(damaged) > 0 && !s.single {
 		more, err := s.scanPages(ctx, aside, old, damaged)
+		if DiskRefuses(err) {
+			return nil, errors.Join(err, s.rollback())
+		}
 		if err != nil {
 			more = "single pages not read: " + err.Error()
 		}
@@ -120,7 +126,7 @@ func (s *Store) salvageFrom(ctx context.Context, old *db, aside string) (report 
 		err = s.w.exec("COMMIT")
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.w.script("ROLLBACK"))
+		return nil, errors.Join(err, s.rollback())
 	}
 	if lost > 0 {
 		report = append(report, fmt.Sprintf("%d messages without recipients left behind", lost))
@@ -128,17 +134,30 @@ func (s *Store) salvageFrom(ctx context.Context, old *db, aside string) (report 
 	return report, nil
 }
 
-func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string) (n, left int, damage error) {
+// rollback ends the transaction, if the error has not.
+func (s *Store) rollback() error {
+	if !s.w.inTransaction() {
+		return nil
+	}
+	return s.w.script("ROLLBACK")
+}
+
+func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string) (n, left int, damage, refused error) {
 	if there, err := old.queryInt("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?", table); err == nil && there == 0 {
-		return 0, 0, nil // an older schema
+		return 0, 0, nil, nil // an older schema
 	}
 	columns = knownColumns(ctx, old, table, columns)
 	marks := strings.TrimSuffix(strings.Repeat("?, ", strings.Count(columns, ",")+1), ", ")
 	insert := "INSERT OR REPLACE INTO " + table + " (" + columns + ") VALUES (" + marks + ")"
 	copyRow := func(row []driver.Value) error {
-		if s.w.exec(insert, row...) == nil {
+		err := s.w.exec(insert, row...)
+		switch {
+		case err == nil:
 			n++
-		} else {
+		case DiskRefuses(err): // of the fresh database: nothing is wrong with the row
+			refused = err
+			return err
+		default:
 			left++
 		}
 		return nil
@@ -146,11 +165,11 @@ func (s *Store) salvageTable(ctx context.Context, old *db, table, columns string
 	key, _, _ := strings.Cut(columns, ",")
 	query := "SELECT " + columns + " FROM " + table + " ORDER BY " + key
 	damage = old.query(ctx, copyRow, query)
-	if damage != nil {
+	if damage != nil && refused == nil {
 		// The rows on the far side of the damage; what comes twice is replaced.
 		damage = errors.Join(damage, old.query(ctx, copyRow, query+" DESC"))
 	}
-	return n, left, damage
+	return n, left, damage, refused
 }
 
 // knownColumns leaves out those that the table does not have: they came with a

@@ -58,6 +58,7 @@ func (s *Store) scanPages(ctx context.Context, aside string, old *db, wanted map
 	if err := x.learn(ctx, s.w, old); err != nil {
 		return "", err
 	}
+	var refused error // by the fresh database
 	x.take = func(sh *shape, row []driver.Value) bool {
 		if !wanted[sh.name] {
 			return true
@@ -73,9 +74,12 @@ func (s *Store) scanPages(ctx context.Context, aside string, old *db, wanted map
 		}
 		n, err := s.w.changes("INSERT OR "+verb+" INTO "+sh.name+" ("+strings.Join(names, ", ")+") VALUES ("+marks+")", row...)
 		sh.taken += int(n)
+		if DiskRefuses(err) {
+			refused = err
+		}
 		return err == nil
 	}
-	if err := x.run(ctx); err != nil {
+	if err := errors.Join(x.run(ctx), refused); err != nil {
 		return "", err
 	}
 	var parts []string

@@ -64,6 +64,7 @@ type Store struct {
 	// The committer's own.
 	lastCommit   time.Time // when the last commit began
 	repaired     time.Time // when the database was last set aside
+	salvaging    bool      // and what is open is only part of a copy
 	reserveTried time.Time // when the reserve was given up or last tried for
 	touched      time.Time // when the run row was last written
 	looked       time.Time // when it was last found unnecessary

@@ -182,7 +182,7 @@ func (s *Store) read(ctx context.Context, fn func(*db) error) error {
 	if s.single {
 		s.connMu.Lock()
 		defer s.connMu.Unlock()
-		if s.w == nil {
+		if s.w == nil || s.salvaging { // part of a copy has gaps
 			return errNotOpen
 		}
 		err := fn(s.w)

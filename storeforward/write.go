@@ -26,6 +26,8 @@ func (s *Store) write(b *batch) error {
 	switch {
 	case d == nil:
 		return errors.New("commit: the database is not open")
+	case s.salvaging: // what is written now would go with it
+		return errSalvageCut
 	case s.spare != nil:
 		return s.spare.cause
 	case s.intruder.Load() != nil:

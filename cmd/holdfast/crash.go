@@ -32,7 +32,11 @@ func noteCrashes(dir string, log *slog.Logger) (crashed string) {
 	if err != nil {
 		log.Warn("notes of a crash not read", "path", path, "err", err)
 	}
-	f, err := os.Create(path)
+	if strings.HasPrefix(crashed, "SIGABRT") || strings.HasPrefix(crashed, "SIGQUIT") {
+		log.Warn("the process before was ended by the watchdog or by somebody", "err", crashed)
+		crashed = "" // not by what it had in hand
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err == nil {
 		err = errors.Join(debug.SetCrashOutput(f, debug.CrashOptions{}), f.Close()) // it has a copy of its own
 	}
