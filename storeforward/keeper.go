@@ -287,7 +287,7 @@ func (s *Store) closeWriter() error {
 	if s.w == nil {
 		return nil
 	}
-	if s.spare != nil || s.intruder.Load() != nil { // nothing to be written there
+	if s.spare != nil || s.salvaging || s.intruder.Load() != nil { // nothing to be written there
 		err := s.w.close()
 		s.w = nil
 		return err
