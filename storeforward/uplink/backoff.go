@@ -48,7 +48,8 @@ const (
 	twinPauseMax = 15 * time.Minute
 	// bounceTime and bounces are the take-overs of a cloud that does not name
 	// them (3.1.1): it lets us in, and soon ends it without a word, again and
-	// again.
+	// again. The pauses grow by themselves then, and no further: a bad link
+	// looks the same.
 	bounceTime = 5 * time.Minute
 	bounces    = 4
 )
@@ -61,7 +62,9 @@ type recovery struct {
 	// takeovers are when another connection took our session over, within
 	// twinMemory.
 	takeovers []time.Time
-	bounced   int // connections in a row that the cloud ended soon, without a word
+	// unnamed says that the cloud has no words for a take-over (3.1.1).
+	unnamed bool
+	bounced int // connections in a row that such a cloud ended soon
 }
 
 func newRecovery(o *Options) recovery {
@@ -77,7 +80,7 @@ func (r *recovery) after(err error, held time.Duration, now time.Time) time.Dura
 		r.pause.reset()
 	}
 	switch {
-	case was && kind == classEnded && held < bounceTime:
+	case was && r.unnamed && kind == classEnded && held < bounceTime:
 		r.bounced++
 	case was && (held >= bounceTime || kind != classEnded):
 		r.bounced = 0
@@ -96,9 +99,6 @@ func (r *recovery) after(err error, held time.Duration, now time.Time) time.Dura
 		if spread := r.opts.ReconnectSpread; was && held >= r.opts.ReconnectReset && spread > r.pause.least {
 			r.pause.last = r.pause.least + time.Duration(r.pause.draw(int64(spread-r.pause.least)+1))
 			return r.pause.last
-		}
-		if r.bounced >= bounces {
-			return r.pause.long()
 		}
 	case classSoon:
 	}

@@ -67,7 +67,8 @@ func (p *protocol) unknown(err error) bool {
 	return false
 }
 
-func (u *Uplink) clientOptions(p dial.Path, clean bool) client.Options {
+// clientOptions are those for the way p; opened is told of each connection.
+func (u *Uplink) clientOptions(p dial.Path, clean bool, opened func(*dial.Conn)) client.Options {
 	opts := &u.opts
 	return client.Options{
 		// TLS, WebSocket and all else is done by the dialer.
@@ -84,6 +85,7 @@ func (u *Uplink) clientOptions(p dial.Path, clean bool) client.Options {
 			if err != nil {
 				return nil, err // not a nil *dial.Conn
 			}
+			opened(c)
 			u.showed(c)
 			return c, nil
 		},

@@ -192,12 +192,18 @@ func (u *Uplink) probe(ctx context.Context, p dial.Path) error {
 	if err != nil {
 		return err
 	}
-	in, out := c.Wire()
+	u.spent(c.Wire())
+	return c.Close()
+}
+
+// spent counts what went over the wire beside a session: attempts that came to
+// nothing, and looks at better ways.
+func (u *Uplink) spent(in, out uint64) {
 	u.mu.Lock()
+	defer u.mu.Unlock()
 	u.status.BytesIn += in
 	u.status.BytesOut += out
-	u.mu.Unlock()
-	return c.Close()
+	u.budget.add(connectBytes + in + out)
 }
 
 // mark names the cloud session that the way in use leads to. Packet ids kept
@@ -235,10 +241,19 @@ func (u *Uplink) remembers(m memory) bool {
 
 // open makes the attempt: CONNECT on the way p. When the cloud does not know
 // 5.0 it is asked again at once for 3.1.1; that it took this is remembered.
-func (u *Uplink) open(ctx context.Context, p dial.Path, proto *protocol) (*client.Conn, error) {
-	o := u.clientOptions(p, !u.remembers(u.recall()))
+func (u *Uplink) open(ctx context.Context, p dial.Path, proto *protocol) (conn *client.Conn, err error) {
+	var opened []*dial.Conn
+	defer func() {
+		if conn != nil {
+			opened = opened[:len(opened)-1] // counted while it lasts
+		}
+		for _, c := range opened {
+			u.spent(c.Wire())
+		}
+	}()
+	o := u.clientOptions(p, !u.remembers(u.recall()), func(c *dial.Conn) { opened = append(opened, c) })
 	o.Version = proto.version
-	conn, err := client.Dial(ctx, proto.humble(o))
+	conn, err = client.Dial(ctx, proto.humble(o))
 	if proto.learn(err) {
 		conn, err = client.Dial(ctx, proto.humble(o))
 	}

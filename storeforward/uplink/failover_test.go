@@ -264,6 +264,9 @@ func TestOneRefusesAndOneIsDead(t *testing.T) {
 			s[name].mu.Unlock()
 		}
 		st := r.up.Status()
+		if st.BytesOut < 50 || st.BytesIn < 5 {
+			t.Errorf("a CONNECT that was refused took %d bytes out, %d in", st.BytesOut, st.BytesIn)
+		}
 		if (st.State != StateAuthRefused && st.State != StateConnecting) || !strings.Contains(st.Reason, "not authorized") || !strings.Contains(st.Reason, errDown.Error()) {
 			t.Errorf("state %s reason %q", st.State, st.Reason)
 		}

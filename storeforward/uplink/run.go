@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"holdfast/broker/client"
+	"holdfast/broker/packet"
 	"holdfast/storeforward/uplink/dial"
 )
 
@@ -30,6 +31,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		held := time.Duration(-1)
 		if err == nil {
 			began := time.Now()
+			again.unnamed = conn.Version() != packet.V5
 			err = u.serveAndScout(ctx, conn, moved)
 			held = time.Since(began)
 			if errors.Is(err, errStore) {

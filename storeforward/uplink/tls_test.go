@@ -158,6 +158,10 @@ func TestTLS(t *testing.T) {
 			if tt.want == "" && st.State != StateUp {
 				t.Errorf("state %s reason %q, want up", st.State, st.Reason)
 			}
+			// What an attempt costs is counted, whatever became of it.
+			if name == "unknown authority" && (st.BytesOut < 100 || st.BytesIn < 300) {
+				t.Errorf("a handshake that failed took %d bytes out, %d in", st.BytesOut, st.BytesIn)
+			}
 			if tt.want != "" && !strings.Contains(st.Reason, tt.want) {
 				t.Errorf("state %s reason %q, want %q in it", st.State, st.Reason, tt.want)
 			}

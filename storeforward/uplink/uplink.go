@@ -97,6 +97,7 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 		sess:  newSession(received),
 	}
 	u.at = u.dialer.Paths()[0]
+	u.dialer.Spent = u.spent
 	u.drops = make(limiter)
 	u.packers = make(map[string]*pack.Packer)
 	u.changes = u.newChanges(lanes)

@@ -34,6 +34,9 @@ type Dialer struct {
 	opts  Options
 	proxy *url.URL // nil is none
 	paths []Path
+	// Spent, unless nil, is told what went over the wire in vain: for an
+	// attempt that failed after TCP. Set before the first Dial.
+	Spent func(in, out uint64)
 	// lookup and connect are made for an interface; tests replace them.
 	lookup  func(iface string) lookup
 	connect func(iface string) connect
@@ -137,6 +140,9 @@ func (d *Dialer) Dial(ctx context.Context, p Path) (*Conn, error) {
 	c.wire = &wire{Conn: raw}
 	if c.Conn, err = d.layers(ctx, p, c, conf); err != nil {
 		_ = raw.Close()
+		if d.Spent != nil {
+			d.Spent(c.Wire())
+		}
 		return nil, err
 	}
 	return c, nil
