@@ -4,11 +4,13 @@ package uplink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,6 +36,11 @@ var _ = addRole(netCloud, func(address string) {
 			go patientCloud(nc)
 		}
 	}()
+	names, err := net.ListenPacket("udp", "0.0.0.0:53") // a name server that answers nothing
+	if err != nil {
+		panic(err)
+	}
+	defer names.Close()
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
 })
@@ -75,16 +82,7 @@ func patientCloud(nc net.Conn) {
 // silent, within the time that is set and under load, and back when it has been
 // well for the time that is set; one that is switched off is noticed as well.
 func TestInterfacesInOrder(t *testing.T) {
-	if os.Getenv(netGateway) == "" {
-		// Again, in a network of its own.
-		cmd := exec.Command(os.Args[0], "-test.run=^TestInterfacesInOrder$", "-test.v", "-test.timeout=5m")
-		cmd.Env = append(os.Environ(), netGateway+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		out, err := cmd.CombinedOutput()
-		t.Logf("%s", out)
-		if err != nil {
-			t.Fatalf("in a network of its own (this needs root): %v", err)
-		}
+	if !inNetwork(t) {
 		return
 	}
 	n := newNetwork(t)
@@ -143,6 +141,78 @@ func TestInterfacesInOrder(t *testing.T) {
 	if st := r.up.Status(); st.Backlog != 0 || st.Refused != 0 || len(st.Dropped) != 0 {
 		t.Errorf("backlog %d refused %d dropped %v", st.Backlog, st.Refused, st.Dropped)
 	}
+}
+
+// A name server that is silent holds up the uplink that needs it, for as long as
+// an attempt may take, and nobody else.
+func TestSilentNameServer(t *testing.T) {
+	if !inNetwork(t) {
+		return
+	}
+	n := newNetwork(t)
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(file, []byte("nameserver 10.99.9.9\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.run("mount", "--make-rprivate", "/")
+	n.run("mount", "--bind", file, "/etc/resolv.conf")
+	r := newRigWith(t, func(o *Options) { o.URL = "mqtt://10.99.9.9" })
+	o := testOptions()
+	o.URL, o.ConnectTimeout = "mqtt://cloud.example", 3*time.Second
+	named, err := New("named", o, r.store, r.local, r.up.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := newCancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = named.Run(ctx)
+	}()
+	began := time.Now()
+	slowest := time.Duration(0)
+	for time.Since(began) < 4*time.Second {
+		sent := time.Now()
+		select {
+		case <-r.put("s/x", "x", 1):
+			slowest = max(slowest, time.Since(sent))
+		case <-time.After(5 * time.Second):
+			t.Fatalf("not acknowledged: %+v", r.up.Status())
+		}
+		pass(10 * time.Millisecond)
+	}
+	st := named.Status()
+	t.Logf("slowest of %d messages beside it: %v; the other says: %s", r.up.Status().Acked, slowest, st.Reason)
+	if slowest > 2*time.Second { // the first waits for the connection
+		t.Errorf("a message took %v", slowest)
+	}
+	if st.ConnectFailures == 0 || st.Connects != 0 || !strings.Contains(st.Reason, "cloud.example") {
+		t.Errorf("failures %d reason %q", st.ConnectFailures, st.Reason)
+	}
+	began = time.Now()
+	stop(errors.New("stop"))
+	<-ended
+	if d := time.Since(began); d > time.Second {
+		t.Errorf("the stop took %v", d)
+	}
+}
+
+// inNetwork says whether this process has a network and mounts of its own;
+// otherwise it runs the test again in one that has. It needs root.
+func inNetwork(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(netGateway) != "" {
+		return true
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), netGateway+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Fatalf("in a network of its own (this needs root): %v", err)
+	}
+	return false
 }
 
 // network is ours with eth0 and wwan0, and the cloud's at the other end of both.

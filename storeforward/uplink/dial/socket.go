@@ -82,7 +82,13 @@ func (o *Options) lookupThrough(iface string) lookup {
 				return failed
 			}
 		}
-		return d.DialContext(ctx, network, address)
+		nc, err := d.DialContext(ctx, network, address)
+		if err == nil {
+			// The resolver would wait for a silent server after we have given
+			// up. A deadline on what is closed by then does nothing.
+			context.AfterFunc(ctx, func() { _ = nc.SetDeadline(past) })
+		}
+		return nc, err
 	}
 	return r.LookupNetIP
 }
