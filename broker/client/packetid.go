@@ -5,14 +5,24 @@ package client
 // 5.0 §2.2.1). The zero value is ready. It is not safe for use from several
 // goroutines.
 type PacketIDs struct {
-	used map[uint16]struct{}
-	last uint16
+	pages [1 << 16 / pageIDs]*idPage
+	inUse int
+	last  uint16
 }
+
+// idPage has a bit for each of pageIDs ids in a row; there are pages only for
+// what is in use.
+type idPage struct {
+	bits  [pageIDs / 64]uint64
+	inUse int
+}
+
+const pageIDs = 1024
 
 // Take returns an id that is not in use, not one that has just become free as
 // long as there are others; false when all are in use.
 func (p *PacketIDs) Take() (id uint16, ok bool) {
-	if len(p.used) == 65535 {
+	if p.inUse == 65535 {
 		return 0, false
 	}
 	for {
@@ -20,24 +30,44 @@ func (p *PacketIDs) Take() (id uint16, ok bool) {
 		if p.Reserve(p.last) {
 			return p.last, true
 		}
+		if page := p.pages[p.last/pageIDs]; page != nil && page.bits[p.last%pageIDs/64]>>(p.last%64) == ^uint64(0)>>(p.last%64) {
+			p.last |= 63 // the rest of the word is taken
+		}
 	}
 }
 
 // Reserve takes that id, one that an earlier connection used. It returns false
 // when it is in use, and for 0.
 func (p *PacketIDs) Reserve(id uint16) bool {
-	if _, taken := p.used[id]; taken || id == 0 {
+	if id == 0 {
 		return false
 	}
-	if p.used == nil {
-		p.used = make(map[uint16]struct{})
+	page := &p.pages[id/pageIDs]
+	if *page == nil {
+		*page = new(idPage)
 	}
-	p.used[id] = struct{}{}
+	word, bit := &(*page).bits[id%pageIDs/64], uint64(1)<<(id%64)
+	if *word&bit != 0 {
+		return false
+	}
+	*word |= bit
+	(*page).inUse++
+	p.inUse++
 	return true
 }
 
 // Free gives an id back; one that is not in use does no harm.
-func (p *PacketIDs) Free(id uint16) { delete(p.used, id) }
+func (p *PacketIDs) Free(id uint16) {
+	page := p.pages[id/pageIDs]
+	if page == nil || page.bits[id%pageIDs/64]&(1<<(id%64)) == 0 {
+		return
+	}
+	page.bits[id%pageIDs/64] &^= 1 << (id % 64)
+	p.inUse--
+	if page.inUse--; page.inUse == 0 && id/pageIDs != p.last/pageIDs { // the next is from this one
+		p.pages[id/pageIDs] = nil
+	}
+}
 
 // InUse returns how many ids are taken.
-func (p *PacketIDs) InUse() int { return len(p.used) }
+func (p *PacketIDs) InUse() int { return p.inUse }
