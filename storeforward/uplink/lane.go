@@ -116,7 +116,7 @@ func (ln *lane) takeLocked(d *durable.Delivery) bool {
 		delete(s.reserved, d.PacketID) // its room was kept
 	case d.PacketID != 0:
 		return false // comes again through Read
-	case !l.roomLocked(d.Message.Size()):
+	case !l.roomBeyondLocked(d.Message.Size(), liveBurst):
 		return false
 	default:
 		if f.id, _ = s.ids.Take(); f.id == 0 {
@@ -138,7 +138,7 @@ func (ln *lane) Reserve() (packetID uint16, ok bool) {
 	l.u.mu.Lock()
 	defer l.u.mu.Unlock()
 	st := &ln.streams[2]
-	if !ln.takesLocked(st) || !l.roomLocked(0) {
+	if !ln.takesLocked(st) || !l.roomBeyondLocked(0, liveBurst) {
 		st.behind = true
 		l.u.wakeLocked()
 		return 0, false

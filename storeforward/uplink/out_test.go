@@ -424,3 +424,31 @@ func TestQoS0Kept(t *testing.T) {
 		}
 	})
 }
+
+// A link that carries little has not become slow: what it was found to hold stays,
+// and a burst of what is published goes out without touching the flash.
+func TestBurstCostsNoFlash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		p := r.cloud.welcome(t, packet.Connack{})
+		p.subscribed()
+		payload := strings.Repeat("x", 100)
+		for round := range 100 {
+			n := 1
+			if round%10 == 9 {
+				n = 500
+			}
+			for range n {
+				r.put("s/a", payload, 1)
+			}
+			pass(20 * time.Millisecond) // the cloud is that far away
+			for got := 0; got < n; got++ {
+				p.puback(p.expectPublish(payload, 1, false))
+			}
+			pass(50 * time.Millisecond)
+		}
+		if st := r.store.Status(); st.Written != 0 {
+			t.Errorf("%d messages written", st.Written)
+		}
+	})
+}

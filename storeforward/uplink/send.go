@@ -169,7 +169,7 @@ func (l *link) fillLocked(now time.Time) {
 	if l.leaving {
 		return
 	}
-	for !l.full && l.err == nil && l.used < l.quota && len(l.resend) > 0 {
+	for !l.full && l.err == nil && l.used < l.quota && len(l.resend) > 0 && l.window.fits(l.resend[0].size) {
 		f := l.resend[0]
 		l.resend = l.resend[1:]
 		l.publishLocked(f, now)
@@ -338,6 +338,9 @@ func (l *link) pickLocked(now time.Time) (f *flight, idle bool) {
 		ln := l.lanes[i]
 		qos, fresh := ln.headLocked()
 		if fresh == nil {
+			if !l.window.fits(ln.ready[qos][0].size) {
+				return nil, false
+			}
 			return ln.nextLocked(qos), false
 		}
 		switch {
@@ -375,7 +378,7 @@ func (ln *lane) nextLocked(qos byte) *flight {
 // placedLocked takes a message that has its place in the window, nil for none.
 func (l *link) placedLocked() *flight {
 	for _, ln := range l.lanes {
-		if qos := ln.readyQoSLocked(); qos != 0 {
+		if qos := ln.readyQoSLocked(); qos != 0 && l.window.fits(ln.ready[qos][0].size) {
 			return ln.nextLocked(qos)
 		}
 	}

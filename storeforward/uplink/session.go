@@ -121,7 +121,14 @@ func (f *flight) count() uint64 { return uint64(max(len(f.members), 1)) }
 // roomLocked says whether one more message of that size fits the window. One
 // always fits an empty window. What the cloud refused for now does not take the
 // place of what it takes, but there is an end to that too.
-func (l *link) roomLocked(size int) bool {
+func (l *link) roomLocked(size int) bool { return l.roomBeyondLocked(size, 0) }
+
+// liveBurst is how much that has just been published may wait for the window in
+// memory, in bytes: a burst costs no flash while the link is well.
+const liveBurst = 64 << 10
+
+// roomBeyondLocked is roomLocked with more room than the window has now.
+func (l *link) roomBeyondLocked(size, beyond int) bool {
 	s, opts := l.sess, &l.u.opts
 	n := len(s.flights) + len(s.reserved)
 	switch {
@@ -131,7 +138,7 @@ func (l *link) roomLocked(size int) bool {
 		return false
 	}
 	moving := s.bytes - s.held
-	return moving == 0 || moving+size <= l.window.limit()
+	return moving == 0 || moving+size <= l.window.limit()+beyond
 }
 
 // unanswered are the messages that wait for one kind of answer, in the order in

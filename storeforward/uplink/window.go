@@ -85,7 +85,7 @@ func (w *window) sent(size int, now time.Time) sample {
 // idle says that there is room and nothing to fill it with: what is measured
 // now says nothing about the link.
 func (w *window) idle() {
-	w.idleUntil = w.delivered + uint64(w.moving)
+	w.idleUntil = w.delivered + uint64(max(w.moving, 1))
 }
 
 // lost takes back a message that will not be answered.
@@ -203,13 +203,16 @@ func (w *window) adapt(size int, ended, busy, idle bool, trip time.Duration) {
 	case w.startup && busy:
 		w.bytes += size
 	case w.startup:
-	case w.bytes > goal:
+	case w.bytes > goal && !idle:
 		w.bytes = max(goal, w.bytes-size) // nothing new until the rest has come through
-	case busy:
+	case w.bytes < goal && busy:
 		w.bytes = min(w.bytes+size, goal)
 	}
 	w.bytes = min(max(w.bytes, leastWindow), w.most)
 }
+
+// fits says whether so much more may go out now; something always may.
+func (w *window) fits(size int) bool { return w.moving == 0 || w.moving+size <= w.limit() }
 
 // limit is what may be on its way now.
 func (w *window) limit() int {
