@@ -94,4 +94,36 @@
 // A message whose expiry passed after its first send is resent with an expiry
 // of one second: once sent, only an acknowledgement ends it, and brokers take
 // an expiry of zero for none.
+//
+// # How much is on its way
+//
+// The window (see window.go) is what the link was found to hold, and a quarter
+// more: what waits in the network cannot be overtaken, what waits here can. It is
+// counted from PUBLISH to acknowledgement, within Receive Maximum and the keys
+// window and window_bytes; a link with little to carry keeps the window it had.
+// What has just been published may wait for it in memory, up to 64 KiB.
+//
+// # Batches
+//
+// A batch is one QoS 1 message to the cloud and many here: all its members are
+// finished by its PUBACK, and all are dead letters when it is refused for good.
+// While the connection or the session lasts it is sent again as it was, with DUP;
+// when the session is lost, the gateway has restarted, or the cloud of this
+// connection takes smaller packets, its members are read again and put together
+// anew, and may come twice. QoS 2 is never in a batch; what is retained goes alone,
+// at its place in the order of its route.
+//
+// # Loops
+//
+// What came from a cloud does not go back there, and no-local keeps the cloud from
+// sending us what is ours. What goes on from one cloud to another carries its hops
+// in a user property and ends after eight. 3.1.1 has neither: Loops warns.
+//
+// # Data budget
+//
+// Counted are the bytes of the connections with TLS, 78 for each TCP segment with
+// data and 364 for each attempt to connect. A day or month ends only by a clock
+// that is right. The count is kept in the store, at most once a minute and then only
+// while nothing is in flight, else every ten minutes and at the stop; a power cut
+// forgets what came since.
 package uplink
