@@ -391,7 +391,8 @@ func (sh *shape) fits(values []driver.Value) bool {
 // decodeRecord reads the values of a record.
 func decodeRecord(b []byte) (values []driver.Value, ok bool) {
 	size, types, ok := uvarint(b)
-	if !ok || size > uint64(len(b)) || size < 1 {
+	// The header holds at least its own length.
+	if !ok || size > uint64(len(b)) || size < uint64(len(b)-len(types)) {
 		return nil, false
 	}
 	body := b[size:]
