@@ -75,11 +75,9 @@ func (l *link) detach() {
 func (u *Uplink) queueOf(f *flight) durable.QueueID { return u.lanes.Queues[f.lane].Queue }
 
 // takesLocked says whether the store may hand over new messages of the stream.
-// While a change of lanes is under way all are read, and sent when their turn
-// comes: a place in the window is not for what must wait.
 func (ln *lane) takesLocked(st *stream) bool {
 	l := ln.l
-	return l.begun && !l.closed && !l.leaving && l.err == nil && len(st.buf) == 0 && len(l.u.changes) == 0 && !ln.restrictedLocked()
+	return l.begun && !l.closed && !l.leaving && l.err == nil && len(st.buf) == 0 && !ln.restrictedLocked()
 }
 
 // Offer takes a delivery of a live stream if it fits the window.
@@ -92,7 +90,8 @@ func (ln *lane) Offer(d durable.Delivery) bool {
 		return true // it has been handed over on this connection
 	}
 	u.wakeLocked()
-	if !ln.takesLocked(st) || !ln.takeLocked(&d) {
+	// A place in the window is not for what must wait for another lane.
+	if !ln.takesLocked(st) || ln.blockedLocked(d.Seq, d.Message) >= 0 || !ln.takeLocked(&d) {
 		st.behind = true
 		return false
 	}
@@ -138,7 +137,7 @@ func (ln *lane) Reserve() (packetID uint16, ok bool) {
 	l.u.mu.Lock()
 	defer l.u.mu.Unlock()
 	st := &ln.streams[2]
-	if !ln.takesLocked(st) || !l.roomBeyondLocked(0, liveBurst) {
+	if !ln.takesLocked(st) || len(l.u.changes) > 0 || !l.roomBeyondLocked(0, liveBurst) {
 		st.behind = true
 		l.u.wakeLocked()
 		return 0, false

@@ -320,3 +320,35 @@ func TestRouteExpiry(t *testing.T) {
 		}
 	})
 }
+
+// A change of lanes that cannot end, since the cloud takes one of the old messages not
+// now, holds up its topic and nothing else: the rest is not even written.
+func TestChangeOfLaneHoldsUpItsTopicOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.Routes = []Route{{Direction: DirectionOut, Filter: "s/#"}} })
+		r.put("s/alarm/a", "alarm 0", 1)
+		r.restart(laneRoutes)
+		p := r.cloud.welcome(t, packet.Connack{})
+		q := p.expectPublish("alarm 0", 1, false)
+		p.send(&packet.Puback{PacketID: q.PacketID, Reason: packet.ReasonQuotaExceeded})
+		p.quiet()
+		for i := range 5 { // until the streams are live
+			r.put("s/data", fmt.Sprint("before ", i), 1)
+			p.ack(p.publish())
+		}
+		written := r.store.Status().Written
+		for i := range 100 {
+			r.put("s/data", fmt.Sprint("data ", i), 1)
+			p.ack(p.expectPublish(fmt.Sprint("data ", i), 1, false))
+		}
+		synctest.Wait()
+		if n := r.store.Status().Written - written; n != 0 {
+			t.Errorf("%d messages written though the link is well", n)
+		}
+		r.put("s/alarm/a", "alarm 1", 1)
+		p.quiet()
+		pass(r.opts.ReconnectMax)
+		p.ack(p.expectPublish("alarm 0", 1, false))
+		p.ack(p.expectPublish("alarm 1", 1, false))
+	})
+}
