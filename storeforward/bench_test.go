@@ -111,3 +111,23 @@ func BenchmarkDrain(b *testing.B) {
 	}
 	b.ReportMetric(float64(total)/b.Elapsed().Seconds(), "msg/s")
 }
+
+// BenchmarkOpen opens a store that has a backlog of a session and of an uplink.
+func BenchmarkOpen(b *testing.B) {
+	for _, backlog := range []int{1, 1_000_000} {
+		b.Run(fmt.Sprintf("%d_messages_100B", backlog), func(b *testing.B) {
+			o := onFile(b)
+			backlogOf(b, o, backlog)
+			b.ReportAllocs()
+			for b.Loop() {
+				s := open(b, o)
+				if n := s.Status().Messages; n != int64(backlog) {
+					b.Fatalf("%d messages", n)
+				}
+				b.StopTimer()
+				closeStore(b, s)
+				b.StartTimer()
+			}
+		})
+	}
+}

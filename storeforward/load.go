@@ -134,16 +134,15 @@ func (s *Store) loadRest(ctx context.Context, d *db) error {
 func (s *Store) loadMessages(ctx context.Context, d *db) error {
 	onProbation := s.probation.on.Load()
 	defer s.outOfHand("load")
-	return d.query(ctx, func(row []driver.Value) error {
-		seq, size := durable.Seq(integer(row[0])), integer(row[2])
+	return d.rowSizes(ctx, func(seq durable.Seq, setID, size int64) {
 		if onProbation {
 			s.inHand("load", "message", strconv.FormatInt(int64(seq), 10))
 		}
 		s.seq = max(s.seq, seq)
-		set := s.setsByID[integer(row[1])]
+		set := s.setsByID[setID]
 		s.spent.noteRow(set, seq, size)
 		if set == nil {
-			return nil
+			return
 		}
 		needed := false
 		for _, c := range set.claims {
@@ -161,8 +160,7 @@ func (s *Store) loadMessages(ctx context.Context, d *db) error {
 		if !needed {
 			s.spent.add(rowSize(size))
 		}
-		return nil
-	}, "SELECT seq, claimset, length(CAST(topic AS BLOB)) + length(payload) + coalesce(length(properties), 0) FROM message ORDER BY seq")
+	})
 }
 
 // loadMarks starts numbering above everything that may have been given before:

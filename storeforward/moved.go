@@ -65,7 +65,6 @@ func (s *Store) moved() error {
 // committed.
 func (s *Store) lookUp() {
 	s.lookAtProbation()
-	s.lookAtProbation()
 	err := s.keepLock()
 	if errors.Is(err, errIntruder) || s.intruder.Load() != nil {
 		err = *s.intruder.Load()

@@ -35,6 +35,11 @@ typedef struct {
 	uint8_t qos, retain, expires, unused[5];
 } row;
 
+// row_size is what counting needs of a row.
+typedef struct {
+	int64_t seq, claimset, size;
+} row_size;
+
 // pack is the buffer of a connection: rows that wait to be taken.
 typedef struct {
 	unsigned char *p;
@@ -71,28 +76,23 @@ static const void *bytes(sqlite3_value *v, uint32_t *n) {
 	return p;
 }
 
-// holdfast_pack(rows, bytes, seq, claimset, topic, payload, properties, qos, retain,
-// expiry, received, source) is an aggregate function: it keeps rows until they are
-// that many or their messages have that many bytes, then it aborts the statement.
-static void pack_step(sqlite3_context *c, int n, sqlite3_value **v) {
-	pack *k = sqlite3_user_data(c);
+// begin empties the buffer for the first row of a statement.
+static int begin(sqlite3_context *c, pack *k) {
 	int *begun = sqlite3_aggregate_context(c, sizeof *begun);
 	if (!begun) {
 		sqlite3_result_error_nomem(c);
-		return;
+		return 0;
 	}
 	if (!*begun) {
 		*begun = 1;
 		clear(k);
 	}
-	row r = {
-		.seq = integer(v[2]), .claimset = integer(v[3]), .received = integer(v[10]), .expiry = integer(v[9]),
-		.qos = integer(v[7]), .retain = integer(v[8]) != 0, .expires = sqlite3_value_type(v[9]) == INTEGER,
-	};
-	const void *topic = bytes(v[4], &r.topic), *payload = bytes(v[5], &r.payload);
-	const void *properties = bytes(v[6], &r.properties), *source = bytes(v[11], &r.source);
-	int64_t size = (int64_t)r.topic + r.payload + r.properties;
-	uint64_t need = k->n + sizeof r + size + r.source;
+	return 1;
+}
+
+// grow returns where n more bytes are to go, 0 when there is no memory.
+static unsigned char *grow(sqlite3_context *c, pack *k, uint64_t n) {
+	uint64_t need = k->n + n;
 	if (need > k->cap) {
 		uint64_t cap = k->cap ? 2 * k->cap : 64 << 10;
 		if (cap < need)
@@ -100,12 +100,33 @@ static void pack_step(sqlite3_context *c, int n, sqlite3_value **v) {
 		void *p = sqlite3_realloc64(k->p, cap);
 		if (!p) {
 			sqlite3_result_error_nomem(c);
-			return;
+			return 0;
 		}
 		k->p = p;
 		k->cap = cap;
 	}
 	unsigned char *p = k->p + k->n;
+	k->n = need;
+	return p;
+}
+
+// holdfast_pack(rows, bytes, seq, claimset, topic, payload, properties, qos, retain,
+// expiry, received, source) is an aggregate function: it keeps rows until they are
+// that many or their messages have that many bytes, then it aborts the statement.
+static void pack_step(sqlite3_context *c, int n, sqlite3_value **v) {
+	pack *k = sqlite3_user_data(c);
+	if (!begin(c, k))
+		return;
+	row r = {
+		.seq = integer(v[2]), .claimset = integer(v[3]), .received = integer(v[10]), .expiry = integer(v[9]),
+		.qos = integer(v[7]), .retain = integer(v[8]) != 0, .expires = sqlite3_value_type(v[9]) == INTEGER,
+	};
+	const void *topic = bytes(v[4], &r.topic), *payload = bytes(v[5], &r.payload);
+	const void *properties = bytes(v[6], &r.properties), *source = bytes(v[11], &r.source);
+	int64_t size = (int64_t)r.topic + r.payload + r.properties;
+	unsigned char *p = grow(c, k, sizeof r + size + r.source);
+	if (!p)
+		return;
 	memcpy(p, &r, sizeof r);
 	p += sizeof r;
 	if (r.topic) memcpy(p, topic, r.topic);
@@ -115,10 +136,24 @@ static void pack_step(sqlite3_context *c, int n, sqlite3_value **v) {
 	if (r.properties) memcpy(p, properties, r.properties);
 	p += r.properties;
 	if (r.source) memcpy(p, source, r.source);
-	k->n = need;
 	k->rows++;
 	k->bytes += size;
 	if (k->rows >= sqlite3_value_int64(v[0]) || k->bytes >= sqlite3_value_int64(v[1]))
+		sqlite3_result_error_code(c, ABORT);
+}
+
+// holdfast_pack_size(rows, seq, claimset, size) is holdfast_pack for rows whose
+// content is of no interest.
+static void pack_size_step(sqlite3_context *c, int n, sqlite3_value **v) {
+	pack *k = sqlite3_user_data(c);
+	if (!begin(c, k))
+		return;
+	row_size r = { .seq = integer(v[1]), .claimset = integer(v[2]), .size = integer(v[3]) };
+	unsigned char *p = grow(c, k, sizeof r);
+	if (!p)
+		return;
+	memcpy(p, &r, sizeof r);
+	if (++k->rows >= sqlite3_value_int64(v[0]))
 		sqlite3_result_error_code(c, ABORT);
 }
 
@@ -129,7 +164,7 @@ static void pack_final(sqlite3_context *c) {
 	sqlite3_result_int64(c, k->rows);
 }
 
-// holdfast_packed() is what the latest holdfast_pack has kept. It belongs to the
+// holdfast_packed() is what the latest of these has kept. It belongs to the
 // connection: the next one overwrites it.
 static void packed(sqlite3_context *c, int n, sqlite3_value **v) {
 	pack *k = sqlite3_user_data(c);
@@ -144,6 +179,9 @@ static int extend(sqlite3 *db, char **err, const void *api) {
 	int rc = sqlite3_create_function_v2(db, "holdfast_pack", 12, UTF8 | DIRECTONLY, k, 0, pack_step, pack_final, drop);
 	if (rc)
 		return rc; // k has been dropped
+	rc = sqlite3_create_function_v2(db, "holdfast_pack_size", 4, UTF8 | DIRECTONLY, k, 0, pack_size_step, pack_final, 0);
+	if (rc)
+		return rc;
 	return sqlite3_create_function_v2(db, "holdfast_packed", 0, UTF8 | DIRECTONLY, k, packed, 0, 0, 0);
 }
 
@@ -157,6 +195,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/mattn/go-sqlite3"
@@ -170,7 +209,7 @@ import (
 // put into one blob where they are: half the time, and hardly any garbage.
 
 // extendSQLite gives connections that are opened from now on the functions
-// holdfast_pack and holdfast_packed.
+// holdfast_pack, holdfast_pack_size and holdfast_packed.
 var extendSQLite = sync.OnceValue(func() error {
 	if rc := C.extend_all(); rc != 0 {
 		return fmt.Errorf("extend SQLite: %w", sqlite3.ErrNo(rc))
@@ -184,7 +223,7 @@ const packedRow = C.sizeof_row
 // errPacked means that a blob of rows is not what pack_step makes.
 var errPacked = errors.New("rows are not as they were packed")
 
-// packed runs a query that selects holdfast_pack(rows, bytes, ...). all says that
+// packed runs a query that selects holdfast_pack or holdfast_pack_size. all says that
 // there are no more rows.
 func (d *db) packed(ctx context.Context, query string, args ...driver.Value) (blob []byte, all bool, err error) {
 	nothing := func([]driver.Value) error { return nil }
@@ -202,6 +241,42 @@ func (d *db) packed(ctx context.Context, query string, args ...driver.Value) (bl
 		return nil
 	}, "SELECT holdfast_packed()")
 	return blob, all, err
+}
+
+// packedSize is how long a row is of which only the size is packed; see struct
+// row_size.
+const packedSize = C.sizeof_row_size
+
+// countPortion is how many rows are packed at once to be counted: 192 kB.
+const countPortion = 8 << 10
+
+// rowSizes calls fn with each row of the table of messages, in order, and with how
+// long topic, payload and properties are together. Contents beyond a row's first
+// page are not read.
+func (d *db) rowSizes(ctx context.Context, fn func(seq durable.Seq, setID, size int64)) error {
+	order := binary.NativeEndian
+	after := int64(math.MinInt64)
+	for {
+		b, all, err := d.packed(ctx, `SELECT holdfast_pack_size(?, seq, claimset, octet_length(topic) + octet_length(payload) + coalesce(octet_length(properties), 0))
+			FROM message WHERE seq > ?`, int64(countPortion), after)
+		if err != nil {
+			return err
+		}
+		for ; len(b) >= packedSize; b = b[packedSize:] {
+			seq := int64(order.Uint64(b))
+			if seq <= after { // a table whose rows are not in order is damaged
+				return fmt.Errorf("%w: %w", errPacked, sqlite3.Error{Code: sqlite3.ErrCorrupt})
+			}
+			after = seq
+			fn(durable.Seq(seq), int64(order.Uint64(b[8:])), int64(order.Uint64(b[16:])))
+		}
+		switch {
+		case len(b) > 0:
+			return errPacked
+		case all:
+			return nil
+		}
+	}
 }
 
 // unpackRows returns the rows of a blob, which becomes theirs.

@@ -266,10 +266,9 @@ func (s *Store) recountLocked(d *db) (lost int64, err error) {
 	}
 	s.spent = spentRows{}
 	have := make(map[*stream]map[durable.Seq]bool)
-	err = d.query(context.Background(), func(row []driver.Value) error {
-		s.recountRow(durable.Seq(integer(row[0])), s.setsByID[integer(row[1])], integer(row[2]), have)
-		return nil
-	}, "SELECT seq, claimset, length(CAST(topic AS BLOB)) + length(payload) + coalesce(length(properties), 0) FROM message ORDER BY seq")
+	err = d.rowSizes(context.Background(), func(seq durable.Seq, setID, size int64) {
+		s.recountRow(seq, s.setsByID[setID], size, have)
+	})
 	if err != nil {
 		return 0, err
 	}
