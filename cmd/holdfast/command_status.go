@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
+	"holdfast/storeforward/uplink"
 )
 
 func statusCommand() *cobra.Command {
@@ -107,20 +110,8 @@ func printStatus(w io.Writer, body []byte, asJSON bool) error {
 func (s *gatewayStatus) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "gateway\t%s\t%s, session %d, up %s, clock %s\n", s.Gateway, s.Version, s.Session, seconds(s.Uptime), s.Clock)
-	for _, u := range s.Uplinks {
-		fmt.Fprintf(t, "uplink\t%s\t%s for %s%s", u.Name, u.State.Words(), since(s.Time, u.Since), because(u.Reason))
-		if !u.NextAttempt.IsZero() {
-			fmt.Fprintf(t, ", next attempt in %s", since(u.NextAttempt, s.Time))
-		}
-		fmt.Fprintf(t, "\n\t\tbacklog %d messages, %d bytes, oldest %s; sent %d, acknowledged %d, in flight %d of %d; refused %d, dropped %d\n",
-			u.Backlog, u.BacklogBytes, seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window, u.Refused, sum(u.Dropped))
-		fmt.Fprintf(t, "\t\t%s%s; round trip %d ms; bytes out %d, in %d; resent %d, possible duplicates %d\n",
-			u.URL, via(u.Interface), int(u.RoundTrip*1000), u.BytesOut, u.BytesIn, u.Resends, u.Duplicates)
-		for _, l := range u.Lanes {
-			if l.Backlog > 0 && l.Backlog < u.Backlog { // in one lane it is as above
-				fmt.Fprintf(t, "\t\tlane %s: backlog %d messages, %d bytes, oldest %s\n", l.Lane, l.Backlog, l.BacklogBytes, seconds(l.BacklogAge))
-			}
-		}
+	for i := range s.Uplinks {
+		printUplink(t, s.Time, &s.Uplinks[i])
 	}
 	for _, b := range s.Buses {
 		fmt.Fprintf(t, "port\t%s\t%s", b.Name, b.Supervisor.State)
@@ -136,8 +127,8 @@ func (s *gatewayStatus) print(w io.Writer) error {
 			d.Put, d.Acknowledged, d.Dropped+d.Failed, d.Good, d.Bad)
 	}
 	fmt.Fprintf(t, "store\t%s\t%s\n", s.Store.Path, s.Store.State)
-	fmt.Fprintf(t, "\t\t%d messages, %d bytes in queues; %d retained; file %d bytes; %d commits, %d failed\n",
-		s.Store.Messages, s.Store.Bytes, s.Store.Retained, s.Store.FileBytes, s.Store.Commits, s.Store.CommitErrors)
+	fmt.Fprintf(t, "\t\t%d messages, %s in queues; %d retained; file %s; %d commits, %d failed\n",
+		s.Store.Messages, size(s.Store.Bytes), s.Store.Retained, size(s.Store.FileBytes), s.Store.Commits, s.Store.CommitErrors)
 	b := &s.Broker
 	fmt.Fprintf(t, "broker\t\t%d clients, %d sessions, %d subscriptions; in %d, out %d messages; refused %d, denied %d, dropped %d\n",
 		b.Clients, b.Sessions, b.Subscriptions, b.MessagesIn, b.MessagesOut, b.Refused, b.Denied,
@@ -152,6 +143,58 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		fmt.Fprintf(t, "problem\t%s\n", p)
 	}
 	return t.Flush()
+}
+
+// printUplink says how the link is, which way it goes, what waits for it, and what
+// it has cost.
+func printUplink(w io.Writer, now time.Time, u *uplink.Status) {
+	fmt.Fprintf(w, "uplink\t%s\t%s for %s%s", u.Name, u.State.Words(), since(now, u.Since), because(u.Reason))
+	if !u.NextAttempt.IsZero() {
+		fmt.Fprintf(w, ", next attempt in %s", since(u.NextAttempt, now))
+	}
+	fmt.Fprintf(w, "\n\t\t%s%s%s; round trip %d ms; out %s, in %s; resent %d, possible duplicates %d\n",
+		u.URL, via(u.Interface), peer(u), int(u.RoundTrip*1000), size(u.BytesOut), size(u.BytesIn), u.Resends, u.Duplicates)
+	fmt.Fprintf(w, "\t\tbacklog %d messages, %s, oldest %s; sent %d, acknowledged %d, in flight %d of %d; refused %d, dropped %s\n",
+		u.Backlog, size(u.BacklogBytes), seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window, u.Refused, reasons(u.Dropped))
+	for _, l := range u.Lanes {
+		if l.Backlog > 0 && l.Backlog < u.Backlog { // in one lane it is as above
+			fmt.Fprintf(w, "\t\tlane %s: backlog %d messages, %s, oldest %s\n", l.Lane, l.Backlog, size(l.BacklogBytes), seconds(l.BacklogAge))
+		}
+	}
+	if u.Batches > 0 {
+		fmt.Fprintf(w, "\t\tbatches %d with %d messages, %.0f %% of their bytes saved\n", u.Batches, u.Batched, 100*u.BatchSaving)
+	}
+	if b := u.Budget; b != nil {
+		var used []string
+		if b.DayBudget > 0 {
+			used = append(used, size(b.DayBytes)+" of "+size(b.DayBudget)+" today")
+		}
+		if b.MonthBudget > 0 {
+			used = append(used, size(b.MonthBytes)+" of "+size(b.MonthBudget)+" this month")
+		}
+		fmt.Fprintf(w, "\t\tdata %s: %s\n", strings.Join(used, ", "), b.Words())
+	}
+}
+
+// peer is who is at the other end; nothing while nobody is.
+func peer(u *uplink.Status) string {
+	if u.Remote == "" {
+		return ""
+	}
+	return " (" + u.Remote + ", MQTT " + u.Protocol + ")"
+}
+
+// reasons is how many were dropped, and of what.
+func reasons(counts map[string]uint64) string {
+	var n uint64
+	var parts []string
+	for _, reason := range sorted(counts) {
+		if c := counts[reason]; c > 0 {
+			n += c
+			parts = append(parts, fmt.Sprintf("%s %d", reason, c))
+		}
+	}
+	return strconv.FormatUint(n, 10) + because(strings.Join(parts, ", "))
 }
 
 // fieldLine is what people want to know of the status of either adapter.
@@ -199,11 +242,19 @@ func printLine(w io.Writer, now time.Time, status any) {
 	}
 }
 
-func sum(counts map[string]uint64) (n uint64) {
-	for _, c := range counts {
-		n += c
+// size is an amount of bytes with three or four digits.
+func size[N int64 | uint64](bytes N) string {
+	if bytes < 10_000 {
+		return strconv.FormatInt(int64(bytes), 10) + " bytes"
 	}
-	return n
+	n := float64(bytes) / 1000
+	for _, unit := range [...]string{"kB", "MB"} {
+		if n < 1000 {
+			return fmt.Sprintf("%.1f %s", n, unit)
+		}
+		n /= 1000
+	}
+	return fmt.Sprintf("%.1f GB", n)
 }
 
 func openOrClosed(closed bool) string {

@@ -163,6 +163,9 @@ func (s *gatewayStatus) problems() []string {
 		if u.Twin != "" && u.Twin != u.Reason {
 			add("uplink %s: %s", u.Name, u.Twin)
 		}
+		if b := u.Budget; b != nil && b.Short() {
+			add("uplink %s: its data budget is short: %s", u.Name, b.Words())
+		}
 		for _, c := range []struct {
 			whose string
 			*uplink.CertificateStatus

@@ -20,7 +20,34 @@ func TestUplinksInWords(t *testing.T) {
 	}{
 		"well": {
 			status: uplink.Status{State: uplink.StateUp, URL: "mqtts://a:8883", Interface: "eth0", RoundTrip: 0.12, BytesOut: 7, BytesIn: 8, Resends: 9, Duplicates: 10},
-			line:   "mqtts://a:8883 via eth0; round trip 120 ms; bytes out 7, in 8; resent 9, possible duplicates 10",
+			line:   "mqtts://a:8883 via eth0; round trip 120 ms; out 7 bytes, in 8 bytes; resent 9, possible duplicates 10",
+		},
+		"who is there": {
+			status: uplink.Status{State: uplink.StateUp, URL: "mqtts://a:8883", Remote: "192.0.2.1:8883", Protocol: "5.0", BytesOut: 12_345, BytesIn: 1_999_999_999},
+			line:   "mqtts://a:8883 (192.0.2.1:8883, MQTT 5.0); round trip 0 ms; out 12.3 kB, in 2.0 GB;",
+		},
+		"lanes": {
+			status: uplink.Status{State: uplink.StateUp, Backlog: 3, BacklogBytes: 300, Lanes: []uplink.LaneStatus{
+				{Lane: "7"}, {Lane: "6-latest", Backlog: 1, BacklogBytes: 100, BacklogAge: 5}, {Lane: "3", Backlog: 2, BacklogBytes: 200, BacklogAge: 60},
+			}},
+			line: "lane 6-latest: backlog 1 messages, 100 bytes, oldest 5s\n",
+		},
+		"dropped": {
+			status: uplink.Status{State: uplink.StateUp, Refused: 1, Dropped: map[string]uint64{"too_large": 2, "expired": 3, "loop": 0}},
+			line:   "refused 1, dropped 5 (expired 3, too_large 2)\n",
+		},
+		"batches": {
+			status: uplink.Status{State: uplink.StateUp, Batches: 2, Batched: 400, BatchSaving: 0.912},
+			line:   "batches 2 with 400 messages, 91 % of their bytes saved\n",
+		},
+		"data budget": {
+			status: uplink.Status{State: uplink.StateUp, Budget: &uplink.BudgetStatus{State: "batch", DayBytes: 6_000_000, DayBudget: 10_000_000}},
+			line:   "data 6.0 MB of 10.0 MB today: batches gather for longer\n",
+		},
+		"short data budget": {
+			status:   uplink.Status{State: uplink.StateUp, Budget: &uplink.BudgetStatus{State: "alarms", DayBytes: 1, DayBudget: 100, MonthBytes: 99, MonthBudget: 100}},
+			problems: []string{"uplink cloud: its data budget is short: only the lanes from budget_lane on send"},
+			line:     "data 1 bytes of 100 bytes today, 99 bytes of 100 bytes this month: only the lanes from budget_lane on send\n",
 		},
 		"stuck": {
 			status:   uplink.Status{State: uplink.StateStuck, Reason: "the cloud acknowledges nothing"},

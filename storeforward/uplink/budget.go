@@ -268,6 +268,23 @@ type BudgetStatus struct {
 	MonthEnds   time.Time `json:"month_ends"`
 }
 
+// Words say for people what is sent.
+func (s *BudgetStatus) Words() string {
+	switch s.State {
+	case budgetBatch.String():
+		return "batches gather for longer"
+	case budgetThin.String():
+		return "less is sent of each topic"
+	case budgetAlarms.String():
+		return "only the lanes from budget_lane on send"
+	default:
+		return "all is sent"
+	}
+}
+
+// Short says that most lanes wait for another day or month.
+func (s *BudgetStatus) Short() bool { return s.State == budgetAlarms.String() }
+
 // status is nil without a budget.
 func (b *budget) status(now time.Time) *BudgetStatus {
 	if !b.limited() {

@@ -160,7 +160,7 @@ func TestTakenOverIsSaid(t *testing.T) {
 		p.send(&packet.Disconnect{Reason: packet.ReasonSessionTakenOver})
 		p.gone()
 		synctest.Wait()
-		if st := r.up.Status(); st.State != StateBackingOff || !strings.Contains(st.Reason, "another connection uses our client id") {
+		if st := r.up.Status(); st.State != StateBackingOff || st.Remote != "" || !strings.Contains(st.Reason, "another connection uses our client id") {
 			t.Errorf("state %s reason %q", st.State, st.Reason)
 		}
 	})

@@ -208,9 +208,6 @@ func (u *Uplink) Status() Status {
 	if st.BatchedBytes > 0 {
 		st.BatchSaving = 1 - float64(st.BatchBytes)/float64(st.BatchedBytes)
 	}
-	if st.BatchedBytes > 0 {
-		st.BatchSaving = 1 - float64(st.BatchBytes)/float64(st.BatchedBytes)
-	}
 	st.RoundTrip = u.roundTrip.Seconds()
 	st.OwnCertificate, st.CloudCertificate = st.OwnCertificate.copyWith(now), st.CloudCertificate.copyWith(now)
 	if l := u.link; l != nil {
@@ -251,6 +248,9 @@ func (u *Uplink) setState(s State, reason string) {
 	u.status.State, u.status.Reason = s, reason
 	if s != StateBackingOff && s != StateAuthRefused && s != StateCertificate {
 		u.status.NextAttempt = time.Time{}
+	}
+	if s != StateStopping {
+		u.status.Remote = "" // upLocked says who is there now
 	}
 }
 
