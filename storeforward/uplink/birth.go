@@ -2,9 +2,7 @@ package uplink
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -158,133 +156,6 @@ func (l *link) ownLocked(m *message.Message) *flight {
 	l.sess.add(f)
 	l.own = append(l.own, f)
 	return f
-}
-
-// snapshotMost is how many states a snapshot has at most, and snapshotBytes of
-// how many bytes: they are in memory until they are sent.
-const (
-	snapshotMost  = 5000
-	snapshotBytes = 1 << 20
-)
-
-// errEnough ends a reading.
-var errEnough = errors.New("enough")
-
-// snapshot gathers the retained messages of the routes with a snapshot. They are
-// sent before what waits, when something does or the cloud has no session: it
-// knows how things are before it learns how they came to be so.
-func (l *link) snapshot(ctx context.Context) error {
-	u := l.u
-	if !slices.ContainsFunc(u.out, func(w way) bool { return w.snapshot }) {
-		return nil
-	}
-	if n, _ := u.store.Backlog(u.queue); n == 0 && l.conn.SessionPresent() {
-		return nil
-	}
-	var states []*message.Message
-	bytes := 0
-	err := u.store.Retained(ctx, func(m *message.Message) error {
-		u.mu.Lock()
-		way, remote := u.carries(m.Topic)
-		own := u.loops(m)
-		u.mu.Unlock()
-		if way == nil || !way.snapshot || own {
-			return nil
-		}
-		if bytes += m.Size(); len(states) >= snapshotMost || bytes > snapshotBytes {
-			return errEnough
-		}
-		c := *m
-		c.Topic, c.Retain = remote, !way.strip
-		states = append(states, &c)
-		return nil
-	})
-	switch {
-	case errors.Is(err, errEnough):
-		u.log.Warn("snapshot cut short", "messages", len(states), "bytes", bytes)
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err != nil:
-		return fmt.Errorf("%w: snapshot: %w", errStore, err)
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	l.states = states
-	return nil
-}
-
-// statesLocked sends what is due of the snapshot.
-func (l *link) statesLocked(now time.Time) {
-	for !l.full && l.err == nil && l.used < l.quota && len(l.states) > 0 && l.roomLocked(l.states[0].Size()) {
-		m := l.states[0]
-		l.states = l.states[1:]
-		if f := l.ownLocked(m); f != nil {
-			l.own = l.own[:len(l.own)-1]
-			l.u.status.Snapshot++
-			l.publishLocked(f, now)
-		}
-	}
-}
-
-// closePatience bounds the writing of DISCONNECT.
-const closePatience = time.Second
-
-// stop says goodbye: nothing new goes out but "offline" with the reason; when
-// the cloud has acknowledged it, DISCONNECT without the will. When it does not
-// within the time there is, the will is to say it.
-func (l *link) stop(ctx context.Context) {
-	u := l.u
-	why := stopReason(ctx)
-	u.setState(StateStopping, why)
-	l.detach()
-	ctx = context.WithoutCancel(ctx)
-	waiting, cancel := context.WithTimeout(ctx, u.opts.StopTimeout)
-	defer cancel()
-	u.mu.Lock()
-	l.leaving = true
-	l.own = nil // a birth that has not gone out is not true any more
-	l.last = l.announceLocked(stateOffline, why)
-	l.said = l.last == nil
-	u.mu.Unlock()
-	said := l.farewell(waiting)
-	reason := packet.ReasonSuccess
-	if !said {
-		reason = packet.ReasonDisconnectWithWill
-	}
-	closing, cancel := context.WithTimeout(ctx, closePatience)
-	defer cancel()
-	if err := l.conn.Close(closing, reason); err != nil {
-		u.log.Warn("no clean end of the connection", "err", err)
-	}
-}
-
-// farewell runs the writer until the last message is acknowledged.
-func (l *link) farewell(ctx context.Context) bool {
-	for {
-		l.u.mu.Lock()
-		l.fillLocked(time.Now())
-		said, over := l.said, l.err != nil
-		l.unlock()
-		l.conn.Flush()
-		if said || over {
-			return said
-		}
-		select {
-		case <-l.u.wake:
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-// stopReason is why Run's context ended, for people.
-func stopReason(ctx context.Context) string {
-	switch cause := context.Cause(ctx); cause {
-	case nil, context.Canceled: //nolint:errorlint // exactly these: no reason was given
-		return "stopped"
-	default:
-		return cause.Error()
-	}
 }
 
 // startReason says in the birth message how the last run ended.

@@ -61,6 +61,22 @@ func (l *link) holdLocked(f *flight, reason packet.ReasonCode) {
 	}
 }
 
+// joinHoldLocked puts f behind those of its topic of which one was refused for
+// now, if there are any.
+func (l *link) joinHoldLocked(f *flight) bool {
+	if len(l.sess.holds) == 0 {
+		return false
+	}
+	hd := l.sess.holds[f.holdKey()]
+	if hd == nil {
+		return false
+	}
+	f.state = flightHeld
+	l.sess.held += f.size
+	hd.insert(f)
+	return true
+}
+
 // probeLocked sends the first message of each hold whose pause is over.
 func (l *link) probeLocked(now time.Time) {
 	for _, hd := range l.sess.holds {

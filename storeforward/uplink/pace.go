@@ -1,6 +1,10 @@
 package uplink
 
-import "time"
+import (
+	"time"
+
+	"holdfast/broker/message"
+)
 
 const (
 	// waited is how old a message is that counts as backlog: what has just been
@@ -40,3 +44,8 @@ func (p *pace) waits(now time.Time) time.Duration {
 }
 
 func (p *pace) spend(bytes int) { p.tokens -= float64(bytes) }
+
+// hasWaited says that a message is backlog.
+func (l *link) hasWaited(m *message.Message) bool {
+	return l.pace.rate > 0 && l.now.Sub(m.Received) > waited
+}
