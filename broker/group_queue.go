@@ -31,8 +31,7 @@ import (
 // are given QoS 0 only: QoS 1 goes to those who acknowledge it.
 
 // groupPrefix begins the names of the groups among the client ids of the store.
-// No client id is not UTF-8.
-const groupPrefix = "\xff$share/"
+const groupPrefix = durable.GroupPrefix + "$share/"
 
 func (k groupKey) name() string { return groupPrefix + k.share + "/" + k.filter }
 

@@ -137,7 +137,7 @@ func (s *Store) entryLocked(m *message.Message, claims []durable.Claim, from dur
 			if r, ok := q.r.(durable.Crowded); ok {
 				r.Full()
 			}
-			return nil, fmt.Errorf("queue of %s %q: %w", q.kind(), q.name, durable.ErrFull)
+			return nil, fmt.Errorf("queue of %s %q: %w", q.kind(), q.label(), durable.ErrFull)
 		}
 		e.claims = append(e.claims, claim{Claim: c, q: q})
 	}

@@ -281,9 +281,21 @@ func TestMessagesComeBackAsTheyWere(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	s.CreateSession(durable.GroupPrefix+"$share/g/a/+", durable.SessionExpiryNever, nil)
+	var names []string
+	for _, q := range s.Status().Queues {
+		names = append(names, q.Kind+" "+q.Name)
+	}
+	if fmt.Sprint(names) != "[uplink cloud session alice group $share/g/a/+]" {
+		t.Errorf("queues %q", names)
+	}
 	closeStore(t, s)
 	list, err := ListQueues(context.Background(), o.Path)
-	if err != nil || len(list) != 2 || list[0].Name != "cloud" || list[0].Messages != 2 {
+	names = nil
+	for _, q := range list {
+		names = append(names, q.String())
+	}
+	if err != nil || fmt.Sprint(names) != "[uplink/cloud session/alice $share/g/a/+]" || list[0].Messages != 2 {
 		t.Errorf("list %+v, %v", list, err)
 	}
 	var shown []string

@@ -17,8 +17,8 @@ import (
 // QueueInfo is one queue of a database, as listed without its daemon.
 type QueueInfo struct {
 	ID          durable.QueueID `json:"id"`
-	Kind        string          `json:"kind"`
-	Name        string          `json:"name"`
+	Kind        string          `json:"kind"` // "uplink", "session" or "group"
+	Name        string          `json:"name"` // uplink name, client id or $share/GROUP/FILTER
 	Messages    int64           `json:"messages"`
 	Bytes       int64           `json:"bytes"`
 	DeadLetters int64           `json:"dead_letters"`
@@ -28,6 +28,15 @@ type QueueInfo struct {
 	Lanes []LaneInfo `json:"lanes,omitempty"`
 	// Only are the queues meant when it is not all of them.
 	Only []durable.QueueID `json:"-"`
+}
+
+// String is the name that tells it from all others: uplink/NAME,
+// session/CLIENT_ID or $share/GROUP/FILTER.
+func (x *QueueInfo) String() string {
+	if x.Kind == "group" {
+		return x.Name
+	}
+	return x.Kind + "/" + x.Name
 }
 
 // LaneInfo is one lane of an uplink.
@@ -125,7 +134,11 @@ func ListQueues(ctx context.Context, path string) ([]QueueInfo, error) {
 			}
 			owner := durable.QueueID(integer(row[7]))
 			if n := len(list); n == 0 || list[n-1].ID != owner {
-				list = append(list, QueueInfo{ID: owner, Kind: text(row[1]), Name: text(row[2])})
+				kind, name := text(row[1]), text(row[2])
+				if kind == "session" {
+					kind, name = sessionLabel(name)
+				}
+				list = append(list, QueueInfo{ID: owner, Kind: kind, Name: name})
 			}
 			x := &list[len(list)-1]
 			x.DeadLetters += integer(row[6])

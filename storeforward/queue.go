@@ -2,6 +2,7 @@ package storeforward
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"holdfast/broker/durable"
@@ -94,11 +95,30 @@ func (q *queue) stream(qos byte) *stream {
 	return &q.streams[0]
 }
 
+// kind and label are what people call the queue.
 func (q *queue) kind() string {
 	if q.uplink {
 		return "uplink"
 	}
-	return "session"
+	kind, _ := sessionLabel(q.name)
+	return kind
+}
+
+func (q *queue) label() string {
+	if q.uplink {
+		return q.name
+	}
+	_, name := sessionLabel(q.name)
+	return name
+}
+
+// sessionLabel tells sessions and shared groups apart, which are kept under the
+// name of a client id.
+func sessionLabel(clientID string) (kind, name string) {
+	if group, ok := strings.CutPrefix(clientID, durable.GroupPrefix); ok {
+		return "group", group
+	}
+	return "session", clientID
 }
 
 // stream is the deliveries of one queue with one QoS, in order.

@@ -22,7 +22,8 @@ type Status struct {
 	SetAside string `json:"set_aside,omitempty"`
 	Salvaged string `json:"salvaged,omitempty"`
 
-	// Queues are those of uplinks, then those of sessions, the fullest first.
+	// Queues are those of uplinks, then those of sessions and shared groups, the
+	// fullest first.
 	Queues []QueueStatus `json:"queues"`
 
 	Messages         int64  `json:"messages"`       // in all queues together
@@ -59,8 +60,8 @@ type Status struct {
 // QueueStatus is the snapshot of one queue.
 type QueueStatus struct {
 	ID   durable.QueueID `json:"id" metric:"-"`
-	Kind string          `json:"kind" metric:"label"` // "session" or "uplink"
-	Name string          `json:"name" metric:"label"` // client id or uplink name
+	Kind string          `json:"kind" metric:"label"` // "uplink", "session" or "group"
+	Name string          `json:"name" metric:"label"` // uplink name, client id or $share/GROUP/FILTER
 	// Lane is that of an uplink's queue, such as "3" or "7-latest": 7 goes first.
 	Lane string `json:"lane,omitempty" metric:"label"`
 	// Online says that a recipient is attached.
@@ -129,11 +130,16 @@ func (s *Store) Status() Status {
 		s.mu.Unlock()
 	}
 	slices.SortFunc(st.Queues, func(a, b QueueStatus) int {
-		uplinks := cmp.Compare(b.Kind, a.Kind) // before sessions
-		if uplinks == 0 && a.Kind == "session" {
-			return cmp.Or(cmp.Compare(b.Messages, a.Messages), cmp.Compare(a.ID, b.ID))
+		switch up := a.Kind == "uplink"; {
+		case up != (b.Kind == "uplink"):
+			if up {
+				return -1
+			}
+			return 1
+		case up:
+			return cmp.Compare(a.ID, b.ID)
 		}
-		return cmp.Or(uplinks, cmp.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(b.Messages, a.Messages), cmp.Compare(a.ID, b.ID))
 	})
 	return st
 }
@@ -150,7 +156,7 @@ func (q *queue) status(age time.Duration) QueueStatus {
 		lane = q.lane.String()
 	}
 	return QueueStatus{
-		Lane: lane, ID: q.id, Kind: q.kind(), Name: q.name, Online: q.r != nil, Messages: q.messages, Bytes: q.bytes,
+		Lane: lane, ID: q.id, Kind: q.kind(), Name: q.label(), Online: q.r != nil, Messages: q.messages, Bytes: q.bytes,
 		OldestSeconds: max(age, 0).Seconds(), Appended: q.appended, Committed: q.committed, SafeByAck: q.safeByAck, Refused: q.refused,
 		Dropped: maps.Clone(q.dropped), DeadLetters: q.deadLetters, PossibleDuplicates: q.possibleDuplicates,
 	}

@@ -60,7 +60,7 @@ func (s *Store) thin(ctx context.Context) {
 			s.mu.Unlock()
 			freed, err := s.thinQueue(ctx, q)
 			if err != nil {
-				s.log.Debug("queue not thinned", "queue", q.name, "err", err)
+				s.log.Debug("queue not thinned", "queue", q.label(), "err", err)
 				pause := time.NewTimer(s.opts.RetryMax) // the disk fails
 				select {
 				case <-pause.C:
@@ -75,7 +75,7 @@ func (s *Store) thin(ctx context.Context) {
 			q.relief.futile = err == nil && freed <= most/1024
 			s.mu.Unlock()
 			if freed > 0 {
-				s.log.Info("queue thinned", "queue", q.name, "messages", freed)
+				s.log.Info("queue thinned", "queue", q.label(), "messages", freed)
 			}
 		}
 	}

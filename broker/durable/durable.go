@@ -36,6 +36,11 @@ type QueueID int64
 // too. 0 is no message.
 type Seq uint64
 
+// GroupPrefix begins the client id of what is no session, but the queue of a
+// shared group; what follows is $share/GROUP/FILTER (MQTT 5.0 §4.8.2). No client
+// id begins with it: it is not UTF-8.
+const GroupPrefix = "\xff"
+
 // Claim says that one durable recipient must get a message, and how.
 type Claim struct {
 	Queue QueueID

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -40,9 +39,9 @@ configuration is wrong, 4 something is.`,
 			} else {
 				t := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
 				for _, f := range found {
-					fmt.Fprintf(t, "%s\t%s\t%s\n", f.Level, f.Check, f.Text)
+					tell(t, "%s\t%s\t%s\n", f.Level, f.Check, f.Text)
 					if f.Remedy != "" {
-						fmt.Fprintf(t, "\t\t-> %s\n", f.Remedy)
+						tell(t, "\t\t-> %s\n", f.Remedy)
 					}
 				}
 				err = t.Flush()

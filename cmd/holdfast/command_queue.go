@@ -30,10 +30,11 @@ func queueCommand() *cobra.Command {
 		Short: "Look at the queues of the store, and change them",
 		Long: `Look at the queues of the store, and change them.
 
-A queue belongs to an uplink or to the persistent session of a client. It is
-named by uplink/NAME or session/CLIENT_ID, or by the name alone when only one
-queue has it. uplink/NAME/LANE is one lane of an uplink, such as
-uplink/cloud/7-latest; without it all lanes are meant.
+A queue belongs to an uplink, to the persistent session of a client, or to a
+shared group with such members. It is named by uplink/NAME, session/CLIENT_ID or
+$share/GROUP/FILTER, or by the name alone when only one queue has it.
+uplink/NAME/LANE is one lane of an uplink, such as uplink/cloud/7-latest; without
+it all lanes are meant.
 
 list, show and export work on a running gateway and, read-only, on the data of
 a stopped one. import, drop and replay need a running one.
@@ -180,9 +181,9 @@ func queueList() *cobra.Command {
 			t := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
 			fmt.Fprintln(t, "queue\tmessages\tbytes\toldest\tdead letters")
 			for _, q := range list {
-				fmt.Fprintf(t, "%s/%s\t%d\t%d\t%s\t%d\n", q.Kind, q.Name, q.Messages, q.Bytes, oldest(q.Oldest), q.DeadLetters)
+				tell(t, "%s\t%d\t%d\t%s\t%d\n", q.String(), q.Messages, q.Bytes, oldest(q.Oldest), q.DeadLetters)
 				for _, l := range q.Lanes {
-					fmt.Fprintf(t, "%s/%s/%s\t%d\t%d\t%s\t\n", q.Kind, q.Name, l.Lane, l.Messages, l.Bytes, oldest(l.Oldest))
+					tell(t, "%s/%s\t%d\t%d\t%s\t\n", q.String(), l.Lane, l.Messages, l.Bytes, oldest(l.Oldest))
 				}
 			}
 			return t.Flush()
@@ -200,7 +201,7 @@ func oldest(at time.Time) string {
 }
 
 func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	enc := json.NewEncoder(forTerminal(w))
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
@@ -223,7 +224,8 @@ func queueShow() *cobra.Command {
 			}
 			w.queue = args[0]
 			if p.json {
-				return r.each(c.Context(), w, func(rec *console.Record) error { return rec.WriteJSON(c.OutOrStdout()) })
+				out := forTerminal(c.OutOrStdout())
+				return r.each(c.Context(), w, func(rec *console.Record) error { return rec.WriteJSON(out) })
 			}
 			t := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
 			fmt.Fprintln(t, "seq\treceived\tqos\tlane\tstate\ttopic\tpayload")
@@ -232,8 +234,8 @@ func queueShow() *cobra.Command {
 				if rec.Code != 0 {
 					state = "refused: " + packet.ReasonCode(rec.Code).String()
 				}
-				_, err := fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%s\n",
-					rec.Seq, rec.Received.Local().Format(time.DateTime), rec.QoS, rec.Lane, state, printable(rec.Topic, 60), shownPayload(rec))
+				tell(t, "%d\t%s\t%d\t%s\t%s\t", rec.Seq, rec.Received.Local().Format(time.DateTime), rec.QoS, rec.Lane, state)
+				_, err := fmt.Fprintf(t, "%s\t%s\n", cut(rec.Topic, 60), cut(shownPayload(rec), 60))
 				return err
 			})
 			return errors.Join(err, t.Flush())
@@ -254,17 +256,16 @@ func shownPayload(r *console.Record) string {
 	if r.Payload == nil {
 		return fmt.Sprintf("(%d bytes)", len(r.Base64))
 	}
-	return printable(*r.Payload, 60)
+	return *r.Payload
 }
 
-// printable keeps what others have published from moving the cursor.
-func printable(s string, most int) string {
-	q := strconv.Quote(s)
-	q = q[1 : len(q)-1]
-	if utf8.RuneCountInString(q) <= most {
-		return q
+// cut is a text as it can be shown, and not too wide for its column.
+func cut(s string, most int) string {
+	s = console.Shown(s)
+	if utf8.RuneCountInString(s) <= most {
+		return s
 	}
-	return string([]rune(q)[:most-1]) + "…"
+	return string([]rune(s)[:most-1]) + "…"
 }
 
 func queueExport() *cobra.Command {
@@ -289,7 +290,7 @@ func queueExport() *cobra.Command {
 			say := newProgress(c.ErrOrStderr(), "exported")
 			write := func(out io.Writer) error { return exportTo(c.Context(), r, w, format, out, say) }
 			if output == "" {
-				err = write(c.OutOrStdout())
+				err = write(forTerminal(c.OutOrStdout()))
 			} else {
 				err = writeFile(output, write)
 			}

@@ -96,7 +96,7 @@ func printStatus(w io.Writer, body []byte, asJSON bool) error {
 		if err := json.Indent(&out, body, "", "  "); err != nil {
 			return fmt.Errorf("status: %w", err)
 		}
-		_, err := out.WriteTo(w)
+		_, err := out.WriteTo(forTerminal(w))
 		return err
 	}
 	var s gatewayStatus
@@ -109,38 +109,38 @@ func printStatus(w io.Writer, body []byte, asJSON bool) error {
 // print writes the snapshot for people.
 func (s *gatewayStatus) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(t, "gateway\t%s\t%s, session %d, up %s, clock %s\n", s.Gateway, s.Version, s.Session, seconds(s.Uptime), s.Clock)
+	tell(t, "gateway\t%s\t%s, session %d, up %s, clock %s\n", s.Gateway, s.Version, s.Session, seconds(s.Uptime), s.Clock)
 	for i := range s.Uplinks {
 		printUplink(t, s.Time, &s.Uplinks[i])
 	}
 	for _, b := range s.Buses {
-		fmt.Fprintf(t, "port\t%s\t%s", b.Name, b.Supervisor.State)
+		tell(t, "port\t%s\t%s", b.Name, b.Supervisor.State)
 		if b.Supervisor.Failures > 0 {
-			fmt.Fprintf(t, ", ended %d times, last: %s", b.Supervisor.Failures, b.Supervisor.LastError)
+			tell(t, ", ended %d times, last: %s", b.Supervisor.Failures, b.Supervisor.LastError)
 		}
 		fmt.Fprintln(t)
 		printLine(t, s.Time, b.Bus)
 	}
 	for _, d := range s.Devices {
-		fmt.Fprintf(t, "device\t%s\t%s for %s%s\n", d.Name, d.State, since(s.Time, d.Since), because(d.Reason))
-		fmt.Fprintf(t, "\t\treadings %d, safe %d, dropped %d; polls good %d, bad %d\n",
+		tell(t, "device\t%s\t%s for %s%s\n", d.Name, d.State, since(s.Time, d.Since), because(d.Reason))
+		tell(t, "\t\treadings %d, safe %d, dropped %d; polls good %d, bad %d\n",
 			d.Put, d.Acknowledged, d.Dropped+d.Failed, d.Good, d.Bad)
 	}
-	fmt.Fprintf(t, "store\t%s\t%s\n", s.Store.Path, s.Store.State)
-	fmt.Fprintf(t, "\t\t%d messages, %s in queues; %d retained; file %s; %d commits, %d failed\n",
+	tell(t, "store\t%s\t%s\n", s.Store.Path, s.Store.State)
+	tell(t, "\t\t%d messages, %s in queues; %d retained; file %s; %d commits, %d failed\n",
 		s.Store.Messages, size(s.Store.Bytes), s.Store.Retained, size(s.Store.FileBytes), s.Store.Commits, s.Store.CommitErrors)
 	b := &s.Broker
-	fmt.Fprintf(t, "broker\t\t%d clients, %d sessions, %d subscriptions; in %d, out %d messages; refused %d, denied %d, dropped %d\n",
+	tell(t, "broker\t\t%d clients, %d sessions, %d subscriptions; in %d, out %d messages; refused %d, denied %d, dropped %d\n",
 		b.Clients, b.Sessions, b.Subscriptions, b.MessagesIn, b.MessagesOut, b.Refused, b.Denied,
 		b.DroppedSlow+b.DroppedQueueFull+b.DroppedTooLarge+b.DroppedExpired+b.DroppedDenied)
 	a := &s.Access
-	fmt.Fprintf(t, "access\t%s\t%d users, %d rules; log-ins %d, anonymous %d, failed %d, slowed down %d\n",
+	tell(t, "access\t%s\t%d users, %d rules; log-ins %d, anonymous %d, failed %d, slowed down %d\n",
 		openOrClosed(a.Closed), a.Users, a.Rules, a.Logins, a.Anonymous, a.Failures, a.Throttled)
 	if len(s.Problems) == 0 {
 		fmt.Fprintln(t, "all well")
 	}
 	for _, p := range s.Problems {
-		fmt.Fprintf(t, "problem\t%s\n", p)
+		tell(t, "problem\t%s\n", p)
 	}
 	return t.Flush()
 }
@@ -148,21 +148,21 @@ func (s *gatewayStatus) print(w io.Writer) error {
 // printUplink says how the link is, which way it goes, what waits for it, and what
 // it has cost.
 func printUplink(w io.Writer, now time.Time, u *uplink.Status) {
-	fmt.Fprintf(w, "uplink\t%s\t%s for %s%s", u.Name, u.State.Words(), since(now, u.Since), because(u.Reason))
+	tell(w, "uplink\t%s\t%s for %s%s", u.Name, u.State.Words(), since(now, u.Since), because(u.Reason))
 	if !u.NextAttempt.IsZero() {
-		fmt.Fprintf(w, ", next attempt in %s", since(u.NextAttempt, now))
+		tell(w, ", next attempt in %s", since(u.NextAttempt, now))
 	}
-	fmt.Fprintf(w, "\n\t\t%s%s%s; round trip %d ms; out %s, in %s; resent %d, possible duplicates %d\n",
+	tell(w, "\n\t\t%s%s%s; round trip %d ms; out %s, in %s; resent %d, possible duplicates %d\n",
 		u.URL, via(u.Interface), peer(u), int(u.RoundTrip*1000), size(u.BytesOut), size(u.BytesIn), u.Resends, u.Duplicates)
-	fmt.Fprintf(w, "\t\tbacklog %d messages, %s, oldest %s; sent %d, acknowledged %d, in flight %d of %d; refused %d, dropped %s\n",
+	tell(w, "\t\tbacklog %d messages, %s, oldest %s; sent %d, acknowledged %d, in flight %d of %d; refused %d, dropped %s\n",
 		u.Backlog, size(u.BacklogBytes), seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window, u.Refused, reasons(u.Dropped))
 	for _, l := range u.Lanes {
 		if l.Backlog > 0 && l.Backlog < u.Backlog { // in one lane it is as above
-			fmt.Fprintf(w, "\t\tlane %s: backlog %d messages, %s, oldest %s\n", l.Lane, l.Backlog, size(l.BacklogBytes), seconds(l.BacklogAge))
+			tell(w, "\t\tlane %s: backlog %d messages, %s, oldest %s\n", l.Lane, l.Backlog, size(l.BacklogBytes), seconds(l.BacklogAge))
 		}
 	}
 	if u.Batches > 0 {
-		fmt.Fprintf(w, "\t\tbatches %d with %d messages, %.0f %% of their bytes saved\n", u.Batches, u.Batched, 100*u.BatchSaving)
+		tell(w, "\t\tbatches %d with %d messages, %.0f %% of their bytes saved\n", u.Batches, u.Batched, 100*u.BatchSaving)
 	}
 	if b := u.Budget; b != nil {
 		var used []string
@@ -172,7 +172,7 @@ func printUplink(w io.Writer, now time.Time, u *uplink.Status) {
 		if b.MonthBudget > 0 {
 			used = append(used, size(b.MonthBytes)+" of "+size(b.MonthBudget)+" this month")
 		}
-		fmt.Fprintf(w, "\t\tdata %s: %s\n", strings.Join(used, ", "), b.Words())
+		tell(w, "\t\tdata %s: %s\n", strings.Join(used, ", "), b.Words())
 	}
 }
 
@@ -228,16 +228,16 @@ func printLine(w io.Writer, now time.Time, status any) {
 		return
 	}
 	if l.Frames != nil {
-		fmt.Fprintf(w, "\t\tlines %d, rejected %d, cut short %d, garbage %d bytes%s\n", *l.Frames, l.Rejected, l.Partial, l.Garbage, because(l.LastReject))
+		tell(w, "\t\tlines %d, rejected %d, cut short %d, garbage %d bytes%s\n", *l.Frames, l.Rejected, l.Partial, l.Garbage, because(l.LastReject))
 		return
 	}
-	fmt.Fprintf(w, "\t\tin use %.0f %% of the time, stray %d bytes\n", 100*l.Load, l.Stray)
+	tell(w, "\t\tin use %.0f %% of the time, stray %d bytes\n", 100*l.Load, l.Stray)
 	for _, u := range l.Units {
 		why := u.LastError
 		if u.State == "up" {
 			why = ""
 		}
-		fmt.Fprintf(w, "\tunit %d\t%s for %s%s; asked %d, no answer %d, garbled %d\n",
+		tell(w, "\tunit %d\t%s for %s%s; asked %d, no answer %d, garbled %d\n",
 			u.UnitID, u.State, since(now, u.Since), because(why), u.Requests, u.Timeouts, u.Garbled)
 	}
 }

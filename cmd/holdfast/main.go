@@ -26,7 +26,7 @@ func main() {
 		code = e.code
 	}
 	if text := err.Error(); text != "" {
-		fmt.Fprintln(os.Stderr, "holdfast: "+text)
+		fmt.Fprintln(os.Stderr, "holdfast: "+harmlessText(text))
 	}
 	os.Exit(code)
 }

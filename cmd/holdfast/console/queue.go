@@ -20,13 +20,26 @@ import (
 // ErrNoQueue means that a name fits no queue, or more than one.
 var ErrNoQueue = errors.New("no such queue")
 
+// Shown is a text as it can be printed: what others have chosen moves no cursor and
+// begins no line.
+func Shown(s string) string {
+	q := strconv.Quote(s)
+	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+}
+
 // FindQueue finds the queue that a person means: "uplink/NAME", "session/NAME",
-// or the name alone when that is enough; "uplink/NAME/LANE" is one lane.
+// "$share/GROUP/FILTER", or the name alone when that is enough; "uplink/NAME/LANE"
+// is one lane. A name may be written as it is [Shown].
 func FindQueue(list []storeforward.QueueInfo, name string) (storeforward.QueueInfo, error) {
 	var found, all []string
 	var q storeforward.QueueInfo
 	for _, x := range list {
-		full := x.Kind + "/" + x.Name
+		if x.String() == name {
+			return x, nil
+		}
+	}
+	for _, x := range list {
+		full := Shown(x.String())
 		if full == name {
 			return x, nil
 		}
@@ -38,7 +51,7 @@ func FindQueue(list []storeforward.QueueInfo, name string) (storeforward.QueueIn
 				}, nil
 			}
 		}
-		if x.Name == name {
+		if x.Name == name || Shown(x.Name) == name {
 			found, q = append(found, full), x
 		}
 		all = append(all, full)
@@ -241,7 +254,7 @@ func (a queueAPI) long(fn func(ctx context.Context, q storeforward.QueueInfo, r 
 		n, err := fn(r.Context(), q, r, report)
 		end := Progress{Done: n, End: true}
 		if err != nil {
-			end.Error = fmt.Sprintf("queue %s/%s: %v", q.Kind, q.Name, err)
+			end.Error = fmt.Sprintf("queue %s: %v", Shown(q.String()), err)
 		}
 		_ = enc.Encode(end)
 	}

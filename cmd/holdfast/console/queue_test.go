@@ -155,13 +155,20 @@ func TestQueueRequestsThatAreWrong(t *testing.T) {
 
 func TestFindQueue(t *testing.T) {
 	t.Parallel()
-	list := []storeforward.QueueInfo{{ID: 1, Kind: "uplink", Name: "cloud"}, {ID: 2, Kind: "session", Name: "cloud"}, {ID: 3, Kind: "session", Name: "pump"}}
-	for name, want := range map[string]int{"uplink/cloud": 1, "session/cloud": 2, "pump": 3, "session/pump": 3} {
+	list := []storeforward.QueueInfo{
+		{ID: 1, Kind: "uplink", Name: "cloud"},
+		{ID: 2, Kind: "session", Name: "cloud"},
+		{ID: 3, Kind: "session", Name: "pump"},
+		{ID: 4, Kind: "session", Name: "$share/g/a/+"},
+		{ID: 5, Kind: "group", Name: "$share/g/a/+"},
+		{ID: 6, Kind: "session", Name: "x\x1b[2J"},
+	}
+	for name, want := range map[string]int{"uplink/cloud": 1, "session/cloud": 2, "pump": 3, "session/pump": 3, "session/$share/g/a/+": 4, "$share/g/a/+": 5, "x\x1b[2J": 6, `session/x\x1b[2J`: 6, `x\x1b[2J`: 6} {
 		if q, err := FindQueue(list, name); err != nil || int(q.ID) != want {
 			t.Errorf("FindQueue(%q) = %d, %v; want %d", name, q.ID, err, want)
 		}
 	}
-	for name, want := range map[string]string{"cloud": "uplink/cloud or session/cloud", "moon": "there is uplink/cloud, session/cloud"} {
+	for name, want := range map[string]string{"cloud": "uplink/cloud or session/cloud", "moon": "there is uplink/cloud, session/cloud, session/pump, session/$share/g/a/+, $share/g/a/+, session/x\\x1b[2J"} {
 		if _, err := FindQueue(list, name); !errors.Is(err, ErrNoQueue) || !strings.Contains(err.Error(), want) {
 			t.Errorf("FindQueue(%q): %v, want %q", name, err, want)
 		}
