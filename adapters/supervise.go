@@ -80,11 +80,6 @@ func NewSupervisor(a Adapter, opts SuperviseOptions, log *slog.Logger) *Supervis
 	}
 }
 
-// Supervise runs a until ctx is done, as [Supervisor.Run] does.
-func Supervise(ctx context.Context, a Adapter, opts SuperviseOptions, log *slog.Logger) {
-	NewSupervisor(a, opts, log).Run(ctx)
-}
-
 // errReturned is the reason of a run that ended without one.
 var errReturned = errors.New("ended without an error")
 

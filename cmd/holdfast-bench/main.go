@@ -1,7 +1,10 @@
 // Command holdfast-bench loads Holdfast and its peers side by side, in turns,
 // and prints what each message cost the broker: CPU seconds per million
 // messages from the process's own accounting, messages per second, latency and
-// resident memory.
+// resident memory. With a word before the flags it measures something else: store
+// (persistent sessions, beside bare SQLite), uplink (the way to a cloud through a
+// link, beside Mosquitto's bridge), wear (bytes written to flash), or is a peer
+// itself: null (the least that a broker can cost).
 package main
 
 import (

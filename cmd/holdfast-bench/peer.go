@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,23 +44,28 @@ type process struct {
 	out  bytes.Buffer
 }
 
-// start runs the peer's command and waits until it answers.
-func (p peer) start(ctx context.Context) (*process, error) {
+// start runs the peer's command in a folder of its own and waits until it answers.
+func (p peer) start(ctx context.Context) (*process, error) { return p.startWith(ctx, nil) }
+
+// startWith is start with files laid into the folder before, by name; {port} and
+// {dir} stand for the same in them as in the command.
+func (p peer) startWith(ctx context.Context, files map[string]string) (*process, error) {
 	dir, err := os.MkdirTemp("", "holdfast-bench")
 	if err != nil {
 		return nil, err
 	}
-	proc := &process{dir: dir}
 	port, err := freePort(ctx)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	proc.addr = net.JoinHostPort("127.0.0.1", port)
-	line := strings.NewReplacer("{port}", port, "{dir}", dir).Replace(p.command)
-	proc.cmd = exec.Command("/bin/sh", "-c", "exec "+line) //nolint:gosec,noctx // the operator's own command, ended by stop
-	proc.cmd.Stdout, proc.cmd.Stderr = &proc.out, &proc.out
-	proc.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := proc.cmd.Start(); err != nil {
+	proc := &process{dir: dir, addr: net.JoinHostPort("127.0.0.1", port)}
+	for name, text := range files {
+		text = strings.NewReplacer("{port}", port, "{dir}", dir).Replace(text)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			return nil, errors.Join(err, os.RemoveAll(dir))
+		}
+	}
+	if err := p.again(ctx, proc); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	if err := proc.wait(ctx); err != nil {
@@ -67,6 +73,20 @@ func (p peer) start(ctx context.Context) (*process, error) {
 		return nil, fmt.Errorf("%w; it said: %s", err, proc.out.Bytes())
 	}
 	return proc, nil
+}
+
+// again starts a peer that has ended, on its data.
+func (p peer) again(ctx context.Context, proc *process) error {
+	_, port, err := net.SplitHostPort(proc.addr)
+	if err != nil {
+		return err
+	}
+	line := strings.NewReplacer("{port}", port, "{dir}", proc.dir).Replace(p.command)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", "-c", "exec "+line) //nolint:gosec // the operator's own command, ended by stop
+	cmd.Stdout, cmd.Stderr = &proc.out, &proc.out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	proc.cmd = cmd
+	return cmd.Start()
 }
 
 func freePort(ctx context.Context) (string, error) {
@@ -139,4 +159,18 @@ func (p *process) rss() (int64, error) {
 		}
 	}
 	return 0, errors.New("no VmRSS")
+}
+
+// writtenBytes is what a process has had written to the disk (proc(5)).
+func writtenBytes(pid int) (int64, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/io")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "write_bytes:"); ok {
+			return strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
+		}
+	}
+	return 0, errors.New("no write_bytes in /proc/PID/io")
 }

@@ -174,8 +174,11 @@ func measureIdle(ctx context.Context, proc *process, sc scenario, r result) (res
 	return r, nil
 }
 
-// rest lets time pass.
+// rest lets time pass, if d is above 0.
 func rest(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -11,8 +11,6 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -302,34 +300,6 @@ func answers(ctx context.Context, addr string) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// again starts a peer that has ended, on its data.
-func (p peer) again(ctx context.Context, proc *process) error {
-	_, port, err := net.SplitHostPort(proc.addr)
-	if err != nil {
-		return err
-	}
-	line := strings.NewReplacer("{port}", port, "{dir}", proc.dir).Replace(p.command)
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", "-c", "exec "+line) //nolint:gosec // the operator's own command, ended by stop
-	cmd.Stdout, cmd.Stderr = &proc.out, &proc.out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	proc.cmd = cmd
-	return cmd.Start()
-}
-
-// writtenBytes is what a process has had written to the disk (proc(5)).
-func writtenBytes(pid int) (int64, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/io")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "write_bytes:"); ok {
-			return strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
-		}
-	}
-	return 0, errors.New("no write_bytes in /proc/PID/io")
 }
 
 // storeCounts is what Holdfast's store has done since its start.

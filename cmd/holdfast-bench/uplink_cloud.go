@@ -30,14 +30,14 @@ type sink struct {
 
 	mu          sync.Mutex
 	conns       map[net.Conn]struct{} // guarded by mu
-	messages    int                   // guarded by mu; on topics of the load
 	sessions    int                   // guarded by mu; CONNECTs answered
-	head        int                   // guarded by mu; of those, the ones that came at first
-	first, last time.Time             // guarded by mu; of those
+	messages    int                   // guarded by mu; on topics of the load
+	head        int                   // guarded by mu; of these, the ones that came at first
+	first, last time.Time             // guarded by mu; of these
 	live        []time.Duration       // guarded by mu; how long each live reading was under way
 }
 
-// Topics of the load: 40 characters, and those whose readings are timed.
+// Topics of the load, and of those the ones whose readings are timed.
 const (
 	uplinkPrefix = "bench/"
 	livePrefix   = "bench/live/"
