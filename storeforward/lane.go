@@ -246,6 +246,16 @@ func (s *Store) Passed(id durable.QueueID, upto durable.Seq) bool {
 	return true
 }
 
+// Appended is how many messages a queue has been given since the start.
+func (s *Store) Appended(id durable.QueueID) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if q := s.queues[id]; q != nil {
+		return q.appended
+	}
+	return 0
+}
+
 // EndLaneChange says that all messages up to that of a change of lanes are
 // finished: nothing needs to wait for them any more.
 func (s *Store) EndLaneChange(id durable.QueueID, upto durable.Seq) {

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -18,7 +16,6 @@ import (
 
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
-	"holdfast/storeforward/uplink"
 )
 
 func statusCommand() *cobra.Command {
@@ -126,7 +123,7 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		tell(t, "\t\treadings %d, safe %d, dropped %d; polls good %d, bad %d\n",
 			d.Put, d.Acknowledged, d.Dropped+d.Failed, d.Good, d.Bad)
 	}
-	tell(t, "store\t%s\t%s\n", s.Store.Path, s.Store.State)
+	tell(t, "store\t\t%s, %s\n", s.Store.State, s.Store.Path)
 	tell(t, "\t\t%d messages, %s in queues; %d retained; file %s; %d commits, %d failed\n",
 		s.Store.Messages, size(s.Store.Bytes), s.Store.Retained, size(s.Store.FileBytes), s.Store.Commits, s.Store.CommitErrors)
 	b := &s.Broker
@@ -143,58 +140,6 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		tell(t, "problem\t%s\n", p)
 	}
 	return t.Flush()
-}
-
-// printUplink says how the link is, which way it goes, what waits for it, and what
-// it has cost.
-func printUplink(w io.Writer, now time.Time, u *uplink.Status) {
-	tell(w, "uplink\t%s\t%s for %s%s", u.Name, u.State.Words(), since(now, u.Since), because(u.Reason))
-	if !u.NextAttempt.IsZero() {
-		tell(w, ", next attempt in %s", since(u.NextAttempt, now))
-	}
-	tell(w, "\n\t\t%s%s%s; round trip %d ms; out %s, in %s; resent %d, possible duplicates %d\n",
-		u.URL, via(u.Interface), peer(u), int(u.RoundTrip*1000), size(u.BytesOut), size(u.BytesIn), u.Resends, u.Duplicates)
-	tell(w, "\t\tbacklog %d messages, %s, oldest %s; sent %d, acknowledged %d, in flight %d of %d; refused %d, dropped %s\n",
-		u.Backlog, size(u.BacklogBytes), seconds(u.BacklogAge), u.MessagesOut, u.Acked, u.InFlight, u.Window, u.Refused, reasons(u.Dropped))
-	for _, l := range u.Lanes {
-		if l.Backlog > 0 && l.Backlog < u.Backlog { // in one lane it is as above
-			tell(w, "\t\tlane %s: backlog %d messages, %s, oldest %s\n", l.Lane, l.Backlog, size(l.BacklogBytes), seconds(l.BacklogAge))
-		}
-	}
-	if u.Batches > 0 {
-		tell(w, "\t\tbatches %d with %d messages, %.0f %% of their bytes saved\n", u.Batches, u.Batched, 100*u.BatchSaving)
-	}
-	if b := u.Budget; b != nil {
-		var used []string
-		if b.DayBudget > 0 {
-			used = append(used, size(b.DayBytes)+" of "+size(b.DayBudget)+" today")
-		}
-		if b.MonthBudget > 0 {
-			used = append(used, size(b.MonthBytes)+" of "+size(b.MonthBudget)+" this month")
-		}
-		tell(w, "\t\tdata %s: %s\n", strings.Join(used, ", "), b.Words())
-	}
-}
-
-// peer is who is at the other end; nothing while nobody is.
-func peer(u *uplink.Status) string {
-	if u.Remote == "" {
-		return ""
-	}
-	return " (" + u.Remote + ", MQTT " + u.Protocol + ")"
-}
-
-// reasons is how many were dropped, and of what.
-func reasons(counts map[string]uint64) string {
-	var n uint64
-	var parts []string
-	for _, reason := range sorted(counts) {
-		if c := counts[reason]; c > 0 {
-			n += c
-			parts = append(parts, fmt.Sprintf("%s %d", reason, c))
-		}
-	}
-	return strconv.FormatUint(n, 10) + because(strings.Join(parts, ", "))
 }
 
 // fieldLine is what people want to know of the status of either adapter.
@@ -242,33 +187,11 @@ func printLine(w io.Writer, now time.Time, status any) {
 	}
 }
 
-// size is an amount of bytes with three or four digits.
-func size[N int64 | uint64](bytes N) string {
-	if bytes < 10_000 {
-		return strconv.FormatInt(int64(bytes), 10) + " bytes"
-	}
-	n := float64(bytes) / 1000
-	for _, unit := range [...]string{"kB", "MB"} {
-		if n < 1000 {
-			return fmt.Sprintf("%.1f %s", n, unit)
-		}
-		n /= 1000
-	}
-	return fmt.Sprintf("%.1f GB", n)
-}
-
 func openOrClosed(closed bool) string {
 	if closed {
 		return "closed"
 	}
 	return "open"
-}
-
-func via(name string) string {
-	if name == "" {
-		return ""
-	}
-	return " via " + name
 }
 
 func because(reason string) string {

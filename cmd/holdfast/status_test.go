@@ -10,6 +10,17 @@ import (
 	"holdfast/storeforward/uplink"
 )
 
+// indent is that of the third column in the tests.
+const indent = "                "
+
+func TestRoughly(t *testing.T) {
+	for s, want := range map[float64]string{0.1: "1s", 59.2: "59s", 119: "1m59s", 190: "3 minutes", 7300: "2 hours", 200_000: "2 days", 1e300: "100 days"} {
+		if got := roughly(s); got != want {
+			t.Errorf("roughly(%v) = %q, want %q", s, got, want)
+		}
+	}
+}
+
 // What is wrong with an uplink is said in sentences, and its state in words.
 func TestUplinksInWords(t *testing.T) {
 	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
@@ -41,13 +52,40 @@ func TestUplinksInWords(t *testing.T) {
 			line:   "batches 2 with 400 messages, 91 % of their bytes saved\n",
 		},
 		"data budget": {
-			status: uplink.Status{State: uplink.StateUp, Budget: &uplink.BudgetStatus{State: "batch", DayBytes: 6_000_000, DayBudget: 10_000_000}},
-			line:   "data 6.0 MB of 10.0 MB today: batches gather for longer\n",
+			status: uplink.Status{State: uplink.StateUp, Budget: &uplink.BudgetStatus{State: "batch", DayBytes: 6_000_000, DayBudget: 10_000_000, DayEnds: now.Add(12 * time.Hour)}},
+			line:   "data 6.0 MB of 10.0 MB today (60 %, until 2026-06-02 00:00:00): batches gather for longer\n",
 		},
 		"short data budget": {
-			status:   uplink.Status{State: uplink.StateUp, Budget: &uplink.BudgetStatus{State: "alarms", DayBytes: 1, DayBudget: 100, MonthBytes: 99, MonthBudget: 100}},
+			status: uplink.Status{
+				State: uplink.StateUp, Backlog: 7, BacklogBytes: 70, BacklogAge: 120,
+				Budget: &uplink.BudgetStatus{State: "alarms", DayBytes: 1, DayBudget: 100, DayEnds: now.Add(12 * time.Hour), MonthBytes: 99, MonthBudget: 100, MonthEnds: now.AddDate(0, 1, 0)},
+			},
 			problems: []string{"uplink cloud: its data budget is short: only the lanes from budget_lane on send"},
-			line:     "data 1 bytes of 100 bytes today, 99 bytes of 100 bytes this month: only the lanes from budget_lane on send\n",
+			line:     "data 1 bytes of 100 bytes today (1 %, until 2026-06-02 00:00:00), 99 bytes of 100 bytes this month (99 %, until 2026-07-01 12:00:00): only the lanes from budget_lane on send\n",
+		},
+		"waits for the data budget": {
+			status:   uplink.Status{State: uplink.StateUp, BacklogAge: 120, AckedRate: 1, Budget: &uplink.BudgetStatus{State: "alarms"}},
+			problems: []string{"uplink cloud: its data budget is short: only the lanes from budget_lane on send"},
+			line:     "oldest 2m0s, waits for the data budget; sent",
+		},
+		"what the link carries": {
+			status: uplink.Status{State: uplink.StateUp, WindowBytes: 12_340, Rate: 41_000},
+			line:   "window 12.3 kB, carries 41.0 kB a second\n",
+		},
+		"drains": {
+			status: uplink.Status{State: uplink.StateUp, AckedRate: 10, BacklogAge: 7200, DrainSeconds: 190},
+			line:   "oldest 2h0m0s, drained in about 3 minutes; sent",
+		},
+		"a lane that grows": {
+			status: uplink.Status{State: uplink.StateUp, AckedRate: 10, Backlog: 500, BacklogAge: 7200, Lanes: []uplink.LaneStatus{
+				{Lane: "7", Backlog: 10, BacklogBytes: 900, BacklogAge: 8, DrainSeconds: 0.4}, {Lane: "0", Backlog: 490, BacklogBytes: 59_100, BacklogAge: 7200},
+			}},
+			line: "lane 7: backlog 10 messages, 900 bytes, oldest 8s, drained in about 1s\n" + indent +
+				"lane 0: backlog 490 messages, 59.1 kB, oldest 2h0m0s, not getting less\n",
+		},
+		"a backlog while the link is down": {
+			status:   uplink.Status{State: uplink.StateBackingOff, Reason: "x", AckedRate: 10, BacklogAge: 7200},
+			problems: []string{"uplink cloud: backing off: x"}, line: "oldest 2h0m0s; sent",
 		},
 		"stuck": {
 			status:   uplink.Status{State: uplink.StateStuck, Reason: "the cloud acknowledges nothing"},
@@ -78,7 +116,12 @@ func TestUplinksInWords(t *testing.T) {
 				"uplink cloud: its certificate cannot be used: uplink.cert_file: no such file",
 				"uplink cloud: the cloud's certificate expires in 20 days, on 2026-06-21 00:00:00",
 			},
-			line: "up for 1m0s",
+			line: "its certificate cannot be used: uplink.cert_file: no such file\n" + indent +
+				"the cloud's certificate expires in 20 days, on 2026-06-21 00:00:00\n",
+		},
+		"good certificates": {
+			status: uplink.Status{State: uplink.StateUp, OwnCertificate: &uplink.CertificateStatus{NotAfter: now.AddDate(1, 0, 0)}},
+			line:   "its certificate is valid until 2027-06-01\n",
 		},
 	}
 	for name, tt := range tests {

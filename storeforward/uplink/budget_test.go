@@ -207,7 +207,11 @@ func TestDrainRate(t *testing.T) {
 		pass(time.Minute)
 		p := r.cloud.welcome(t, packet.Connack{})
 		began, bytes := time.Now(), 0
+		var end time.Time // as the status says half way
 		for i := range many {
+			if i == many/2 {
+				end = time.Now().Add(time.Duration(r.up.Status().DrainSeconds * float64(time.Second)))
+			}
 			if i%50 == 25 {
 				at := time.Now()
 				r.put("live/a", "now", 1)
@@ -223,6 +227,9 @@ func TestDrainRate(t *testing.T) {
 		took := time.Since(began).Seconds()
 		if got := float64(bytes) / took; got < 0.95*rate || got > 1.05*rate {
 			t.Errorf("%d bytes in %.1f s: %.0f a second, want %d", bytes, took, got, rate)
+		}
+		if late := time.Since(end).Seconds(); late < -took/10 || late > took/10 {
+			t.Errorf("drained in %.1f s, %.1f s later than foretold half way", took, late)
 		}
 		p.quiet()
 	})

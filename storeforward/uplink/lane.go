@@ -23,6 +23,9 @@ type lane struct {
 	ready   [3][]*flight // by QoS: those to be sent for the first time
 	streams [3]stream    // by QoS
 	turn    byte         // the QoS whose turn it is
+
+	appended uint64 // to the queue, when that was last looked at
+	comes    flow   // what is appended to it
 }
 
 // stream is what has been read from the store of one QoS and is not yet in

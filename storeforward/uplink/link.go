@@ -52,6 +52,7 @@ type link struct {
 	adopted  []*flight // sent before this process began, while load reads
 	aliases  *aliases
 	window   window
+	acked    flow           // what the cloud acknowledges
 	pace     pace           // of what has waited
 	held     time.Duration  // how long that must wait for its pace
 	now      time.Time      // of the writer's round

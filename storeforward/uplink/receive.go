@@ -73,6 +73,14 @@ func (l *link) awaits(f *flight) int {
 	}
 }
 
+// countAckedLocked counts messages that the cloud has.
+func (l *link) countAckedLocked(n uint64) {
+	l.u.status.Acked += n
+	if l.acked.add(n, l.progress) {
+		l.later(l.countAppended)
+	}
+}
+
 func (l *link) measureLocked(f *flight) {
 	trip := l.progress.Sub(f.sentAt)
 	if f.repeated {
@@ -113,7 +121,7 @@ func (l *link) pubackLocked(p *packet.Puback) {
 	case p.Reason.Failed():
 		l.refusedLocked(f, p.Reason)
 	case f.qos == 2:
-		u.status.Acked++
+		l.countAckedLocked(1)
 		l.acceptedLocked(f)
 		f.state = flightEnding
 		l.later(func() {
@@ -121,7 +129,7 @@ func (l *link) pubackLocked(p *packet.Puback) {
 			u.store.Completed(u.queueOf(f), f.seq, u.ended(s, f, flightSent))
 		})
 	default:
-		u.status.Acked += f.count()
+		l.countAckedLocked(f.count())
 		l.acceptedLocked(f)
 		s.remove(f)
 		l.later(func() {
@@ -187,7 +195,7 @@ func (l *link) pubcompLocked(p *packet.Pubcomp) {
 		return
 	}
 	l.giveRoomLocked(f)
-	u.status.Acked++
+	l.countAckedLocked(1)
 	f.state = flightEnding
 	l.later(func() { u.store.Completed(u.queueOf(f), f.seq, u.ended(s, f, flightReleased)) })
 }

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -145,6 +146,11 @@ type Status struct {
 	Backlog      int64   `json:"backlog"`
 	BacklogBytes int64   `json:"backlog_bytes"`
 	BacklogAge   float64 `json:"backlog_age_seconds"`
+	// AckedRate is how fast the cloud acknowledges, messages a second, and
+	// DrainSeconds how long the backlog lasts if that and what is published stay
+	// as they are; 0 without one, while the link is down, and when it grows.
+	AckedRate    float64 `json:"acked_per_second"`
+	DrainSeconds float64 `json:"drain_seconds"`
 	// Lanes are what the backlog is made of, the one that goes first first.
 	Lanes []LaneStatus `json:"lanes"`
 }
@@ -155,8 +161,9 @@ type LaneStatus struct {
 	Backlog      int64   `json:"backlog"`
 	BacklogBytes int64   `json:"backlog_bytes"`
 	BacklogAge   float64 `json:"backlog_age_seconds"`
-	MessagesOut  uint64  `json:"messages_out"` // PUBLISH sent for the first time
-	BytesOut     uint64  `json:"bytes_out"`    // of these, topic, payload and properties
+	DrainSeconds float64 `json:"drain_seconds"` // as in Status; the lanes before it go first
+	MessagesOut  uint64  `json:"messages_out"`  // PUBLISH sent for the first time
+	BytesOut     uint64  `json:"bytes_out"`     // of these, topic, payload and properties
 }
 
 // State is what Status says of it, without asking the store.
@@ -200,6 +207,7 @@ func (u *Uplink) Status() Status {
 	st.Dropped = make(map[string]uint64, len(u.status.Dropped))
 	maps.Copy(st.Dropped, u.status.Dropped)
 	st.Lanes = slices.Clone(u.status.Lanes)
+	comes := make([]float64, len(st.Lanes))
 	st.Window = u.opts.Window
 	st.InFlight = len(u.sess.flights)
 	for _, hd := range u.sess.holds {
@@ -213,6 +221,10 @@ func (u *Uplink) Status() Status {
 	if l := u.link; l != nil {
 		st.Window = l.quota
 		st.WindowBytes, st.Rate = l.window.limit(), l.window.rate()
+		st.AckedRate = l.acked.perSecond(now)
+		for i, ln := range l.lanes {
+			comes[i] = ln.comes.rate
+		}
 		st.BytesIn += l.conn.BytesIn()
 		st.BytesOut += l.conn.BytesOut()
 		if oldest, ok := l.oldestLocked(); ok {
@@ -221,6 +233,13 @@ func (u *Uplink) Status() Status {
 	}
 	if st.State == StateUp && now.Sub(st.Since) > twinMemory {
 		st.Twin = "" // if there was another one, it has gone
+	}
+	if u.budget.stage == budgetAlarms {
+		for i, q := range u.lanes.Queues {
+			if int(q.Number) < u.opts.BudgetLane {
+				comes[i] = math.Inf(1) // none of it goes
+			}
+		}
 	}
 	u.mu.Unlock()
 
@@ -235,6 +254,7 @@ func (u *Uplink) Status() Status {
 		st.Duplicates += q.PossibleDuplicates
 		st.Lanes[i].Backlog, st.Lanes[i].BacklogBytes, st.Lanes[i].BacklogAge = q.Messages, q.Bytes, q.OldestSeconds
 	}
+	st.estimateDrain(comes)
 	return st
 }
 
