@@ -31,7 +31,11 @@ type ackLine struct {
 // acknowledger is whose line it is; mu is held when it is called.
 type acknowledger interface {
 	acknowledge(a *ack, k *cork) // queues the acknowledgement
-	lineMoved()                  // something has left the line
+	// hold and release enclose the acknowledgement that somebody waits for and
+	// does nothing else: it goes with release.
+	hold()
+	release()
+	lineMoved() // something has left the line
 }
 
 // ack is one acknowledgement in the line.
@@ -71,6 +75,10 @@ func (l *ackLine) finish(a *ack, reason packet.ReasonCode, k *cork) (left bool) 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a.done, a.reason = true, reason
+	if k == nil && len(l.waiting) == 1 { // one in flight: it is as fast as its answer
+		l.to.hold()
+		defer l.to.release()
+	}
 	n := 0
 	for ; n < len(l.waiting) && l.waiting[n].done; n++ {
 		head := l.waiting[n]

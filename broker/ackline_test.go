@@ -14,7 +14,9 @@ import (
 // sentAcks are the packet ids that have left a line.
 type sentAcks []uint16
 
+func (*sentAcks) hold()                         {}
 func (s *sentAcks) acknowledge(a *ack, _ *cork) { *s = append(*s, a.packetID) }
+func (*sentAcks) release()                      {}
 func (*sentAcks) lineMoved()                    {}
 
 // TestAckLineKeepsOrder: however the store finishes, acknowledgements leave in

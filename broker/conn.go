@@ -331,6 +331,12 @@ func (c *conn) lineMoved() {
 	}
 }
 
+// hold implements acknowledger.
+func (c *conn) hold() { c.out.hold() }
+
+// release implements acknowledger.
+func (c *conn) release() { c.out.release() }
+
 // acknowledge implements acknowledger.
 func (c *conn) acknowledge(a *ack, k *cork) {
 	if a.reason.Failed() && c.version < packet.V5 {

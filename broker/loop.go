@@ -141,6 +141,12 @@ func (l *loop) run(ctx context.Context) {
 	defer l.close()
 	var events [loopEvents]unix.EpollEvent
 	for {
+		if l.cork.waits {
+			// The committer goes on in this thread, which is awake, and the loop
+			// in another. Else it would be the other way round.
+			l.cork.waits = false
+			runtime.Gosched()
+		}
 		l.asleep.Store(true)
 		if ctx.Err() != nil {
 			return

@@ -33,6 +33,7 @@ type output struct {
 	writing  int        // guarded by mu; bytes in the hands of the flusher
 	flushing bool       // guarded by mu; the flusher runs
 	corked   bool       // guarded by mu; a cork will flush
+	held     bool       // guarded by mu; release will flush
 	refused  bool       // guarded by mu; somebody waits for drained
 	sealed   bool       // guarded by mu; what is queued is the last
 	closed   bool       // guarded by mu; nothing is taken or written any more
@@ -176,7 +177,7 @@ func (o *output) seal(p packet.Packet, v packet.Version) {
 }
 
 func (o *output) flushLocked() {
-	if o.flushing || o.buf == nil || o.closed {
+	if o.flushing || o.held || o.buf == nil || o.closed {
 		return
 	}
 	if o.sock != nil {
@@ -185,6 +186,27 @@ func (o *output) flushLocked() {
 	}
 	o.flushing = true
 	o.c.b.wg.Go(o.flusher)
+}
+
+// hold leaves what is queued to release.
+func (o *output) hold() {
+	o.mu.Lock()
+	o.held = true
+	o.mu.Unlock()
+}
+
+// release flushes. A loop that sleeps is not woken for it: that takes longer than
+// the write, and somebody waits for nothing but this. The loop is awake as soon as
+// somebody answers, so that this is not done for many in a row.
+func (o *output) release() {
+	o.mu.Lock()
+	o.held = false
+	if o.sock != nil && o.sock.loop.asleep.Load() {
+		o.writeLocked()
+	} else {
+		o.flushLocked()
+	}
+	o.mu.Unlock()
 }
 
 // flusher is a goroutine.
@@ -330,6 +352,8 @@ type cork struct {
 	outputs []*output
 	count   tally
 	lent    message.Message // what is being passed on, see conn.pass
+	// waits says that something was handed to the store.
+	waits bool
 	// plans are those of the topics of late, by planSlot; nil for none kept.
 	plans *[planSlots]*plan
 }

@@ -87,6 +87,9 @@ func (b *Broker) route(j *job) error {
 		err = durable.ErrFull
 	default:
 		err = b.store.Append(m, claims, j.from, done)
+		if j.cork != nil {
+			j.cork.waits = true
+		}
 	}
 	if m.Retain {
 		if err == nil {
