@@ -59,7 +59,7 @@ func unpackFile(name string, show func(pack.Record) error) error {
 }
 
 func unpack(name string, r io.Reader, show func(pack.Record) error) error {
-	b, err := io.ReadAll(io.LimitReader(r, unpackMost))
+	b, err := io.ReadAll(io.LimitReader(r, unpackMost+1))
 	if err != nil {
 		return fmt.Errorf("unpack: read %s: %w", name, err)
 	}

@@ -17,8 +17,8 @@
 //
 //	{"topic":"s/a","time":"2026-05-01T10:00:00.123Z","payload":{"value":21.5}}
 //
-// The payload is in one of three members: "payload" when it is JSON on one line,
-// unaltered; "text" when it is other UTF-8; "base64" for the rest. An empty one has
+// The payload is in one of three members: "payload" when it is JSON on one line, at
+// most 32 levels deep, unaltered; "text" when it is other UTF-8; "base64" for the rest. An empty one has
 // none of them. Where they differ from 0 and none there are "qos", "expiry"
 // (seconds left when it was sent) and "properties" (MQTT 5.0 properties in wire
 // form, base64).

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"io"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -27,7 +29,7 @@ func appendJSON(b []byte, r *Record) []byte {
 	}
 	switch p := r.Payload; {
 	case len(p) == 0:
-	case bytes.IndexByte(p, '\n') < 0 && p[0] > ' ' && p[len(p)-1] > ' ' && utf8.Valid(p) && json.Valid(p):
+	case bytes.IndexByte(p, '\n') < 0 && p[0] > ' ' && p[len(p)-1] > ' ' && utf8.Valid(p) && json.Valid(p) && nesting(p) <= maxNesting:
 		b = append(append(b, `,"payload":`...), p...)
 	case utf8.Valid(p):
 		b = appendString(append(b, `,"text":`...), string(p))
@@ -35,6 +37,31 @@ func appendJSON(b []byte, r *Record) []byte {
 		b = appendBase64(append(b, `,"base64":`...), p)
 	}
 	return append(b, '}')
+}
+
+// maxNesting is how deep a payload may be nested to be part of the batch's own JSON.
+// Readers have limits (64 levels are common), and one message must not make a batch
+// unreadable.
+const maxNesting = 32
+
+// nesting is how deep valid JSON is nested.
+func nesting(p []byte) (deepest int) {
+	depth, text := 0, false
+	for i := 0; i < len(p); i++ {
+		switch c := p[i]; {
+		case text && c == '\\':
+			i++
+		case c == '"':
+			text = !text
+		case text:
+		case c == '[' || c == '{':
+			depth++
+			deepest = max(deepest, depth)
+		case c == ']' || c == '}':
+			depth--
+		}
+	}
+	return deepest
 }
 
 func appendString(b []byte, s string) []byte {
@@ -115,6 +142,9 @@ func readJSON(b []byte, fn func(Record) error) error {
 		if _, err := dec.Token(); err != nil {
 			return wrong("it is cut off: %v", err)
 		}
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return wrong("there is something behind the end")
 	}
 	return nil
 }

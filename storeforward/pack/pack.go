@@ -118,6 +118,9 @@ func decompress(b []byte, most int) ([]byte, error) {
 		}
 		r = z
 	default:
+		if len(b) > most {
+			return nil, tooMuch(most)
+		}
 		return b, nil
 	}
 	out, err := io.ReadAll(io.LimitReader(r, int64(most)+1))
@@ -127,7 +130,9 @@ func decompress(b []byte, most int) ([]byte, error) {
 	case err != nil:
 		return nil, wrong("%v", err)
 	case len(out) > most:
-		return nil, wrong("it is more than %d bytes", most)
+		return nil, tooMuch(most)
 	}
 	return out, nil
 }
+
+func tooMuch(most int) error { return wrong("it is more than %d bytes", most) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -120,12 +121,19 @@ func TestUnpackRefuses(t *testing.T) {
 		"a payload without end":   []byte(selfDescribed + "\x81\x83\x61a\x00\x5b\xff\xff\xff\xff\xff\xff\xff\xff"),
 		"an indefinite length":    []byte(selfDescribed + "\x9f\xff"),
 		"something beside zstd":   append(bytes.Clone(whole), "hello"...),
+		"a line behind a bracket": []byte("{\"topic\":\"a\"}\n]\n{\"topic\":\"b\"}"),
+		"a line behind a brace":   []byte("{\"topic\":\"a\"}\n}\n{\"topic\":\"b\"}"),
+		"an array and more":       []byte(`[{"topic":"a"}] {"topic":"b"}`),
 		"a QoS that there is not": []byte(selfDescribed + "\x81\x84\x61a\x00\x60\x03"),
 	}
 	for name, b := range tests {
 		if rs, err := unpackAll(b); !errors.Is(err, ErrFormat) {
 			t.Errorf("%s: got %d records and %v, want an error", name, len(rs), err)
 		}
+	}
+	long := packed(t, FormatJSONLines, CompressionNone, []Record{{Topic: "a", Payload: make([]byte, 1000)}})
+	if err := Unpack(long, 1000, func(Record) error { return nil }); !errors.Is(err, ErrFormat) {
+		t.Errorf("a plain batch that is too long: %v", err)
 	}
 	bomb := packed(t, FormatJSONLines, CompressionZstd, []Record{{Topic: "a", Payload: bytes.Repeat([]byte("x"), 1<<20)}})
 	if err := Unpack(bomb, 1000, func(Record) error { return nil }); !errors.Is(err, ErrFormat) {
@@ -191,6 +199,29 @@ func TestBatchesAreSmall(t *testing.T) {
 			t.Logf("%-9s %6.1f bytes a reading, %.3f of plain", Suffix(f, c), each, each/plain)
 			if each/plain > want[Suffix(f, c)] {
 				t.Errorf("%s takes %.3f of plain, want at most %.2f", Suffix(f, c), each/plain, want[Suffix(f, c)])
+			}
+		}
+	}
+}
+
+// P7: a payload that is nested too deep for some reader does not take the batch with it.
+func TestDeepJSONIsText(t *testing.T) {
+	deep := func(n int) []byte {
+		return slices.Concat(bytes.Repeat([]byte(`[{"a]":`), n), []byte(`"\\"`), bytes.Repeat([]byte("}]"), n))
+	}
+	for _, f := range []Format{FormatJSON, FormatJSONLines} {
+		rs := []Record{{Topic: "a", Payload: deep(maxNesting / 2)}, {Topic: "b", Payload: deep(maxNesting/2 + 1)}, {Topic: "c", Payload: deep(4999)}}
+		b := packed(t, f, CompressionNone, rs)
+		if n := bytes.Count(b, []byte(`"text":`)); n != 2 {
+			t.Errorf("%s: %d payloads are text, want 2", f, n)
+		}
+		got, err := unpackAll(b)
+		if err != nil || len(got) != len(rs) {
+			t.Fatalf("%s: %d records, %v", f, len(got), err)
+		}
+		for i := range rs {
+			if !bytes.Equal(rs[i].Payload, got[i].Payload) {
+				t.Errorf("%s: payload %d is another one", f, i)
 			}
 		}
 	}
