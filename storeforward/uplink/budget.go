@@ -210,6 +210,14 @@ type thinned struct {
 	at  time.Time
 }
 
+// near says that a message came within that time, before or after: where the clock
+// has been set back since the last one, that is no reason to leave all out until it
+// is as late again.
+func (t thinned) near(at time.Time, within time.Duration) bool {
+	d := at.Sub(t.at)
+	return -within < d && d < within
+}
+
 // thinsLocked says that a message is to be left out because another of its topic
 // was sent shortly before: on routes with the policy thin, which is the licence to
 // do so, and not of events.
@@ -224,7 +232,7 @@ func (ln *lane) thinsLocked(d *durable.Delivery) bool {
 		return false
 	}
 	last, known := u.thinned[m.Topic]
-	if known && last.seq != d.Seq && m.Received.Sub(last.at) < u.opts.BudgetThinEvery {
+	if known && last.seq != d.Seq && last.near(m.Received, u.opts.BudgetThinEvery) {
 		return true
 	}
 	if u.thinned == nil || len(u.thinned) >= maxCarried {

@@ -234,3 +234,16 @@ func TestDrainRate(t *testing.T) {
 		p.quiet()
 	})
 }
+
+// P7: a clock that is set back is no reason to leave everything out.
+func TestThinningAndClockSteps(t *testing.T) {
+	begin := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	last := thinned{at: begin}
+	for after, near := range map[time.Duration]bool{
+		0: true, 59 * time.Second: true, time.Minute: false, -59 * time.Second: true, -time.Minute: false, -4 * 365 * 24 * time.Hour: false,
+	} {
+		if got := last.near(begin.Add(after), time.Minute); got != near {
+			t.Errorf("%v later: near %v, want %v", after, got, near)
+		}
+	}
+}

@@ -243,6 +243,12 @@ func (o Options) Validate() error {
 	if len(o.ClientID) > 65535 || !packet.ValidString(o.ClientID) {
 		fail("client_id", "is not a valid MQTT string")
 	}
+	if len(o.Username) > 65535 || !packet.ValidString(o.Username) {
+		fail("username", "is not a valid MQTT string")
+	}
+	if len(o.Password) > 65535 {
+		fail("password", "is longer than 65535 bytes")
+	}
 	if o.ClientID == "" && o.Gateway == "" {
 		fail("client_id", "is empty and there is no gateway id to use instead")
 	}
@@ -290,7 +296,7 @@ func (o Options) Validate() error {
 		key string
 		v   float64
 	}{{"budget_batch", o.BudgetBatch}, {"budget_thin", o.BudgetThin}, {"budget_alarms", o.BudgetAlarms}} {
-		if share.v < last || share.v > 1 {
+		if !(share.v >= last && share.v <= 1) { // NaN is neither
 			fail(share.key, "%v is outside %v..1: each stage begins after the one before", share.v, last)
 		}
 		last = share.v

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +89,9 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"budget below 0":        {func(o *Options) { o.MonthBudget = -1 }, "uplink.month_budget: -1 is outside"},
 		"a month of 31 days":    {func(o *Options) { o.MonthBegins = 31 }, "uplink.month_begins: 31 is outside 1..28"},
 		"stages upside down":    {func(o *Options) { o.BudgetThin = 0.3 }, "uplink.budget_thin: 0.3 is outside 0.5..1"},
+		"a share that is none":  {func(o *Options) { o.BudgetBatch = math.NaN() }, "uplink.budget_batch: NaN is outside 0..1"},
+		"a user that is none":   {func(o *Options) { o.Username = "a\x00" }, "uplink.username: is not a valid"},
+		"a long password":       {func(o *Options) { o.Username, o.Password = "a", strings.Repeat("x", 65536) }, "uplink.password: is longer"},
 		"a lane that is none":   {func(o *Options) { o.BudgetLane = 8 }, "uplink.budget_lane: 8 is outside 0..7"},
 		"drain rate":            {func(o *Options) { o.DrainRate = -1 }, "uplink.drain_rate: -1"},
 		"will topic":            {func(o *Options) { o.WillTopic = "a/{reason}" }, "uplink.will_topic: {reason} stands for nothing"},
