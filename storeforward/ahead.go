@@ -33,6 +33,7 @@ type storedMessage struct {
 	set      *claimset
 	received int64
 	m        *message.Message
+	damaged  bool // the message is none that anybody could have published
 }
 
 // ahead is what has been read of a stream and not been asked for. Guarded by the
@@ -109,11 +110,19 @@ func (s *Store) takeAheadLocked(st *stream, limit, maxBytes int) (ds []durable.D
 		}
 		maxBytes -= int(size)
 		d := durable.Delivery{Seq: r.seq, Message: r.m, QoS: st.qos, Retain: c.Retain, SubscriptionIDs: c.SubscriptionIDs}
-		if d2 := st.deliveries[r.seq]; d2 != nil {
+		d2 := st.deliveries[r.seq]
+		sent := d2 != nil && !d2.fresh
+		if r.damaged {
+			s.damagedLocked(st, r, sent)
+			if !sent {
+				continue
+			}
+		}
+		if d2 != nil {
 			d2.size = uint32(size)
 			d.PacketID = d2.packetID
-			d.Resend = !d2.fresh
-			if d2.state == stateReleased {
+			d.Resend = sent
+			if d2.state == stateReleased || r.damaged {
 				d.Released, d.Message = true, nil
 			}
 		}

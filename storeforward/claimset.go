@@ -105,12 +105,15 @@ func splitIDs(s string) []uint32 {
 	}
 	var ids []uint32
 	for f := range strings.SplitSeq(s, ",") {
-		if id, err := strconv.ParseUint(f, 10, 32); err == nil {
+		if id, err := strconv.ParseUint(f, 10, 32); err == nil && 0 < id && id <= maxSubscriptionID {
 			ids = append(ids, uint32(id))
 		}
 	}
 	return ids
 }
+
+// maxSubscriptionID is the largest there is (MQTT 5.0 §3.8.2.1.2).
+const maxSubscriptionID = 268_435_455
 
 // claimFromRow reads the columns queue, qos, retain, subscription_ids.
 func claimFromRow(row []driver.Value) durable.Claim {

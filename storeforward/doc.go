@@ -86,6 +86,11 @@
 // for another reason: a power cut or a kill would make the head of a queue look
 // guilty (TestKillsQuarantineNothing).
 //
+// Damage in the columns of a row is nothing that SQLite can see. A message that nobody
+// can have published is put aside when it is read, not sent: it would end the
+// connection of whoever gets it, for ever. Numbers that were never given are not
+// counted on from (TestDamagedMessagesAreSetAside, TestImpossibleNumbers).
+//
 // A lock file that is removed keeps nobody out. It is looked for now and then and
 // locked again; when somebody has come in between, nothing is committed any more, as
 // both would give the same numbers (TestIntruderEndsCommits).

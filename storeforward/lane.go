@@ -318,11 +318,12 @@ func (q *queue) bounds() (messages, bytes int64) {
 func (s *Store) loadLanes(ctx context.Context, d *db) error {
 	err := d.query(ctx, func(row []driver.Value) error {
 		q := s.queues[durable.QueueID(integer(row[1]))]
-		if q == nil || !q.uplink || q.base != nil {
+		id := durable.QueueID(integer(row[0]))
+		if q == nil || !q.uplink || q.base != nil || s.queues[id] != nil {
 			return nil // a damaged file
 		}
 		lane := durable.Lane{Number: byte(integer(row[2])), Latest: integer(row[3]) != 0}
-		s.addLaneLocked(q, s.newQueue(durable.QueueID(integer(row[0])), true, q.name), lane)
+		s.addLaneLocked(q, s.newQueue(id, true, q.name), lane)
 		return nil
 	}, "SELECT queue, uplink, lane, latest FROM lane ORDER BY queue")
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 // load reads the state of the store into memory and notes the new run.
 func (s *Store) load(ctx context.Context) error {
 	for _, step := range []func(context.Context, *db) error{
-		s.quarantine, s.loadQueues, s.loadLanes, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadLatest, s.loadMarks, s.loadNumbers, s.startRun,
+		s.quarantine, s.setAsideImpossible, s.loadQueues, s.loadLanes, s.loadStreams, s.loadSets, s.loadDeliveries, s.loadRest, s.loadMessages, s.loadLatest, s.loadMarks, s.loadNumbers, s.startRun,
 	} {
 		if err := step(ctx, s.w); err != nil {
 			return err
@@ -57,8 +57,10 @@ func (s *Store) loadStreams(ctx context.Context, d *db) error {
 			return nil
 		}
 		st := q.stream(byte(integer(row[1])))
-		st.cursor = durable.Seq(integer(row[2]))
-		s.seq = max(s.seq, st.cursor)
+		if at := durable.Seq(integer(row[2])); at <= maxSeq { // else what is there comes again
+			st.cursor = at
+			s.seq = max(s.seq, at)
+		}
 		return nil
 	}, "SELECT queue, qos, cursor FROM stream")
 }
@@ -124,7 +126,9 @@ func (s *Store) loadRest(ctx context.Context, d *db) error {
 	}
 	return d.query(ctx, func(row []driver.Value) error {
 		s.retained[text(row[0])] = struct{}{}
-		s.seq = max(s.seq, durable.Seq(integer(row[1])))
+		if seq := durable.Seq(integer(row[1])); seq <= maxSeq {
+			s.seq = max(s.seq, seq)
+		}
 		return nil
 	}, "SELECT topic, seq FROM retained")
 }
@@ -135,6 +139,9 @@ func (s *Store) loadMessages(ctx context.Context, d *db) error {
 	onProbation := s.probation.on.Load()
 	defer s.outOfHand("load")
 	return d.rowSizes(ctx, func(seq durable.Seq, setID, size int64) {
+		if impossible(seq) { // and could not be put aside
+			return
+		}
 		if onProbation {
 			s.inHand("load", "message", strconv.FormatInt(int64(seq), 10))
 		}
@@ -174,7 +181,9 @@ func (s *Store) loadMarks(_ context.Context, d *db) error {
 	if err != nil {
 		return err
 	}
-	s.seq = max(s.seq, durable.Seq(mark))
+	if mark <= maxSeq {
+		s.seq = max(s.seq, durable.Seq(max(mark, 0)))
+	}
 	s.committed = s.seq
 	s.mark = s.seq + seqBlock
 	s.nextQueue = max(durable.QueueID(next), 1)

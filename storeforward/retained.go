@@ -65,6 +65,10 @@ func (s *Store) Retained(ctx context.Context, fn func(*message.Message) error) e
 				Received: s.clock.received(durable.Seq(integer(row[1])), integer(row[6])), From: text(row[7]),
 			}
 			setExpiry(m, row[5])
+			if err := sound(m); err != nil {
+				s.unsoundKept("retained", m.Topic, err)
+				return nil
+			}
 			if _, alive := m.Remaining(now); !alive {
 				return nil
 			}

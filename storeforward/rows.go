@@ -190,6 +190,7 @@ static int extend_all(void) { return sqlite3_auto_extension((void (*)(void))exte
 import "C"
 
 import (
+	"bytes"
 	"context"
 	"database/sql/driver"
 	"encoding/binary"
@@ -202,6 +203,7 @@ import (
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
+	"holdfast/broker/topic"
 )
 
 // The driver makes two calls into C and ten values of Go of each row. Reading a
@@ -283,6 +285,7 @@ func (d *db) rowSizes(ctx context.Context, fn func(seq durable.Seq, setID, size 
 func unpackRows(clock *storeClock, b []byte) ([]storedMessage, error) {
 	var rows []storedMessage
 	var last message.Message
+	lastErr := topic.ValidName(last.Topic)
 	order := binary.NativeEndian
 	for len(b) > 0 {
 		if len(b) < packedRow {
@@ -308,6 +311,7 @@ func unpackRows(clock *storeClock, b []byte) ([]storedMessage, error) {
 		}
 		if string(parts[0]) != last.Topic { // one after the other they are mostly the same
 			last.Topic = string(parts[0])
+			lastErr = topic.ValidName(last.Topic)
 		}
 		if string(parts[3]) != last.From {
 			last.From = string(parts[3])
@@ -318,6 +322,14 @@ func unpackRows(clock *storeClock, b []byte) ([]storedMessage, error) {
 		}
 		if head[50] != 0 {
 			r.m.HasExpiry, r.m.Expiry = true, uint32(order.Uint64(head[24:]))
+		}
+		r.damaged = lastErr != nil || r.m.QoS > 2
+		if len(parts[2]) > 0 && !bytes.Equal(parts[2], last.Properties) {
+			if soundProperties(parts[2]) == nil {
+				last.Properties = parts[2]
+			} else {
+				r.damaged = true
+			}
 		}
 		rows = append(rows, r)
 	}

@@ -35,6 +35,10 @@ func (s *Store) Sessions(ctx context.Context) ([]durable.Session, error) {
 			if !ok {
 				return nil
 			}
+			if err := soundSubscription(text(row[1]), integer(row[2]), integer(row[6])); err != nil {
+				s.unsoundKept("subscription", text(row[1]), err)
+				return nil
+			}
 			sessions[i].Subscriptions = append(sessions[i].Subscriptions, durable.Subscription{
 				Filter: text(row[1]), QoS: byte(integer(row[2])), NoLocal: integer(row[3]) != 0,
 				RetainAsPublished: integer(row[4]) != 0, RetainHandling: byte(integer(row[5])), ID: uint32(integer(row[6])),
@@ -75,6 +79,10 @@ func (s *Store) Wills(ctx context.Context) ([]durable.Will, error) {
 				QoS: byte(integer(row[5])), Retain: integer(row[6]) != 0, From: text(row[0]),
 			}
 			setExpiry(m, row[7])
+			if err := sound(m); err != nil {
+				s.unsoundKept("will", m.From, err)
+				return nil
+			}
 			wills = append(wills, durable.Will{ClientID: text(row[0]), User: text(row[8]), Delay: uint32(integer(row[1])), Message: m})
 			return nil
 		}, "SELECT client_id, delay, topic, payload, properties, qos, retain, expiry, user FROM will ORDER BY client_id")
