@@ -17,8 +17,8 @@ func TestMain(m *testing.M) {
 		killChild(path)
 		os.Exit(1)
 	}
-	if phase := os.Getenv(phaseChildEnv); phase != "" {
-		phaseChild(phase)
+	if stage := os.Getenv(stageChildEnv); stage != "" {
+		stageChild(stage)
 		os.Exit(1)
 	}
 	if path := os.Getenv(crashChildEnv); path != "" {

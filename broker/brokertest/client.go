@@ -198,6 +198,16 @@ func (c *Client) SendBytes(b []byte) { _ = c.sendBytes(b) }
 // the connection ends first.
 func (c *Client) wait(what string, found func() bool) {
 	c.tb.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.waitLocked(what, found) {
+		c.tb.Fatalf("waiting for %s: got %v, connection error: %v", what, describe(c.inbox), c.err)
+	}
+}
+
+// waitLocked is wait that returns false when the connection ends first.
+func (c *Client) waitLocked(what string, found func() bool) bool {
+	c.tb.Helper()
 	late := false
 	timer := time.AfterFunc(patience, func() {
 		c.mu.Lock()
@@ -206,14 +216,16 @@ func (c *Client) wait(what string, found func() bool) {
 		c.mu.Unlock()
 	})
 	defer timer.Stop()
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	for !found() {
-		if late || c.err != nil {
-			c.tb.Fatalf("waiting for %s: got %v, connection error: %v", what, describe(c.inbox), c.err)
+		switch {
+		case c.err != nil:
+			return false
+		case late:
+			c.tb.Fatalf("waiting for %s: got %v", what, describe(c.inbox))
 		}
 		c.news.Wait()
 	}
+	return true
 }
 
 func describe(ps []packet.Packet) []string {
@@ -316,24 +328,10 @@ func (c *Client) Ping() bool {
 	if c.send(&packet.Pingreq{}) != nil {
 		return false
 	}
-	late := false
-	timer := time.AfterFunc(patience, func() {
-		c.mu.Lock()
-		late = true
-		c.news.Broadcast()
-		c.mu.Unlock()
-	})
-	defer timer.Stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for answers() == before {
-		if c.err != nil {
-			return false
-		}
-		if late {
-			c.tb.Fatalf("no answer to a PINGREQ; got %v", describe(c.inbox))
-		}
-		c.news.Wait()
+	if !c.waitLocked("a PINGRESP", func() bool { return answers() > before }) {
+		return false
 	}
 	for i := len(c.inbox) - 1; ; i-- {
 		if c.inbox[i].Type() == packet.TypePingresp {

@@ -2,6 +2,7 @@ package dial
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -18,14 +19,17 @@ func (o *Options) netDialer(iface string) *net.Dialer {
 	if o.TCPKeepAlive == 0 {
 		d.KeepAlive = -1
 	}
-	d.ControlContext = func(_ context.Context, _, _ string, c syscall.RawConn) error {
-		var failed error
-		if err := c.Control(func(fd uintptr) { failed = o.setSocket(int(fd), iface) }); err != nil {
-			return err
-		}
-		return failed
-	}
+	d.ControlContext = o.control(iface)
 	return d
+}
+
+// control has a socket set before it connects.
+func (o *Options) control(iface string) func(context.Context, string, string, syscall.RawConn) error {
+	return func(_ context.Context, _, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = o.setSocket(int(fd), iface) })
+		return errors.Join(err, failed)
+	}
 }
 
 // setSocket sets what must be there before the connection is made.
@@ -74,13 +78,7 @@ func (o *Options) lookupThrough(iface string) lookup {
 		d := &net.Dialer{}
 		server, err := netip.ParseAddrPort(address)
 		if iface != "" && err == nil && !server.Addr().IsLoopback() {
-			d.ControlContext = func(_ context.Context, _, _ string, c syscall.RawConn) error {
-				var failed error
-				if err := c.Control(func(fd uintptr) { failed = (&Options{}).setSocket(int(fd), iface) }); err != nil {
-					return err
-				}
-				return failed
-			}
+			d.ControlContext = (&Options{}).control(iface) // no timeouts of TCP: it may be UDP
 		}
 		nc, err := d.DialContext(ctx, network, address)
 		if err == nil {

@@ -21,22 +21,22 @@ import (
 	"holdfast/storeforward/storetest"
 )
 
-// phaseChildEnv makes the test binary a process that is killed in a certain phase of
+// stageChildEnv makes the test binary a process that is killed in a certain stage of
 // the database in its working directory.
-const phaseChildEnv = "HOLDFAST_PHASE_CHILD"
+const stageChildEnv = "HOLDFAST_STAGE_CHILD"
 
-// phaseChild says "start" when the phase begins and "end" when it is over.
-func phaseChild(phase string) {
+// stageChild says "start" when the stage begins and "end" when it is over.
+func stageChild(stage string) {
 	const path = "holdfast.db"
 	o := DefaultOptions()
 	o.Path, o.WALBytes, o.ReserveBytes = path, 64<<10, 0
 	ctx, log := context.Background(), slog.New(slog.DiscardHandler)
-	if phase == "open" || phase == "backup" {
+	if stage == "open" || stage == "backup" {
 		fmt.Println("start")
 	}
 	var err error
 	var s *Store
-	if phase == "backup" {
+	if stage == "backup" {
 		err = Backup(ctx, path, path+".copy", nil)
 	} else {
 		s, err = Open(ctx, o, log)
@@ -45,7 +45,7 @@ func phaseChild(phase string) {
 		fmt.Println("error", err)
 		os.Exit(1)
 	}
-	switch phase {
+	switch stage {
 	case "drain": // checkpoints and vacuum while everything leaves
 		fmt.Println("start")
 		for id := durable.QueueID(1); id < 10; id++ {
@@ -84,12 +84,12 @@ func phaseChild(phase string) {
 	select {}
 }
 
-// killInPhase starts a process in a phase and kills it at a random moment of it, or after.
-// It returns how long the phase took, 0 when it was not over.
-func killInPhase(t *testing.T, phase, path string, longest time.Duration) time.Duration {
+// killInStage starts a process in a stage and kills it at a random moment of it, or after.
+// It returns how long the stage took, 0 when it was not over.
+func killInStage(t *testing.T, stage, path string, longest time.Duration) time.Duration {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), phaseChildEnv+"="+phase)
+	cmd.Env = append(os.Environ(), stageChildEnv+"="+stage)
 	cmd.Dir = filepath.Dir(path)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -111,7 +111,7 @@ func killInPhase(t *testing.T, phase, path string, longest time.Duration) time.D
 			took = time.Since(began)
 			_ = cmd.Process.Kill()
 		default:
-			t.Errorf("%s: %s", phase, line)
+			t.Errorf("%s: %s", stage, line)
 			_ = cmd.Process.Kill()
 		}
 	}
@@ -144,7 +144,7 @@ func largeImage(t *testing.T) []byte {
 
 // A process that is killed in the middle of a migration, a checkpoint, a vacuum, a
 // salvage or a backup leaves what it had.
-func TestKillInEveryPhase(t *testing.T) {
+func TestKillInEveryStage(t *testing.T) {
 	whole := onFile(t)
 	want := manyRows(t, whole)
 	image, err := os.ReadFile(whole.Path)
@@ -155,7 +155,7 @@ func TestKillInEveryPhase(t *testing.T) {
 	copy(broken, bytes.Repeat([]byte{0xA5}, 4096))
 	large := largeImage(t)
 	tests := map[string]struct {
-		phase string
+		stage string
 		image []byte
 		check func(t *testing.T, path string, s *Store)
 	}{
@@ -214,14 +214,14 @@ func TestKillInEveryPhase(t *testing.T) {
 				if err := os.WriteFile(o.Path, x.image, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				took := killInPhase(t, x.phase, o.Path, longest)
+				took := killInStage(t, x.stage, o.Path, longest)
 				if longest == 0 {
 					longest = took // the first runs to its end
 				}
 				if took == 0 {
 					cut++
 					if rand.IntN(2) == 0 { // and once more
-						killInPhase(t, x.phase, o.Path, longest)
+						killInStage(t, x.stage, o.Path, longest)
 					}
 				}
 				s := open(t, o)
