@@ -347,6 +347,31 @@ func TestAnswersThatDoNotFit(t *testing.T) {
 	}
 }
 
+// Servers of 3.1.1 without QoS 2 answer PUBACK, and have the message.
+func TestPubackEndsQoS2In311(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := clientOn(t, Options{Version: packet.V311}, &packet.Connack{}, nil)
+		defer c.Abort()
+		result := published(c, msg("a", "", 2))
+		s.send(&packet.Puback{PacketID: expect[*packet.Publish](s).PacketID})
+		if err := <-result; err != nil || c.Err() != nil {
+			t.Errorf("Publish returned %v, connection %v", err, c.Err())
+		}
+		if n := c.session.Pending() + c.session.ids.InUse(); n != 0 {
+			t.Errorf("%d messages and ids left", n)
+		}
+		result = published(c, msg("a", "", 2))
+		id := expect[*packet.Publish](s).PacketID
+		s.send(&packet.Pubrec{PacketID: id})
+		expect[*packet.Pubrel](s)
+		s.send(&packet.Puback{PacketID: id}) // now it is nonsense
+		<-c.Done()
+		if err := <-result; err == nil || !errors.Is(c.Err(), packet.ErrProtocol) {
+			t.Errorf("Publish returned %v, connection %v", err, c.Err())
+		}
+	})
+}
+
 func TestAnswersToNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := clientOn(t, Options{}, &packet.Connack{}, nil)

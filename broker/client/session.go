@@ -290,6 +290,9 @@ func (s *Session) acknowledgedLocked(t packet.Type, id uint16, reason packet.Rea
 		return nil, s.conn.Queue(&packet.Pubrel{PacketID: id, Reason: packet.ReasonPacketIDNotFound})
 	case o == nil: // may answer something of an earlier connection
 		return nil, nil
+	case t == packet.TypePuback && o.m.QoS == 2 && !o.released && s.conn.Version() != packet.V5:
+		// A 3.1.1 server cannot say that it has no QoS 2, and some keep such a
+		// message as QoS 1 (! MQTT 3.1.1 §4.3.3, RabbitMQ before 3.12).
 	case (t == packet.TypePuback) != (o.m.QoS == 1), t == packet.TypePubcomp && !o.released:
 		return nil, &packet.Error{
 			Reason: packet.ReasonProtocolError, Type: t,
