@@ -38,8 +38,9 @@ type session struct {
 	inflight int                    // QoS 1 and 2 sent on this connection, not finished
 	finished uint64                 // how many packet ids have been given back
 	stuck    stuck
-	pending  fifo   // waits in RAM for room
-	orphans  []owed // of pending, once it was given up
+	pending  fifo        // waits in RAM for room
+	orphans  []owed      // of pending, once it was given up
+	ended    func(error) // when the end of the session is durable; nil for nobody who asks
 	catchUp  catchUp
 }
 
@@ -296,22 +297,32 @@ func (b *Broker) expireLaterLocked(s *session, expiry uint32, d time.Duration) {
 
 // expired is called by the session clock.
 func (b *Broker) expired(s *session) {
+	if b.endAway(s) {
+		b.count.sessionsExpired.Add(1)
+		b.log.Info("session expired", "client_id", s.clientID)
+	}
+}
+
+// endAway ends a session if its client is away. The session clock's goroutine
+// calls it.
+func (b *Broker) endAway(s *session) bool {
 	b.mu.Lock()
 	if s.owner != nil || b.sessions[s.clientID] != s || b.closing {
 		b.mu.Unlock()
-		return
+		return false
 	}
 	delete(b.sessions, s.clientID)
+	b.clock.cancel(s.expire)
+	s.expire = nil
 	w := b.takeWillLocked(s.clientID)
 	done := b.workOnLocked(s.clientID)
 	defer done()
 	b.mu.Unlock()
-	b.count.sessionsExpired.Add(1)
-	b.log.Info("session expired", "client_id", s.clientID)
 	if w != nil {
 		b.fireWill(s.clientID, w.will) // it ends with the session (MQTT 5.0 §3.1.3.2.2)
 	}
 	b.endSession(s)
+	return true
 }
 
 // endSession removes what a session holds: its subscriptions and, if it is
@@ -320,14 +331,31 @@ func (b *Broker) endSession(s *session) { b.endSessionDone(s, nil) }
 
 func (b *Broker) endSessionDone(s *session, done func(error)) {
 	s.mu.Lock()
-	subs := s.subs
-	s.subs = nil
+	subs, told := s.subs, s.ended
+	s.subs, s.ended = nil, nil
 	s.mu.Unlock()
 	for _, sub := range subs {
 		b.dropSubscription(sub)
 	}
-	if s.queue != 0 {
-		b.store.End(s.queue, done)
+	switch {
+	case s.queue != 0:
+		b.store.End(s.queue, both(done, told))
+	case told != nil:
+		told(nil)
+	}
+}
+
+// both calls two functions that may be nil.
+func both(f, g func(error)) func(error) {
+	switch {
+	case f == nil:
+		return g
+	case g == nil:
+		return f
+	}
+	return func(err error) {
+		f(err)
+		g(err)
 	}
 }
 

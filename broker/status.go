@@ -20,6 +20,7 @@ type counters struct {
 	connectsRefused         atomic.Uint64
 	takeovers               atomic.Uint64
 	sessionsExpired         atomic.Uint64
+	sessionsEnded           atomic.Uint64
 	wills                   atomic.Uint64
 	subscriptions           atomic.Int64
 	sharedSubscriptions     atomic.Int64
@@ -114,7 +115,8 @@ type Status struct {
 	ConnectsRefused uint64 `json:"connects_refused"`
 	Takeovers       uint64 `json:"takeovers"`
 	SessionsExpired uint64 `json:"sessions_expired"`
-	Wills           uint64 `json:"wills"` // published
+	SessionsEnded   uint64 `json:"sessions_ended"` // by operators
+	Wills           uint64 `json:"wills"`          // published
 
 	ReadingPaused   uint64 `json:"reading_paused"`    // times that a client had max_unacknowledged_bytes waiting
 	Denied          uint64 `json:"denied"`            // no right to the topic
@@ -155,7 +157,7 @@ func (b *Broker) Status() Status {
 	st.HandshakesGivenUp, st.ConnectsTooFast = n.handshakesGivenUp.Load(), n.connectsTooFast.Load()
 	st.AcceptErrors = n.acceptErrors.Load()
 	st.AcceptFailing = st.AcceptErrors > 0 && time.Since(time.Unix(0, n.acceptFailed.Load())) < 10*acceptRetry
-	st.TooSlow = n.tooSlow.Load()
+	st.TooSlow, st.SessionsEnded = n.tooSlow.Load(), n.sessionsEnded.Load()
 	st.ReadingPaused = n.withheld.Load()
 	st.ClientIDsRefused = n.clientIDsRefused.Load()
 	st.PublishesTooFast, st.SubscriptionsRefused = n.publishesTooFast.Load(), n.subscriptionsRefused.Load()

@@ -109,7 +109,7 @@ func livePath(ctx context.Context, socket string) (string, error) {
 func (p *place) live(ctx context.Context) (resolved, error) {
 	r, err := p.resolve(ctx)
 	if err == nil && r.socket == "" {
-		err = &exitError{exitNotThere, fmt.Errorf("no gateway runs on %s; this changes a queue and needs one", filepath.Dir(r.path))}
+		err = &exitError{exitNotThere, fmt.Errorf("no gateway runs on %s, and this needs one", filepath.Dir(r.path))}
 	}
 	return r, err
 }

@@ -41,6 +41,7 @@ func TestScripts(t *testing.T) {
 			"signal":   sendSignal,
 			"certs":    certs,
 			"publish":  publish,
+			"session":  session,
 		},
 	})
 }

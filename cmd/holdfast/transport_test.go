@@ -23,6 +23,7 @@ import (
 	"holdfast/broker/client"
 	"holdfast/broker/listen"
 	"holdfast/broker/message"
+	"holdfast/broker/packet"
 	"holdfast/storeforward"
 )
 
@@ -112,6 +113,28 @@ func publishOnce(ctx context.Context, ts *testscript.TestScript, args []string) 
 	}
 	defer c.Abort()
 	return c.Publish(ctx, &message.Message{Topic: args[1], Payload: []byte("x"), QoS: 1})
+}
+
+// session HOST:PORT CLIENT_ID FILTER... begins a session of an hour and goes away,
+// without the DISCONNECT that would forget its will.
+func session(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: session HOST:PORT CLIENT_ID FILTER...")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c, err := client.Connect(ctx, client.Options{
+		URL: "mqtt://" + args[0], ClientID: args[1], SessionExpiry: 3600,
+		Will: &packet.Will{Topic: "wills/" + args[1], QoS: 1, Payload: []byte("gone"), Properties: packet.Properties{WillDelay: 3000}},
+	}, nil)
+	ts.Check(err)
+	defer c.Abort()
+	var filters []packet.Filter
+	for _, f := range args[2:] {
+		filters = append(filters, packet.Filter{Filter: f, QoS: 1})
+	}
+	_, err = c.Subscribe(ctx, filters)
+	ts.Check(err)
 }
 
 func TestCertificateProblems(t *testing.T) {

@@ -27,6 +27,8 @@ type Source struct {
 	Healthy func() error
 	// Store is where the queues are; nil when there are none to be asked for.
 	Store *storeforward.Store
+	// Sessions are those of the broker's clients; nil for none.
+	Sessions Sessions
 }
 
 // Listen opens the control socket at path, for the owner and the group only.
@@ -104,6 +106,9 @@ func handler(src Source) http.Handler {
 	})
 	if src.Store != nil {
 		queueAPI{src.Store}.register(mux)
+	}
+	if src.Sessions != nil {
+		sessionAPI{src.Sessions}.register(mux)
 	}
 	// Profiles for `go tool pprof`, for whoever may open the socket anyway:
 	// curl --unix-socket SOCKET http://holdfast/debug/pprof/heap
