@@ -187,39 +187,26 @@ func TestBadLink(t *testing.T) {
 	link := &badLink{delay: 150 * time.Millisecond, rate: 6250, queue: 8000, loss: 0.02}
 	near, far := link.run(t)
 	dir := t.TempDir()
-	cloudSocket, gatewaySocket, control := filepath.Join(dir, "c"), filepath.Join(dir, "g"), filepath.Join(dir, "s")
-	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
+	cloudSocket, gatewaySocket, config := filepath.Join(dir, "c"), filepath.Join(dir, "g"), filepath.Join(dir, "mosquitto.conf")
 	// With more waiting than in flight 2.0.11 lets new ones overtake.
-	startDaemon(t, "ip", "netns", "exec", far, installed(t, "mosquitto", "apt-get install mosquitto"), "-c", write("mosquitto.conf", fmt.Sprintf(
-		"listener 1883 %s\nlistener 0 %s\nallow_anonymous true\nuser root\nmax_queued_messages 0\nmax_inflight_messages 20000\n", farAddress, cloudSocket)))
-	gateway := startDaemon(t, "ip", "netns", "exec", near, daemonBinary(), "run", "--config", write("gateway.toml", fmt.Sprintf(`[gateway]
-id = "gw"
-data = %q
-[control]
-socket = %q
-[[listener]]
-address = "unix://%s"
-[uplink.cloud]
-url = "mqtt://%s:1883"
+	text := fmt.Sprintf("listener 1883 %s\nlistener 0 %s\nallow_anonymous true\nuser root\nmax_queued_messages 0\nmax_inflight_messages 20000\n", farAddress, cloudSocket)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	startDaemon(t, "ip", "netns", "exec", far, installed(t, "mosquitto", "apt-get install mosquitto"), "-c", config)
+	gateway, control := startGateway(t, "unix://"+gatewaySocket, fmt.Sprintf(`url = "mqtt://%s:1883"
 keep_alive = "5s"
 connect_timeout = "10s"
 ack_timeout = "20s"
 reconnect_min = "200ms"
 reconnect_max = "2s"
-reconnect_spread = "0s"
 [[uplink.cloud.route]]
 direction = "out"
 filter = "up/#"
 [[uplink.cloud.route]]
 direction = "in"
 filter = "down/#"
-`, filepath.Join(dir, "data"), control, gatewaySocket, farAddress)))
+`, farAddress), "ip", "netns", "exec", near)
 	over := func(socket string) client.Options {
 		return client.Options{URL: "mqtt://localhost", Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer

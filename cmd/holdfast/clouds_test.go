@@ -160,7 +160,7 @@ func TestNATSOutages(t *testing.T) {
 func TestNATSNodeKilledInTheMiddleOfADrain(t *testing.T) {
 	const each = 2000
 	c := newNATSCluster(t)
-	dir, address := t.TempDir(), freeAddress(t)
+	address := freeAddress(t)
 	var links [3]*relaytest.Relay
 	var urls []string
 	for i := range links {
@@ -174,16 +174,7 @@ func TestNATSNodeKilledInTheMiddleOfADrain(t *testing.T) {
 		links[i].Refuse()
 		urls = append(urls, fmt.Sprintf("%q", "mqtt://"+links[i].Address()))
 	}
-	socket, config := filepath.Join(dir, "s"), filepath.Join(dir, "gateway.toml")
-	text := fmt.Sprintf(`[gateway]
-id = "gw"
-data = %q
-[control]
-socket = %q
-[[listener]]
-address = "tcp://%s"
-[uplink.cloud]
-urls = [%s]
+	gateway, socket := startGateway(t, "tcp://"+address, fmt.Sprintf(`urls = [%s]
 shared_session = true
 protocol = "3.1.1"
 window = 100
@@ -191,15 +182,10 @@ connect_timeout = "5s"
 ack_timeout = "5s"
 reconnect_min = "50ms"
 reconnect_max = "500ms"
-reconnect_spread = "0s"
 [[uplink.cloud.route]]
 direction = "out"
 filter = "up/#"
-`, filepath.Join(dir, "data"), socket, address, strings.Join(urls, ", "))
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	gateway := startDaemon(t, daemonBinary(), "run", "--config", config)
+`, strings.Join(urls, ", ")))
 	waitUntil(t, "the gateway", func() bool { return answers(address) })
 	lanes := []*outageLane{{topic: "up/a/1", qos: 1}, {topic: "up/a/2", qos: 2}}
 	pub := outageClient(t, client.Options{URL: "mqtt://" + address}, "publisher", nil, "")

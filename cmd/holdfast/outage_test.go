@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	"holdfast/broker/client"
 	"holdfast/broker/message"
 	"holdfast/broker/packet"
+	"holdfast/cmd/holdfast/console"
 	"holdfast/storeforward/uplink"
 	"holdfast/storeforward/uplink/relaytest"
 )
@@ -70,18 +70,8 @@ func outages(t *testing.T, cloud outageCloud, count int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(link.Close)
-	dir, address := t.TempDir(), freeAddress(t)
-	socket := filepath.Join(dir, "s") // short: the path of a Unix socket is limited to 107 bytes
-	config := filepath.Join(dir, "gateway.toml")
-	text := fmt.Sprintf(`[gateway]
-id = "gw"
-data = %q
-[control]
-socket = %q
-[[listener]]
-address = "tcp://%s"
-[uplink.cloud]
-url = "mqtt://%s"
+	address := freeAddress(t)
+	gateway, socket := startGateway(t, "tcp://"+address, fmt.Sprintf(`url = "mqtt://%s"
 username = %q
 password = %q
 keep_alive = "5s"
@@ -89,18 +79,13 @@ connect_timeout = "2s"
 ack_timeout = "3s"
 reconnect_min = "20ms"
 reconnect_max = "200ms"
-reconnect_spread = "0s"
 [[uplink.cloud.route]]
 direction = "out"
 filter = "up/#"
 [[uplink.cloud.route]]
 direction = "in"
 filter = "down/#"
-`, filepath.Join(dir, "data"), socket, address, link.Address(), cloud.username, cloud.password)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	gateway := startDaemon(t, daemonBinary(), "run", "--config", config)
+`, link.Address(), cloud.username, cloud.password))
 	waitUntil(t, "the gateway", func() bool { return answers(address) })
 
 	var lanes []*outageLane
@@ -399,25 +384,34 @@ func outageClient(t *testing.T, o client.Options, id string, lanes []*outageLane
 	return c
 }
 
-// outageStatus asks the gateway what `holdfast status` shows.
-func outageStatus(t *testing.T, socket string) uplink.Status {
+// startGateway starts a gateway with one listener and one uplink, which has the keys
+// and routes of text; before is what its command runs under. It returns the control
+// socket too.
+func startGateway(t *testing.T, listener, text string, before ...string) (gateway *subprocess, socket string) {
 	t.Helper()
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}
-	resp, err := c.Get("http://holdfast/api/v1/status")
-	if err != nil {
+	dir := t.TempDir()
+	socket = filepath.Join(dir, "s") // short: the path of a Unix socket is limited to 107 bytes
+	config := filepath.Join(dir, "gateway.toml")
+	text = fmt.Sprintf("[gateway]\nid = \"gw\"\ndata = %q\n[control]\nsocket = %q\n[[listener]]\naddress = %q\n[uplink.cloud]\nreconnect_spread = \"0s\"\n",
+		filepath.Join(dir, "data"), socket, listener) + text
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	command := append(before, daemonBinary(), "run", "--config", config)
+	return startDaemon(t, command[0], command[1:]...), socket
+}
+
+// outageStatus is the status of the gateway's only uplink.
+func outageStatus(t *testing.T, socket string) uplink.Status {
+	t.Helper()
+	body, code, err := console.Get(t.Context(), socket, "/api/v1/status")
+	if err != nil || code != http.StatusOK {
+		t.Fatalf("status %d: %v", code, err)
+	}
 	var s struct {
 		Uplinks []uplink.Status `json:"uplinks"`
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil || len(s.Uplinks) != 1 {
+	if err := json.Unmarshal(body, &s); err != nil || len(s.Uplinks) != 1 {
 		t.Fatalf("status: %v, %d uplinks", err, len(s.Uplinks))
 	}
 	return s.Uplinks[0]

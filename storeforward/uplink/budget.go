@@ -181,7 +181,7 @@ func (l *link) accountLocked(now time.Time) time.Time {
 	if b.decide() {
 		stage, share, day, month := b.stage, b.share(), b.day.spent, b.month.spent
 		l.later(func() {
-			u.log.Warn("data budget", "stage", stage.String(), "share", fmt.Sprintf("%.2f", share), "day_bytes", day, "month_bytes", month)
+			u.log.Warn("data budget has another stage", "stage", stage.String(), "share", fmt.Sprintf("%.2f", share), "day_bytes", day, "month_bytes", month)
 		})
 		u.wakeLocked()
 		clear(u.thinned)

@@ -109,7 +109,7 @@ func (u *Uplink) warnOfCertificates(now time.Time) (said bool) {
 			continue
 		}
 		if text := c.warn(now); text != "" {
-			u.log.Warn("certificate", "whose", whose, "subject", c.Subject, "reason", text)
+			u.log.Warn("certificate needs a look", "whose", whose, "subject", c.Subject, "reason", text)
 			said = true
 		}
 	}
