@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// appendMetrics renders the numbers of a status snapshot as OpenMetrics text.
+// openMetrics renders the numbers of a status snapshot as OpenMetrics text.
 // A family is named by the path of json names that leads to it; members of a
 // list or map become labels. Durations are seconds, times are Unix seconds,
 // booleans 0 or 1, a list of texts is its length. A state (a field named
@@ -24,7 +24,7 @@ import (
 //	metric:"label"  the fields that together tell the members of a list apart;
 //	                without one it is the field whose json name is "name"
 //	metric:"-"      not for the metrics
-func appendMetrics(b []byte, prefix string, status any) []byte {
+func openMetrics(prefix string, status any) (b []byte) {
 	c := collector{families: map[string][]string{}}
 	c.walk(prefix, nil, reflect.ValueOf(status))
 	for _, name := range c.order {

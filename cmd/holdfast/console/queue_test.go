@@ -193,7 +193,7 @@ func TestCSVHasAColumnForEachField(t *testing.T) {
 // Each lane has series of its own, and who has none no trace of the label.
 func TestMetricsNameTheLanes(t *testing.T) {
 	t.Parallel()
-	got := string(appendMetrics(nil, "holdfast_store", storeforward.Status{Queues: []storeforward.QueueStatus{
+	got := string(openMetrics("holdfast_store", storeforward.Status{Queues: []storeforward.QueueStatus{
 		{Kind: "uplink", Name: "cloud", Lane: "7-latest", Messages: 2},
 		{Kind: "uplink", Name: "cloud", Lane: "3", Messages: 5},
 		{Kind: "session", Name: "pump", Messages: 1},
@@ -234,7 +234,7 @@ func TestMetricsOfManySessionsAreBounded(t *testing.T) {
 	for i := range 1000 {
 		st.Queues = append(st.Queues, queue{Name: fmt.Sprintf("\xff%d", i), Messages: i})
 	}
-	got := string(appendMetrics(nil, "holdfast", st))
+	got := string(openMetrics("holdfast", st))
 	if n := strings.Count(got, "_messages{"); n != maxMembers {
 		t.Errorf("%d series, want %d", n, maxMembers)
 	}

@@ -95,7 +95,7 @@ func handler(src Source) http.Handler {
 	})
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
-		_, _ = w.Write(appendMetrics(nil, "holdfast", src.Status()))
+		_, _ = w.Write(openMetrics("holdfast", src.Status()))
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := src.Healthy(); err != nil {

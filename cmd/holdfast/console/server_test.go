@@ -121,7 +121,7 @@ func TestSocketOfADeadProcessIsReplacedALiveOneIsNot(t *testing.T) {
 }
 
 func TestMetricsAreOpenMetrics(t *testing.T) {
-	got := string(appendMetrics(nil, "holdfast", fakeStatus{
+	got := string(openMetrics("holdfast", fakeStatus{
 		Version: "1", Session: 3,
 		Buses: []fakeBus{{UnitID: 17, Load: 0.5, Points: []string{"a", "b"}}, {UnitID: 17}},
 		Parts: []fakePart{
