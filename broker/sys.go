@@ -143,6 +143,15 @@ func (t *sysTree) heapBytes() uint64 {
 	return t.sample[0].Value.Uint64()
 }
 
+// TellSys publishes what others know, retained in RAM as the rest of $SYS, under
+// $SYS/broker/name; an empty value takes the topic away. It does nothing with $SYS
+// off, and when the broker does not run.
+func (b *Broker) TellSys(name, value string) {
+	if b.opts.SysInterval > 0 && b.open() {
+		b.publishRAM(sysPrefix+name, []byte(value), time.Now())
+	}
+}
+
 func (b *Broker) tell(name, value string, now time.Time) { b.tellBytes(name, []byte(value), now) }
 
 func (b *Broker) tellBytes(name string, value []byte, now time.Time) {

@@ -52,6 +52,31 @@ func (r *sysReader) expect(t *testing.T, want map[string]string) {
 	}
 }
 
+// What others know is there for who subscribes later, and goes when it is taken away.
+func TestTellSys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := sysBroker(t)
+		synctest.Wait() // for the first tick
+		const name = "connection/cloud/state"
+		b.TellSys(name, "0")
+		r := readSys(t, b)
+		r.expect(t, map[string]string{name: "0"})
+		b.TellSys(name, "1")
+		r.collect(t, false)
+		r.expect(t, map[string]string{name: "1"})
+		b.TellSys(name, "")
+		r.collect(t, false)
+		late := brokertest.Connect(t, b.Pipe(), brokertest.V5("late"))
+		late.Subscribe(0, "$SYS/broker/connection/#")
+		late.Silent()
+		off := brokertest.New(t, nil)
+		off.TellSys(name, "1")
+		if n := off.Status().Retained; n != 0 {
+			t.Errorf("%d topics of a $SYS that is off", n)
+		}
+	})
+}
+
 func sysBroker(t *testing.T) *brokertest.Broker {
 	t.Helper()
 	return brokertest.New(t, nil, func(o *broker.Options) {

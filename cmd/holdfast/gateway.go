@@ -39,7 +39,8 @@ func machineID() string {
 	return strings.TrimSpace(string(id))
 }
 
-// reportEvery is how often the line that systemd shows is looked at.
+// reportEvery is how often the line that systemd shows, and what $SYS says of the
+// uplinks, is looked at.
 const reportEvery = 5 * time.Second
 
 // gateway is the running daemon: the parts that live as long as the process,
@@ -202,7 +203,9 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	report := time.NewTicker(reportEvery)
 	defer report.Stop()
 	var handshakes handshakeGarbage
-	for told := ""; ; {
+	told, connected := "", connections{}
+	for {
+		connected.tell(gw.uplinks, gw.g.broker.TellSys)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -41,6 +41,31 @@ func (p localPublisher) Publish(m *message.Message, done func(error)) error {
 // finds invalid stays so.
 func retryable(err error) bool { return errors.Is(err, durable.ErrFull) }
 
+// connections are what was last told of the uplinks, by name: 1 connected, 0 not.
+type connections map[string]string
+
+// tell has each change published under the name that Mosquitto gives the state of
+// a bridge, $SYS/broker/connection/NAME/state.
+func (c connections) tell(uplinks map[string]*running, publish func(name, value string)) {
+	say := func(name, value string) { publish("connection/"+name+"/state", value) }
+	for name := range c {
+		if uplinks[name] == nil {
+			delete(c, name)
+			say(name, "")
+		}
+	}
+	for _, name := range sorted(uplinks) {
+		value := "0"
+		if uplinks[name].upFor() > 0 {
+			value = "1"
+		}
+		if c[name] != value {
+			c[name] = value
+			say(name, value)
+		}
+	}
+}
+
 // graph is the gateway's parts, built and connected but not running.
 type graph struct {
 	store    *storeforward.Store
