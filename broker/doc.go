@@ -63,6 +63,15 @@
 // inside the trie and the index guard small maps; nothing is called with them
 // held.
 //
+// # Sessions while the disk fails
+//
+// A session that is to outlive its connection is durable before its CONNACK. While
+// the store cannot take one (its disk is full or fails) a 5.0 client is let in with
+// a Session Expiry Interval of 0 (MQTT 5.0 §3.2.2.3.2): it has all that needs no
+// disk, and knows that it is to connect again for more. 3.x cannot be told, and a
+// will that must be durable cannot be promised: these are refused until the disk is
+// well. A session that is on the disk already is taken up as ever.
+//
 // # Errors
 //
 // [Broker.Publish] returns [durable.ErrFull] when the store refuses a message,

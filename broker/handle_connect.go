@@ -302,6 +302,9 @@ func (x *connecting) takeSession() (packet.ReasonCode, error) {
 		b.store.ClearWill(x.clientID, waits.add(true))
 	}
 	if err := waits.wait(); err != nil {
+		if x.keepInMemory(err) {
+			return packet.ReasonSuccess, nil
+		}
 		x.giveBack()
 		if errors.Is(err, durable.ErrFull) {
 			return packet.ReasonQuotaExceeded, err
@@ -381,6 +384,27 @@ func (x *connecting) claim() (old *pendingWill, former *session, reason packet.R
 // id is nothing that they could not guess.
 func (b *Broker) mayTakeOver(id, holder Identity) bool {
 	return b.opts.Auth == nil || holder.Name == "" || holder.Name == id.Name || !b.opts.Auth.Exists(holder)
+}
+
+// keepInMemory lets a client in whose session could not be made because the disk
+// is full or fails: it is told that the session ends with the connection, and all
+// that needs no disk works. Only 5.0 can say so (MQTT 5.0 §3.2.2.3.2), and a will
+// that has to be durable before the CONNACK stays a reason to refuse.
+func (x *connecting) keepInMemory(err error) bool {
+	c := x.c
+	if x.present || x.expiry == 0 || c.version != packet.V5 || x.will != nil && x.will.stored || !errors.Is(err, durable.ErrFull) {
+		return false
+	}
+	asked := x.expiry
+	x.expiry = 0
+	if !c.fits(x.connack()) {
+		x.expiry = asked
+		return false
+	}
+	x.session.queue = 0 // the store has forgotten it
+	c.b.count.sessionsUnstored.Add(1)
+	c.b.log.Warn("session ends with its connection", "client_id", x.clientID, "remote", c.remote(), "asked_seconds", asked, "err", err)
+	return true
 }
 
 // giveBack undoes takeSession after the store failed.

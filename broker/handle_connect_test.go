@@ -213,23 +213,58 @@ func TestConnackWaitsForTheStore(t *testing.T) {
 	}
 }
 
+// While the disk fails a 5.0 client that asks for a session is told that it ends
+// with the connection, and has all that needs no disk; who cannot be told, or has
+// a will to be kept, is refused.
 func TestConnectWhenTheStoreFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t, nil)
+		keep := func(id string) *packet.Connect { return brokertest.Keep(brokertest.V5(id), 60) }
 		b.Store.SetFailing(durable.ErrFull)
-		c := brokertest.Raw(t, b.Pipe(), packet.V5)
-		if got := c.Try(brokertest.Keep(brokertest.V5("a"), 60)); got.Reason != packet.ReasonQuotaExceeded {
-			t.Errorf("CONNACK %v, want quota exceeded", got.Reason)
+
+		c := brokertest.Connect(t, b.Pipe(), keep("a"))
+		if x := c.Connack.Properties.SessionExpiry; x == nil || *x != 0 || c.Connack.SessionPresent {
+			t.Errorf("CONNACK %+v, want a session expiry interval of 0", c.Connack)
 		}
-		c.Ended()
+		c.Subscribe(2, "a")
+		p := brokertest.Connect(t, b.Pipe(), brokertest.V5("p"))
+		for qos := byte(0); qos <= 2; qos++ {
+			p.Publish(qos, false, "a", "x")
+			c.Message()
+		}
+		if n := b.Status().SessionsUnstored; n != 1 {
+			t.Errorf("%d sessions counted, want 1", n)
+		}
+
+		small, will := keep("b"), keep("b")
+		small.Properties.MaximumPacketSize = 20 // not enough to be told
+		will.Will = &packet.Will{Topic: "w", QoS: 1}
+		for name, x := range map[string]*packet.Connect{"small packets": small, "a will": will} {
+			r := brokertest.Raw(t, b.Pipe(), packet.V5)
+			if got := r.Try(x); got.Reason != packet.ReasonQuotaExceeded {
+				t.Errorf("%s: CONNACK %v, want quota exceeded", name, got.Reason)
+			}
+			r.Ended()
+		}
 		old := brokertest.Raw(t, b.Pipe(), packet.V311)
-		if got := old.Try(brokertest.Keep(brokertest.V4("a"), 0)); got.Reason != packet.ReasonServerUnavailable {
+		if got := old.Try(brokertest.Keep(brokertest.V4("b"), 0)); got.Reason != packet.ReasonServerUnavailable {
 			t.Errorf("CONNACK of 3.1.1 %v, want server unavailable", got.Reason)
 		}
+
 		b.Store.SetFailing(nil)
-		again := brokertest.Connect(t, b.Pipe(), brokertest.Keep(brokertest.V5("a"), 60))
-		if again.Connack.SessionPresent {
-			t.Error("a session that was never durable is present")
+		again := brokertest.Connect(t, b.Pipe(), keep("a")) // takes over
+		if again.Connack.SessionPresent || again.Connack.Properties.SessionExpiry != nil {
+			t.Errorf("CONNACK %+v, want a new session as asked for", again.Connack)
+		}
+		again.Subscribe(1, "a")
+		again.Kill()
+		synctest.Wait()
+		p.Publish(1, false, "a", "kept")
+		if again = brokertest.Connect(t, b.Pipe(), keep("a")); !again.Connack.SessionPresent {
+			t.Error("the session is not present")
+		}
+		if got := again.Messages(1); got[0] != "kept" {
+			t.Errorf("got %q", got)
 		}
 	})
 }

@@ -43,6 +43,8 @@ type counters struct {
 	protocolErrors  atomic.Uint64
 	storeErrors     atomic.Uint64
 
+	sessionsUnstored atomic.Uint64
+
 	tooSlow          atomic.Uint64
 	droppedSlow      atomic.Uint64
 	droppedQueueFull atomic.Uint64
@@ -117,6 +119,9 @@ type Status struct {
 	SessionsExpired uint64 `json:"sessions_expired"`
 	SessionsEnded   uint64 `json:"sessions_ended"` // by operators
 	Wills           uint64 `json:"wills"`          // published
+	// SessionsUnstored were to outlive their connections, and did not because the
+	// disk was full or failed; their clients were told.
+	SessionsUnstored uint64 `json:"sessions_unstored"`
 
 	ReadingPaused   uint64 `json:"reading_paused"`    // times that a client had max_unacknowledged_bytes waiting
 	Denied          uint64 `json:"denied"`            // no right to the topic
@@ -155,6 +160,7 @@ func (b *Broker) Status() Status {
 		DroppedDenied: n.droppedDenied.Load(),
 	}
 	st.HandshakesGivenUp, st.ConnectsTooFast = n.handshakesGivenUp.Load(), n.connectsTooFast.Load()
+	st.SessionsUnstored = n.sessionsUnstored.Load()
 	st.AcceptErrors = n.acceptErrors.Load()
 	st.AcceptFailing = st.AcceptErrors > 0 && time.Since(time.Unix(0, n.acceptFailed.Load())) < 10*acceptRetry
 	st.TooSlow, st.SessionsEnded = n.tooSlow.Load(), n.sessionsEnded.Load()

@@ -130,6 +130,9 @@ func (s *gatewayStatus) print(w io.Writer) error {
 	tell(t, "broker\t\t%d clients, %d sessions, %d subscriptions; in %d, out %d messages; refused %d, denied %d, dropped %d\n",
 		b.Clients, b.Sessions, b.Subscriptions, b.MessagesIn, b.MessagesOut, b.Refused, b.Denied,
 		b.DroppedSlow+b.DroppedQueueFull+b.DroppedTooLarge+b.DroppedExpired+b.DroppedDenied)
+	if b.SessionsUnstored > 0 {
+		tell(t, "\t\t%d times a session ended with its connection for want of a disk\n", b.SessionsUnstored)
+	}
 	a := &s.Access
 	tell(t, "access\t%s\t%d users, %d rules; log-ins %d, anonymous %d, failed %d, slowed down %d\n",
 		openOrClosed(a.Closed), a.Users, a.Rules, a.Logins, a.Anonymous, a.Failures, a.Throttled)
