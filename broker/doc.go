@@ -32,7 +32,9 @@
 // # Goroutines
 //
 //	accept loop     one per listener     Serve            until the listener closes
-//	reader          one per connection   accept loop      until its read fails
+//	reader          one per connection   accept loop      until its read fails, or a
+//	                                                      loop has taken it over
+//	loop            Options.Loops        first connection until Shutdown
 //	flusher         while output waits   whoever queued   until the queue is empty
 //	authentication  while a client       its AUTH packet      until it is answered
 //	                authenticates again

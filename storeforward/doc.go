@@ -11,8 +11,10 @@
 // Goroutines: one committer, which owns the writing connection; one keeper,
 // which checkpoints beside it; one thinner, which chooses what queues under the
 // policy thin can do without. They are started by [Open] and end in
-// [Store.Close] after everything appended is committed. Callbacks (done
-// functions) run on the committer's goroutine or on that of the caller.
+// [Store.Close] after everything appended is committed. While a stream is read
+// ahead of its recipient there is one more for the query, which Close waits for.
+// Callbacks (done functions) run on the committer's goroutine or on that of the
+// caller.
 //
 // Locks: one append lock guards all memory state. Methods of the store must be
 // called without holding a lock that a [durable.Recipient] method takes, since

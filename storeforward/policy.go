@@ -25,8 +25,9 @@ type limits struct {
 	age             time.Duration
 }
 
-// SetPolicy bounds a queue, that of an uplink with all its lanes together, and says what happens when it is full; it holds from
-// the next Append on and until the store is closed.
+// SetPolicy bounds a queue, that of an uplink with all its lanes together, and says
+// what happens when it is full; it holds from the next Append on and until the store
+// is closed.
 func (s *Store) SetPolicy(id durable.QueueID, p durable.QueuePolicy) error {
 	for _, r := range append(slices.Clone(p.Routes), durable.RoutePolicy{Filter: "#", Policy: p.Policy}) {
 		if r.Policy != "" && !slices.Contains(durable.Policies, r.Policy) {

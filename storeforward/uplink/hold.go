@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -38,7 +39,7 @@ type hold struct {
 // insert puts f in by its sequence number: refusals come in order, but behind
 // them there may already be messages that were never sent.
 func (h *hold) insert(f *flight) {
-	i, _ := slices.BinarySearchFunc(h.flights, f, func(a, b *flight) int { return compare(a.seq, b.seq) })
+	i, _ := slices.BinarySearchFunc(h.flights, f, func(a, b *flight) int { return cmp.Compare(a.seq, b.seq) })
 	h.flights = slices.Insert(h.flights, i, f)
 }
 

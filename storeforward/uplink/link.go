@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -197,7 +198,7 @@ func (l *link) load(ctx context.Context) error {
 // orderAdoptedLocked orders what was sent before this process began as the store
 // numbers it: of a topic that was the order of the first sends, in whatever lanes.
 func (l *link) orderAdoptedLocked() {
-	slices.SortFunc(l.adopted, func(a, b *flight) int { return compare(a.seq, b.seq) })
+	slices.SortFunc(l.adopted, func(a, b *flight) int { return cmp.Compare(a.seq, b.seq) })
 	for _, f := range l.adopted {
 		l.sess.order++
 		f.order = l.sess.order

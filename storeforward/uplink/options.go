@@ -166,7 +166,7 @@ func DefaultOptions() Options {
 		Options: dial.DefaultOptions(),
 
 		Protocol:        ProtocolAuto,
-		KeepAlive:       time.Minute, // under 5 MB a month of pings, and shorter than most NATs forget
+		KeepAlive:       time.Minute, // 9 MB a month of pings with TLS and TCP, and shorter than most NATs forget
 		ConnectTimeout:  20 * time.Second,
 		AckTimeout:      time.Minute,
 		ReconnectMin:    time.Second,

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"cmp"
 	"iter"
 	"slices"
 	"time"
@@ -229,25 +230,14 @@ func (s *session) inOrder() []*flight {
 	slices.SortFunc(fs, func(a, b *flight) int {
 		switch {
 		case a.order != 0 && b.order != 0:
-			return compare(a.order, b.order)
+			return cmp.Compare(a.order, b.order)
 		case a.order != 0:
 			return -1
 		case b.order != 0:
 			return 1
 		default:
-			return compare(a.seq, b.seq)
+			return cmp.Compare(a.seq, b.seq)
 		}
 	})
 	return fs
-}
-
-func compare[T ~uint64](a, b T) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	default:
-		return 0
-	}
 }
