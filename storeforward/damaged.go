@@ -53,6 +53,7 @@ func soundSubscription(filter string, qos, id int64) error {
 func (s *Store) damagedLocked(st *stream, r *storedMessage, sent bool) {
 	q := st.q
 	q.drop(reasonDamaged)
+	s.counts.damaged++
 	if n := q.dropped[reasonDamaged]; n&(n-1) == 0 { // fewer and fewer lines
 		s.log.Error("message is damaged and not delivered", "queue", q.name, "seq", uint64(r.seq), "topic", fmt.Sprintf("%.100q", r.m.Topic), "err", sound(r.m), "damaged", n)
 	}
@@ -73,6 +74,7 @@ func (s *Store) unsoundKept(table, key string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.readErrors++
+	s.counts.damaged++
 	s.counts.lastErr = fmt.Sprintf("%s %.100q: %v", table, key, err)
 }
 
@@ -109,6 +111,6 @@ func (s *Store) setAsideImpossible(ctx context.Context, d *db) error {
 		return fmt.Errorf("messages with impossible numbers: %w", err)
 	}
 	s.log.Error("messages put aside, their numbers were never given", "messages", len(seqs))
-	s.quarantined += uint64(len(seqs))
+	s.counts.damaged += uint64(len(seqs))
 	return nil
 }

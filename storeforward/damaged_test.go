@@ -57,6 +57,9 @@ func TestDamagedMessagesAreSetAside(t *testing.T) {
 				t.Errorf("QoS %d, queue %d: %q, want %q", qos, id, got, want)
 			}
 		}
+		if n := s.Status().Damaged; n != 2*7 {
+			t.Errorf("QoS %d: %d damaged in the status", qos, n)
+		}
 		closeStore(t, s)
 		s = open(t, o)
 		for _, st := range s.Status().Queues {
@@ -165,7 +168,7 @@ func TestDamagedStateIsNotUsed(t *testing.T) {
 			t.Errorf("subscriptions %v", x.Subscriptions)
 		}
 	}
-	if st := s.Status(); st.ReadErrors < 3 {
-		t.Errorf("%d read errors in the status", st.ReadErrors)
+	if st := s.Status(); st.ReadErrors < 3 || st.Damaged < 3 {
+		t.Errorf("%d read errors, %d damaged in the status", st.ReadErrors, st.Damaged)
 	}
 }

@@ -27,8 +27,8 @@ import (
 //	nothing -------------- rows noted ----------------- rows noted --------------> quarantine
 //	known                  (in hand: A, B)              (in hand: A, C)             of A
 
-// CodeQuarantined is the code of dead letters that nobody has refused: they were in
-// hand when the gateway crashed, again and again.
+// CodeQuarantined is the code of dead letters that nobody has refused: they are
+// damaged, or were in hand when the gateway crashed, again and again.
 const CodeQuarantined byte = 0x01
 
 // crashesToQuarantine is how many crashes in a row a row survives, probationTime how

@@ -50,9 +50,13 @@ type Status struct {
 	// Crashes are how often the process has crashed in a row before this run,
 	// LastCrash why it did the last time, and Quarantined the rows that this run
 	// has put aside for it.
-	Crashes     int       `json:"crashes"`
-	LastCrash   string    `json:"last_crash,omitempty"`
-	Quarantined uint64    `json:"quarantined"`
+	Crashes     int    `json:"crashes"`
+	LastCrash   string `json:"last_crash,omitempty"`
+	Quarantined uint64 `json:"quarantined"`
+	// Damaged are rows whose columns are not what can have been written, as far as
+	// this run has come across them: they are not used, and messages for a cloud are
+	// dead letters.
+	Damaged     uint64    `json:"damaged"`
 	LastError   string    `json:"last_error,omitempty"`
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
@@ -100,6 +104,7 @@ func (s *Store) Status() Status {
 	st.Appended, st.SafeByAck, st.Written = c.appended, c.safeByAck, c.written
 	st.Refused, st.Withdrawn = c.refused, c.withdrawn
 	st.Commits, st.CommitErrors, st.ReadErrors, st.CheckpointErrors = c.commits, c.commitErrors, c.readErrors, c.checkpointErrors
+	st.Damaged = c.damaged
 	st.LastError, st.LastErrorAt, st.Integrity = c.lastErr, c.lastErrAt, c.integrity
 	st.Queues = make([]QueueStatus, 0, len(s.queues))
 	// Where the oldest message is neither in the recipient's hands nor in

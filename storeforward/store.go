@@ -145,6 +145,7 @@ type counters struct {
 	refused, withdrawn           uint64
 	commits, commitErrors        uint64
 	readErrors, checkpointErrors uint64
+	damaged                      uint64 // rows with columns that cannot be
 	lastErr                      string
 	lastErrAt                    time.Time
 	integrity                    string

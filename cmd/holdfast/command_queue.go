@@ -231,7 +231,7 @@ func queueShow() *cobra.Command {
 			fmt.Fprintln(t, "seq\treceived\tqos\tlane\tstate\ttopic\tpayload")
 			err = r.each(c.Context(), w, func(rec *console.Record) error {
 				state := rec.State
-				if rec.Code != 0 {
+				if packet.ReasonCode(rec.Code).Failed() { // the others were put aside here
 					state = "refused: " + packet.ReasonCode(rec.Code).String()
 				}
 				tell(t, "%d\t%s\t%d\t%s\t%s\t", rec.Seq, rec.Received.Local().Format(time.DateTime), rec.QoS, rec.Lane, state)

@@ -147,6 +147,9 @@ func (s *gatewayStatus) problems() []string {
 	if s.Store.Quarantined > 0 {
 		add("store: %d rows were in hand at each crash and are dead letters now", s.Store.Quarantined)
 	}
+	if s.Store.Damaged > 0 {
+		add("store: %d rows of the database are damaged and not used; messages for a cloud are dead letters now", s.Store.Damaged)
+	}
 	if s.Store.SetAside != "" {
 		add("store: the previous database could not be used and was set aside as %s", s.Store.SetAside)
 	}
