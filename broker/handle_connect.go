@@ -160,6 +160,7 @@ func (x *connecting) check(ctx context.Context) packet.ReasonCode {
 		return packet.ReasonConnectionRateExceeded
 	}
 	if reason := c.elsewhere(); reason.Failed() {
+		c.b.count.redirected.Add(1)
 		return reason
 	}
 	if !c.b.admit(c) {

@@ -39,6 +39,7 @@ func (b *Broker) Redirect() int {
 			continue
 		}
 		if reason := c.elsewhere(); reason.Failed() {
+			b.count.redirected.Add(1)
 			c.end(reason, "the client belongs to another server", false)
 			n++
 		}

@@ -35,12 +35,17 @@ func (s *session) Full() {
 	switch {
 	case c == nil || s.inflight == 0:
 		s.stuck = stuck{}
-	case s.stuck.since.IsZero() || s.stuck.finished != s.finished:
+	case !s.stuckLocked():
 		s.stuck = stuck{now, s.finished}
 	case now.Sub(s.stuck.since) >= stuckAfter:
 		s.stuck = stuck{}
 		s.b.tooSlow(c, "its queue is full and it acknowledges nothing")
 	}
+}
+
+// stuckLocked says whether nothing was acknowledged since messages are refused.
+func (s *session) stuckLocked() bool {
+	return !s.stuck.since.IsZero() && s.stuck.finished == s.finished
 }
 
 // tooSlow disconnects a client for not taking what is sent to it.

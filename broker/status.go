@@ -18,6 +18,7 @@ type counters struct {
 	published               atomic.Uint64
 	connects                atomic.Uint64
 	connectsRefused         atomic.Uint64
+	redirected              atomic.Uint64
 	takeovers               atomic.Uint64
 	sessionsExpired         atomic.Uint64
 	sessionsEnded           atomic.Uint64
@@ -115,6 +116,7 @@ type Status struct {
 
 	Connects        uint64 `json:"connects"`
 	ConnectsRefused uint64 `json:"connects_refused"`
+	Redirected      uint64 `json:"redirected"` // sent to another server, at their CONNECT or later
 	Takeovers       uint64 `json:"takeovers"`
 	SessionsExpired uint64 `json:"sessions_expired"`
 	SessionsEnded   uint64 `json:"sessions_ended"` // by operators
@@ -134,6 +136,7 @@ type Status struct {
 	StoreErrors     uint64 `json:"store_errors"`
 
 	TooSlow          uint64 `json:"too_slow"`           // clients disconnected for not taking what is sent to them
+	Stuck            int    `json:"stuck"`              // clients that acknowledge nothing since messages for them are refused
 	DroppedSlow      uint64 `json:"dropped_slow"`       // QoS 0 for clients that do not read fast enough
 	DroppedQueueFull uint64 `json:"dropped_queue_full"` // QoS 1 and 2 beyond max_queued, session ended
 	DroppedTooLarge  uint64 `json:"dropped_too_large"`  // larger than the client takes
@@ -164,6 +167,7 @@ func (b *Broker) Status() Status {
 	st.AcceptErrors = n.acceptErrors.Load()
 	st.AcceptFailing = st.AcceptErrors > 0 && time.Since(time.Unix(0, n.acceptFailed.Load())) < 10*acceptRetry
 	st.TooSlow, st.SessionsEnded = n.tooSlow.Load(), n.sessionsEnded.Load()
+	st.Redirected = n.redirected.Load()
 	st.ReadingPaused = n.withheld.Load()
 	st.ClientIDsRefused = n.clientIDsRefused.Load()
 	st.PublishesTooFast, st.SubscriptionsRefused = n.publishesTooFast.Load(), n.subscriptionsRefused.Load()
@@ -178,6 +182,9 @@ func (b *Broker) Status() Status {
 		s.mu.Lock()
 		if s.conn != nil {
 			st.Inflight += s.inflight
+			if s.stuckLocked() {
+				st.Stuck++
+			}
 		}
 		st.StoredMessages += int64(s.pending.count)
 		st.StoredBytes += int64(s.pending.bytes)

@@ -392,5 +392,8 @@ func TestUsersOfAnotherServer(t *testing.T) {
 			t.Errorf("a guess: CONNACK %v to %q", ack.Reason, ack.Properties.ServerReference)
 		}
 	}
+	if n := s.Status().Redirected; n != 5 {
+		t.Errorf("%d redirected, want 5", n)
+	}
 	stays.Publish(1, false, "a", "x")
 }

@@ -133,6 +133,8 @@ func (s *gatewayStatus) print(w io.Writer) error {
 	if b.SessionsUnstored > 0 {
 		tell(t, "\t\t%d times a session ended with its connection for want of a disk\n", b.SessionsUnstored)
 	}
+	tell(t, "\t\tconnections refused %d, sent to another server %d, not accepted for want of descriptors %d; too slow and disconnected %d, stuck %d\n",
+		b.ConnectsRefused, b.Redirected, b.AcceptErrors, b.TooSlow, b.Stuck)
 	a := &s.Access
 	tell(t, "access\t%s\t%d users, %d rules; log-ins %d, anonymous %d, failed %d, slowed down %d\n",
 		openOrClosed(a.Closed), a.Users, a.Rules, a.Logins, a.Anonymous, a.Failures, a.Throttled)

@@ -56,16 +56,16 @@ func TestStuckSubscriber(t *testing.T) {
 				}
 				pass(9 * time.Second)
 				p.Publish(qos, false, "a", "refused")
-				if n := b.Status().Clients; n != 3 {
-					t.Errorf("%d clients after 9 s, want 3", n)
+				if st := b.Status(); st.Clients != 3 || st.Stuck != 1 {
+					t.Errorf("%d clients after 9 s, %d stuck; want 3, 1", st.Clients, st.Stuck)
 				}
 				pass(2 * time.Second)
 				p.Publish(qos, false, "a", "refused")
 				if got, told := slow.Ended(); !told || got != packet.ReasonQuotaExceeded {
 					t.Errorf("DISCONNECT %v (sent: %v), want quota exceeded", got, told)
 				}
-				if n := b.Status().TooSlow; n != 1 {
-					t.Errorf("%d too slow, want 1", n)
+				if st := b.Status(); st.TooSlow != 1 || st.Stuck != 0 {
+					t.Errorf("%d too slow, %d stuck; want 1, 0", st.TooSlow, st.Stuck)
 				}
 				slow = brokertest.Connect(t, b.Pipe(), connect)
 				for i, got := range slow.Messages(20) {

@@ -192,6 +192,9 @@ func (s *gatewayStatus) problems() []string {
 	if s.Broker.AcceptFailing {
 		add("broker: no client can connect: there are no file descriptors left")
 	}
+	if n := s.Broker.Stuck; n > 0 {
+		add("broker: messages for clients that acknowledge nothing are refused: %d of them", n)
+	}
 	for _, l := range s.Listen {
 		switch c := l.Certificate; {
 		case c == nil:
