@@ -182,13 +182,17 @@ bench-uplink: build ## the way to the cloud beside mosquitto's bridge, where it 
 	@uptime
 	PATH=$$PATH:/usr/sbin; dist/holdfast-bench uplink --mosquitto "$$(command -v mosquitto)" $(BENCHFLAGS)
 
+# On a busy machine Go's fuzzer may be late to stop its own workers, and calls that
+# a failure, "context deadline exceeded", though it has no input to show for it.
 FUZZTIME ?= 30s
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME=30s each
-	@for pkg in $$($(GO) list $(BUILD) ./...); do \
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	for pkg in $$($(GO) list $(BUILD) ./...); do \
 	  for target in $$($(GO) test $(BUILD) -vet=off -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "=== $$pkg $$target"; \
-	    $(GO) test $(BUILD) -vet=off -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	    $(GO) test $(BUILD) -vet=off -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg 2>&1 | tee "$$log" || \
+	      { grep -q '^    context deadline exceeded$$' "$$log" && ! grep -q 'Failing input' "$$log"; } || exit 1; \
 	  done; \
 	done
 
