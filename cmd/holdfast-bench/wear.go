@@ -54,8 +54,9 @@ func runWear(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	var together sync.WaitGroup
 	measure := func(r *wearRow) {
 		command := strings.NewReplacer("{window}", r.window.String(), "{cloud}", r.cloud).Replace(*gateway)
-		r.err = r.measure(ctx, peer{"gateway", command}, *length)
-		fmt.Fprintf(stderr, "%s: %.1f bytes per message\n", r, r.perMessage)
+		if r.err = r.measure(ctx, peer{"gateway", command}, *length); r.err == nil {
+			fmt.Fprintf(stderr, "%s: %.1f bytes per message\n", r, r.perMessage)
+		}
 	}
 	for i := range rows {
 		if rows[i].rate < fastWear {
