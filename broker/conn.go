@@ -12,6 +12,7 @@ import (
 
 	"holdfast/broker/durable"
 	"holdfast/broker/packet"
+	"holdfast/broker/topic"
 )
 
 // readBuffer is what an idle connection keeps for reading, in bytes: a small
@@ -44,7 +45,7 @@ type conn struct {
 	maxPacket int           // the client's maximum packet size, 0 for none
 	window    int           // QoS 1 and 2 deliveries it may have unacknowledged
 	aliases   []string      // topic alias -> topic name, [0] unused
-	given     givenAliases  // guarded by session.mu
+	given     topic.Aliases // guarded by session.mu
 	will      *will
 	auth      *authentication // nil if the CONNECT named no method
 	normal    bool            // a DISCONNECT without error has come

@@ -101,7 +101,7 @@ const (
 
 // publish queues a PUBLISH, if there is room for it.
 func (c *conn) publish(k *cork, f *frames, how *form) outcome {
-	if c.version == packet.V5 && (len(how.subIDs) > 0 || c.given.limit > 0) {
+	if c.version == packet.V5 && (len(how.subIDs) > 0 || !c.given.None()) {
 		if !how.placed && !c.out.room() {
 			return noRoom
 		}
@@ -147,7 +147,7 @@ func (c *conn) publish(k *cork, f *frames, how *form) outcome {
 func (c *conn) publishAlone(k *cork, f *frames, how *form) outcome {
 	p := f.publish(how.qos)
 	p.Dup, p.Retain, p.PacketID, p.SubscriptionIDs = how.dup, how.retain, how.id, how.subIDs
-	if c.given.limit > 0 {
+	if !c.given.None() {
 		c.alias(&p, f.m.Topic)
 	}
 	if c.maxPacket > 0 && p.Size(c.version) > c.maxPacket {

@@ -480,7 +480,7 @@ func (x *connecting) accept() error {
 	if n := p.Properties.ReceiveMaximum; n > 0 {
 		c.window = min(c.window, int(n))
 	}
-	c.given.limit = min(int(p.Properties.TopicAliasMaximum), o.MaxTopicAliases)
+	c.given = topic.NewAliases(min(int(p.Properties.TopicAliasMaximum), o.MaxTopicAliases))
 	c.reader.SetMax(o.MaxPacketSize)
 
 	ack := x.connack()

@@ -13,6 +13,7 @@ import (
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 	"holdfast/broker/packet"
+	"holdfast/broker/topic"
 	"holdfast/storeforward"
 )
 
@@ -51,7 +52,7 @@ type link struct {
 	name     []byte             // a topic name, for one packet
 	qos0     []*message.Message
 	adopted  []*flight // sent before this process began, while load reads
-	aliases  *aliases
+	aliases  topic.Aliases
 	window   window
 	acked    flow           // what the cloud acknowledges
 	pace     pace           // of what has waited
@@ -101,7 +102,7 @@ func (u *Uplink) newLink(conn *client.Conn) *link {
 	l.lanes = u.newLanes(l)
 	l.sched = newScheduler(len(l.lanes))
 	l.quota = min(u.opts.Window, int(l.limits.ReceiveMaximum))
-	l.aliases = newAliases(min(u.opts.TopicAliases, int(l.limits.TopicAliasMaximum)))
+	l.aliases = topic.NewAliases(min(u.opts.TopicAliases, int(l.limits.TopicAliasMaximum)))
 	l.lineRoom = sync.NewCond(&u.mu)
 	return l
 }

@@ -67,7 +67,7 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 		return
 	}
 	if f.seq != 0 {
-		l.aliases.used(remote, p.TopicAlias)
+		l.aliases.Used(remote, p.TopicAlias)
 	}
 	switch {
 	case !f.sent:
@@ -107,7 +107,7 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 
 // aliasLocked puts an alias into p, in place of the topic if the cloud knows it.
 func (l *link) aliasLocked(p *packet.Publish, remote string) {
-	id, known := l.aliases.choose(remote)
+	id, known := l.aliases.Choose(remote)
 	p.TopicAlias = id
 	switch {
 	case known:
@@ -196,7 +196,7 @@ func (l *link) publish0Locked(now time.Time) {
 		l.queueFailedLocked(err)
 		return
 	}
-	l.aliases.used(remote, p.TopicAlias)
+	l.aliases.Used(remote, p.TopicAlias)
 	u.status.MessagesOut++
 	l.qos0 = l.qos0[1:]
 }

@@ -1,4 +1,4 @@
-package uplink
+package topic
 
 import (
 	"fmt"
@@ -18,11 +18,11 @@ type fataler interface {
 // it plays the peer, and fails when that would name another topic.
 func wireTopics(t fataler, most, packets int, next func(i int) string) (bytes, plain int) {
 	t.Helper()
-	a, peer := newAliases(most), map[uint16]string{}
+	a, peer := NewAliases(most), map[uint16]string{}
 	for i := range packets {
 		topic := next(i)
 		plain += len(topic)
-		id, known := a.choose(topic)
+		id, known := a.Choose(topic)
 		switch {
 		case int(id) > most:
 			t.Fatalf("alias %d of %d", id, most)
@@ -37,7 +37,10 @@ func wireTopics(t fataler, most, packets int, next func(i int) string) (bytes, p
 		default:
 			bytes += len(topic)
 		}
-		a.used(topic, id)
+		a.Used(topic, id)
+		if n := len(a.topics) + len(a.sought); n > 5*most {
+			t.Fatalf("%d topics are remembered with %d aliases", n, most)
+		}
 	}
 	return bytes, plain
 }

@@ -1,16 +1,17 @@
-package uplink
+package topic
 
 // aliasCost is what the alias takes in a packet, in bytes (MQTT 5.0
 // §3.3.2.3.4): a topic that is not longer than twice this gains nothing by being
 // sent with its alias once and replaced by it once.
 const aliasCost = 3
 
-// aliases gives topics numbers that stand for them on one connection. While there
+// Aliases gives topics numbers that stand for them on one connection, in one
+// direction (MQTT 5.0 §3.3.2.3.4); whoever sends asks it, the broker and the uplink. While there
 // are numbers left every topic gets one when it is first sent; then the one that
 // was not sent for longest gives its number to a topic that was sent more often
 // of late. So topics that come once, or more topics in turn than there are
 // numbers, do not push out each other.
-type aliases struct {
+type Aliases struct {
 	most   int
 	topics map[string]uint16
 	// given are the topics by alias-1, in a ring through given[first-1] by when
@@ -28,13 +29,16 @@ type aliased struct {
 	newer, older uint16 // aliases
 }
 
-func newAliases(most int) *aliases {
-	return &aliases{most: most, topics: make(map[string]uint16)}
-}
+// NewAliases gives aliases 1 to most, up to 65535. It takes no memory before one is
+// used, and remembers five times as many topics at most.
+func NewAliases(most int) Aliases { return Aliases{most: most} }
 
-// choose returns the alias of a topic, and whether the peer knows it; 0 when the
-// topic gets none. Nothing changes before [aliases.used].
-func (a *aliases) choose(topic string) (id uint16, known bool) {
+// None says that there are no aliases to give.
+func (a *Aliases) None() bool { return a.most == 0 }
+
+// Choose returns the alias of a topic, and whether the peer knows it; 0 when the
+// topic gets none. Nothing changes before [Aliases.Used].
+func (a *Aliases) Choose(topic string) (id uint16, known bool) {
 	if id := a.topics[topic]; id != 0 {
 		return id, true
 	}
@@ -50,11 +54,11 @@ func (a *aliases) choose(topic string) (id uint16, known bool) {
 	return 0, false
 }
 
-func (a *aliases) at(id uint16) *aliased { return &a.given[id-1] }
+func (a *Aliases) at(id uint16) *aliased { return &a.given[id-1] }
 
-// used says that a packet of the topic went out with the alias that choose
-// returned for it, or with none.
-func (a *aliases) used(topic string, id uint16) {
+// Used says that a packet of the topic went out with the alias that Choose
+// returned for it; 0 when it went without one that the peer does not know yet.
+func (a *Aliases) Used(topic string, id uint16) {
 	if a.most == 0 || len(topic) <= 2*aliasCost {
 		return
 	}
@@ -62,16 +66,18 @@ func (a *aliases) used(topic string, id uint16) {
 		a.age()
 	}
 	switch {
-	case a.topics[topic] != 0:
-		id = a.topics[topic]
+	case id != 0 && int(id) <= len(a.given) && a.at(id).topic == topic:
 		a.at(id).sent++
 	case id == 0:
-		if a.sought == nil || len(a.sought) > 2*a.most+1024 {
+		if a.sought == nil || len(a.sought) >= 4*a.most {
 			a.sought = make(map[string]uint32)
 		}
 		a.sought[topic]++
 		return
 	case int(id) > len(a.given):
+		if a.topics == nil {
+			a.topics = make(map[string]uint16)
+		}
 		a.given = append(a.given, aliased{topic, 1, id, id})
 		a.topics[topic] = id
 	default:
@@ -90,7 +96,7 @@ func (a *aliases) used(topic string, id uint16) {
 }
 
 // link puts an alias in front of the first: in a ring that is behind the last.
-func (a *aliases) link(id uint16) {
+func (a *Aliases) link(id uint16) {
 	first := a.at(a.first)
 	last := first.newer
 	*a.at(id) = aliased{a.at(id).topic, a.at(id).sent, last, a.first}
@@ -98,7 +104,7 @@ func (a *aliases) link(id uint16) {
 }
 
 // age halves all counts, so that what was sent often long ago does not stay.
-func (a *aliases) age() {
+func (a *Aliases) age() {
 	a.sent = 0
 	for i := range a.given {
 		a.given[i].sent /= 2
