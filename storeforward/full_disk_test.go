@@ -4,6 +4,7 @@ package storeforward
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,14 +15,26 @@ import (
 	"holdfast/broker/durable"
 )
 
+// tmpfs mounts a file system of that size. Only the want of the right to do so is a
+// reason to skip the test.
+func tmpfs(t *testing.T, size string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		t.Skipf("mount: %v", err)
+	case err != nil:
+		t.Fatalf("mount: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	return dir
+}
+
 // A real file system that is full: SQLite's shared memory, its log and the
 // database all live on it. Needs root for the mount.
 func TestRealDiskFull(t *testing.T) {
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
-		t.Skipf("mount: %v", err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(dir, 0) })
+	dir := tmpfs(t, "2m")
 	o := DefaultOptions()
 	o.Path = filepath.Join(dir, "holdfast.db")
 	o.MaxUnsafeBytes, o.MaxMemoryBytes = 64<<10, 256<<10

@@ -5,7 +5,6 @@ package storeforward
 import (
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -14,11 +13,7 @@ import (
 // what is there is served all the same, and the store is well when the disk is.
 // Needs root for the mount.
 func TestRealDiskFullAtStart(t *testing.T) {
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
-		t.Skipf("mount: %v", err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(dir, 0) })
+	dir := tmpfs(t, "2m")
 	o := DefaultOptions()
 	o.Path = filepath.Join(dir, "holdfast.db")
 	o.ReserveBytes = 0

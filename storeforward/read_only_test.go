@@ -66,11 +66,7 @@ func TestReadOnlyFileSystemAtStart(t *testing.T) {
 	}
 	for name, x := range tests {
 		t.Run(name, func(t *testing.T) {
-			mnt := t.TempDir()
-			if err := syscall.Mount("tmpfs", mnt, "tmpfs", 0, "size=8m"); err != nil {
-				t.Skipf("mount: %v", err)
-			}
-			t.Cleanup(func() { _ = syscall.Unmount(mnt, syscall.MNT_DETACH) })
+			mnt := tmpfs(t, "8m")
 			o := DefaultOptions()
 			o.Path = filepath.Join(mnt, "data", "holdfast.db")
 			o.ReserveBytes = 64 << 10
@@ -80,7 +76,7 @@ func TestReadOnlyFileSystemAtStart(t *testing.T) {
 			}
 			x.prepare(t, o)
 			if err := syscall.Mount("", mnt, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
-				t.Skipf("remount: %v", err)
+				t.Fatalf("remount: %v", err)
 			}
 			s := open(t, o)
 			st := s.Status()

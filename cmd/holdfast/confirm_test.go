@@ -63,25 +63,15 @@ func (r *confirmRig) confirm(later time.Duration) {
 
 func (r *confirmRig) up() {
 	r.t.Helper()
-	for range 1000 {
-		if r.gw.uplinks["cloud"].upFor() > 0 {
-			return
-		}
-		<-time.After(10 * time.Millisecond)
-	}
-	r.t.Fatalf("never up: %+v", r.gw.uplinks["cloud"].status())
+	waitUntil(r.t, "the uplink", func() bool { return r.gw.uplinks["cloud"].upFor() > 0 })
 }
 
 // failed waits for an attempt that did.
 func (r *confirmRig) failed() {
 	r.t.Helper()
-	for range 1000 {
-		if r.gw.uplinks["cloud"].status().(uplink.Status).Reason != "" {
-			return
-		}
-		<-time.After(10 * time.Millisecond)
-	}
-	r.t.Fatal("never failed")
+	waitUntil(r.t, "an attempt that fails", func() bool {
+		return r.gw.uplinks["cloud"].status().(uplink.Status).Reason != ""
+	})
 }
 
 func (r *confirmRig) url() string {
