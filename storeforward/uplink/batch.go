@@ -75,7 +75,7 @@ func (r *Route) validateBatch(gateway string) error {
 	case r.BatchBytes < 0 || r.BatchBytes > 1<<20:
 		return fmt.Errorf("batch_bytes: %d is outside 1..%d", r.BatchBytes, 1<<20)
 	case r.BatchDelay < 0 || r.BatchDelay > time.Hour:
-		return fmt.Errorf("batch_delay: %v is outside 1ns..1h", r.BatchDelay)
+		return fmt.Errorf("batch_delay: %v is outside 0s..%v", r.BatchDelay, time.Hour)
 	}
 	return validTopic("batch_topic", cmp.Or(r.BatchTopic, DefaultBatchTopic), gateway)
 }

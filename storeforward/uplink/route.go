@@ -112,12 +112,12 @@ func (r *Route) validate(gateway string) error {
 	switch r.Direction {
 	case DirectionOut, DirectionIn, DirectionBoth:
 	case "":
-		return fmt.Errorf("direction: is missing; expected \"out\", \"in\" or \"both\"")
+		return errors.New("direction: is missing; expected \"out\", \"in\" or \"both\"")
 	default:
 		return fmt.Errorf("direction: %q is not one of \"out\", \"in\", \"both\"", r.Direction)
 	}
 	if r.Filter == "" {
-		return fmt.Errorf("filter: is missing; expected something like \"sensors/#\"")
+		return errors.New("filter: is missing; expected something like \"sensors/#\"")
 	}
 	// A filter that is not valid alone can hide behind a prefix ("a" + "#").
 	if err := topic.ValidFilter(r.Filter); err != nil {
@@ -130,12 +130,12 @@ func (r *Route) validate(gateway string) error {
 		if strings.ContainsAny(prefix, "+#") {
 			return fmt.Errorf("%s: %q has a wildcard", key, prefix)
 		}
+		// "a" in front of "#" would make "a#", which is none: a prefix before a
+		// wildcard ends in a slash.
 		if err := topic.ValidFilter(prefix + r.Filter); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
 		}
 	}
-	// "a" in front of "#" would make "a#"; ValidFilter refuses it, and "a" in
-	// front of "+/b" likewise: a prefix before a wildcard ends in a slash.
 	if r.QoS != nil && (*r.QoS < 0 || *r.QoS > 2) {
 		return fmt.Errorf("qos: %d is outside 0..2", *r.QoS)
 	}
