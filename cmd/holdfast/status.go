@@ -127,10 +127,6 @@ func values(m map[string]*running) []*running {
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// certificateNotice is how long before a certificate ends it becomes a problem
-// to look at: two visits of somebody who comes once a week.
-const certificateNotice = 14 * 24 * time.Hour
-
 // problems says in sentences what an operator should look at.
 func (s *gatewayStatus) problems() []string {
 	out := append([]string{}, s.Ended...) // never null in JSON
@@ -202,7 +198,7 @@ func (s *gatewayStatus) problems() []string {
 			add("listener %s: the new certificate files are not used: %s", l.Address, c.LastError)
 		case s.Time.Before(c.NotBefore):
 			add("listener %s: its certificate is not valid before %s, or the clock is wrong", l.Address, c.NotBefore.Format(time.RFC3339))
-		case s.Time.After(c.NotAfter.Add(-certificateNotice)):
+		case c.NotAfter.Sub(s.Time) < uplink.CertificateNotice(c.NotBefore, c.NotAfter):
 			add("listener %s: its certificate is valid until %s only", l.Address, c.NotAfter.Format(time.RFC3339))
 		}
 	}

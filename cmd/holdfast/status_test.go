@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/broker/listen"
 	"holdfast/storeforward"
 	"holdfast/storeforward/uplink"
 )
@@ -134,6 +135,32 @@ func TestUplinksInWords(t *testing.T) {
 			var out strings.Builder
 			if err := s.print(&out); err != nil || !strings.Contains(out.String(), tt.line) {
 				t.Errorf("status %v\n%swant %q in it", err, out.String(), tt.line)
+			}
+		})
+	}
+}
+
+// A listener's certificate is warned of as an uplink's is: weeks before its end, or in
+// its last quarter when it lives for days only.
+func TestListenersCertificateEnds(t *testing.T) {
+	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	const day = 24 * time.Hour
+	tests := map[string]struct {
+		age, left time.Duration
+		warned    bool
+	}{
+		"of a year, three months left": {9 * 30 * day, 90 * day, false},
+		"of a year, 20 days left":      {340 * day, 20 * day, true},
+		"of a week, two days left":     {5 * day, 2 * day, false},
+		"of a week, a day left":        {6 * day, day, true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := gatewayStatus{Time: now, Store: storeforward.Status{State: "ok"}, Listen: []listen.Status{{
+				Address: "tls://:8883", Certificate: &listen.CertificateStatus{NotBefore: now.Add(-tt.age), NotAfter: now.Add(tt.left)},
+			}}}
+			if got := s.problems(); (len(got) > 0) != tt.warned {
+				t.Errorf("problems %q, want one: %v", got, tt.warned)
 			}
 		})
 	}

@@ -20,14 +20,16 @@ type CertificateStatus struct {
 	Warning string `json:"warning,omitempty"`
 }
 
-// certificateNotice is how long before its end a certificate is warned of: less
-// than the third of 90 days at which they are commonly renewed. One that lives
+// CertificateNotice is how long before its end a certificate is warned of: 21 days,
+// less than the third of 90 days at which they are commonly renewed. One that lives
 // for less is warned of in its last quarter.
-const certificateNotice = 21 * 24 * time.Hour
+func CertificateNotice(notBefore, notAfter time.Time) time.Duration {
+	return min(21*24*time.Hour, notAfter.Sub(notBefore)/4)
+}
 
 // warn says what is wrong with the certificate's time; empty is nothing.
 func (c *CertificateStatus) warn(now time.Time) string {
-	notice := min(certificateNotice, c.NotAfter.Sub(c.NotBefore)/4)
+	notice := CertificateNotice(c.NotBefore, c.NotAfter)
 	switch left := c.NotAfter.Sub(now); {
 	case c.NotAfter.IsZero():
 		return ""
