@@ -238,6 +238,28 @@ func TestTooLargeIsSetAside(t *testing.T) {
 	})
 }
 
+// P7: a topic that its prefix makes too long ends no connection, neither from the
+// store nor on the way that what is just published takes.
+func TestTopicTooLongWithItsPrefix(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		long := "s/" + strings.Repeat("x", 65535-len("s/"))
+		r.put(long, "waited", 1)
+		p := r.cloud.welcome(t, packet.Connack{})
+		p.subscribed()
+		for qos := byte(1); qos <= 2; qos++ {
+			r.put(long, "live", qos)
+			pass(time.Second)
+		}
+		r.put("s/a", "after", 1)
+		p.expectPublish("after", 1, false)
+		st := r.up.Status()
+		if n := st.Dropped[dropInvalid]; n != 3 || st.Connects != 1 {
+			t.Errorf("%d dropped, %d connections, want 3 and 1", n, st.Connects)
+		}
+	})
+}
+
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)

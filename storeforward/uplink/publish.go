@@ -46,7 +46,11 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 		p.Retain = false // it would end the connection (MQTT 5.0 §3.2.2.3.5)
 	}
 	p.Topic = l.topic(remote)
-	if reason == "" && l.tooLarge(p) {
+	switch {
+	case reason != "":
+	case len(remote) > 65535:
+		reason = dropInvalid
+	case l.tooLarge(p):
 		reason = dropTooLarge
 	}
 	if reason != "" {
