@@ -141,7 +141,7 @@ func TestCertificateProblems(t *testing.T) {
 	now := time.Now()
 	for want, cert := range map[string]listen.CertificateStatus{
 		"":                                {NotBefore: now.Add(-time.Hour), NotAfter: now.Add(365 * 24 * time.Hour)},
-		"is valid until":                  {NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour)},
+		"is valid until":                  {NotBefore: now.Add(-364 * 24 * time.Hour), NotAfter: now.Add(24 * time.Hour)},
 		"is not valid before":             {NotBefore: now.Add(time.Hour), NotAfter: now.Add(365 * 24 * time.Hour)},
 		"are not used: listener.key_file": {NotBefore: now, NotAfter: now, LastError: "listener.key_file: gone"},
 	} {
