@@ -100,7 +100,7 @@ func buildBinary(t *testing.T) string {
 		return b
 	}
 	binary := filepath.Join(t.TempDir(), "holdfast")
-	if _, err := command(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo sqlite_omit_load_extension", "-o", binary, "."); err != nil {
+	if _, err := command(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo sqlite_omit_load_extension nethttpomithttp2", "-o", binary, "."); err != nil {
 		t.Fatal(err)
 	}
 	return binary

@@ -27,7 +27,7 @@ const (
 )
 
 // tags are those of every build (Makefile, TAGS): they decide what is linked.
-const tags = "netgo,osusergo,sqlite_omit_load_extension"
+const tags = "netgo,osusergo,sqlite_omit_load_extension,nethttpomithttp2"
 
 func main() {
 	if err := run(context.Background(), "."); err != nil {
