@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 //
 //	        +-------------------------- due again ---------------------------+
 //	        v                                                                |
-//	     [blocks] --earliest deadline of a unit that is ready--> exchange ---+--> readings --> Sink
+//	     [blocks] --earliest deadline of a unit that is ready--> begin/end --+--> readings --> Sink
 //	        |                                                       |
 //	        | none due                                  no answer: the unit's quarantine,
 //	        v                                           then suspect, then down
@@ -29,8 +30,9 @@ import (
 //	                                   a probe at 1 to 60 s back-off, within a tenth
 //	                                   of the bus or while nobody else is due
 //
-// TCP, and requests from outside (writing, scanning), join at `exchange` and at
-// `next`.
+// What carries the requests is a transport: a serial line has room for one at a
+// time, a Modbus/TCP peer perhaps for several. Between begin and the done of an
+// exchange other requests may begin and end.
 
 // Line opens the serial line again and again. [PortLine] makes one of a
 // *port.Line.
@@ -89,9 +91,10 @@ type Bus struct {
 	opened  time.Time
 	echo    bool
 	n       linkCounters
-	probes  bucket        // time spent on probes while others wanted the bus
-	last    *unit         // asked last
-	cost    time.Duration // of the last exchange
+	probes  bucket      // time spent on probes while others wanted the bus
+	last    *unit       // asked last
+	flying  []*exchange // begun and not over, at most room of the transport
+	counted time.Time   // until when busy has been counted
 }
 
 // New returns the bus called name, which polls opts.Devices over line and hands
@@ -145,7 +148,7 @@ func (b *Bus) Name() string { return b.name }
 // Run opens the line and polls until ctx ends or the line fails. It may be
 // called again: what is known of the units stays.
 func (b *Bus) Run(ctx context.Context) (err error) {
-	w, err := b.line.Open(ctx)
+	t, err := b.openLine(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -158,21 +161,30 @@ func (b *Bus) Run(ctx context.Context) (err error) {
 		}
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	// link.read relies on this: the deadline is set after ctx has ended.
-	stop := context.AfterFunc(ctx, func() { _ = w.SetReadDeadline(time.Unix(1, 0)) })
+	defer func() { err = errors.Join(err, t.close()) }()
+	stop := context.AfterFunc(ctx, t.interrupt)
 	defer stop()
 
 	now := time.Now()
 	b.update(func() { b.open, b.since, b.opened, b.busy, b.lastErr = true, now, now, 0, "" })
 	b.log.Info("bus opened", "devices", len(b.devices))
-	err = b.poll(ctx, w)
+	err = b.poll(ctx, t)
+	err = errors.Join(err, b.abort(t, err))
 	if ctx.Err() != nil {
 		b.update(func() { b.open, b.since = false, time.Now() })
 		return ctx.Err()
 	}
 	b.gone(err)
 	return err
+}
+
+// openLine opens the line for one run.
+func (b *Bus) openLine(ctx context.Context) (transport, error) {
+	w, err := b.line.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newLink(w, b.opts, time.Now()), nil
 }
 
 func (b *Bus) update(fn func()) {
@@ -197,8 +209,7 @@ func (b *Bus) gone(err error) {
 }
 
 // poll is one opening of the line; it ends with an error.
-func (b *Bus) poll(ctx context.Context, w Wire) error {
-	l := newLink(w, b.opts, time.Now())
+func (b *Bus) poll(ctx context.Context, t transport) error {
 	wake := time.NewTimer(b.opts.WarmUp)
 	defer wake.Stop()
 	started := false
@@ -206,16 +217,15 @@ func (b *Bus) poll(ctx context.Context, w Wire) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-w.Done():
-			_, err := w.Discard() // says why
-			return errors.Join(errLineGone, err)
+		case <-t.gone():
+			return errors.Join(errLineGone, t.lost())
 		case <-wake.C:
 		}
 		if !started {
 			started = true
 			b.start(time.Now())
 		}
-		next, err := b.work(ctx, l)
+		next, err := b.work(ctx, t)
 		if err != nil {
 			return err
 		}
@@ -238,17 +248,31 @@ func (b *Bus) start(now time.Time) {
 	})
 }
 
-// work does what is to be done and returns when there is more.
-func (b *Bus) work(ctx context.Context, l *link) (next time.Time, err error) {
+// work does what is to be done and returns when there is more. Nothing is under
+// way then.
+func (b *Bus) work(ctx context.Context, t transport) (next time.Time, err error) {
 	for {
-		j, next := b.next(time.Now())
-		switch {
-		case j.probe != nil:
-			err = b.probe(ctx, l, j.probe, j.idle)
-		case j.block != nil:
-			err = b.serve(ctx, l, j.block)
-		default:
+		next = time.Time{}
+		for len(b.flying) < t.room() && next.IsZero() {
+			j, wake := b.next(time.Now())
+			switch {
+			case j.probe != nil:
+				err = b.probe(ctx, t, j.probe, j.idle)
+			case j.block != nil:
+				err = b.serve(ctx, t, j.block)
+			default:
+				next = wake
+			}
+			if err != nil {
+				return time.Time{}, err
+			}
+		}
+		if len(b.flying) == 0 {
 			return next, nil
+		}
+		x, err := t.receive(ctx, next)
+		if err == nil && x != nil {
+			err = b.end(t, x)
 		}
 		if err != nil {
 			return time.Time{}, err
@@ -256,37 +280,154 @@ func (b *Bus) work(ctx context.Context, l *link) (next time.Time, err error) {
 	}
 }
 
-// probe asks a down unit for as little as possible.
-func (b *Bus) probe(ctx context.Context, l *link, u *unit, idle bool) error {
-	_, at, err := b.exchange(ctx, l, u, u.probe(), u.timeout)
-	if fatal(err) {
-		return err
+// begin sends a request to u; done goes on when its outcome is known. An error
+// is fatal.
+func (b *Bus) begin(ctx context.Context, t transport, u *unit, r Request, timeout time.Duration, done func(*exchange) error) error {
+	x := &exchange{unit: u, req: r, timeout: timeout, done: done, start: time.Now()}
+	x.sent = x.start
+	if b.last != u {
+		x.pause = b.opts.ChangePause
 	}
+	b.update(func() {
+		b.count(x.start)
+		b.last = u
+		b.flying = append(b.flying, x)
+		u.flying++
+	})
+	if err := t.send(ctx, x); err != nil {
+		if fatal(err) {
+			return err
+		}
+		x.at, x.err = time.Now(), err
+		return b.end(t, x)
+	}
+	return nil
+}
+
+// count adds the time since it was last called to that in which the line was in
+// use, if it was. It is called with mu held.
+func (b *Bus) count(now time.Time) {
+	if len(b.flying) > 0 {
+		b.busy += now.Sub(b.counted)
+	}
+	b.counted = now
+}
+
+// end counts and times an exchange that is over, sees to the quarantine that
+// follows, and goes on with it.
+func (b *Bus) end(t transport, x *exchange) error {
 	now := time.Now()
-	refusal, refused := errors.AsType[*ExceptionError](err)
-	alive := err == nil || refused && !refusal.gateway()
+	b.update(func() {
+		b.count(now)
+		b.flying = slices.DeleteFunc(b.flying, func(y *exchange) bool { return x == y })
+		x.cost = now.Sub(x.start) / time.Duration(t.room())
+		if echo := t.echoes(); echo != b.echo {
+			if echo {
+				b.log.Info("line echoes what is sent", "unit_id", x.unit.id)
+			}
+			b.echo = echo
+		}
+		n := t.counters()
+		b.n.stray += n.stray
+		b.n.foreign += n.foreign
+		b.n.echoes += n.echoes
+		b.settle(x, t.alone(x, x.unit.timeout), now)
+	})
+	return x.done(x)
+}
+
+// settle enters the outcome of x into its unit. It is called with mu held.
+func (b *Bus) settle(x *exchange, alone, now time.Time) {
+	u := x.unit
+	u.flying--
+	u.n.requests++
+	u.notBefore = later(u.notBefore, now.Add(u.pause))
+	switch {
+	case x.err == nil:
+		u.n.answers++
+		return
+	case errors.Is(x.err, ErrNoAnswer):
+		u.n.timeouts++
+	case errors.Is(x.err, ErrGarbled):
+		u.n.garbled++
+		if !errors.Is(x.err, errHurt) {
+			return
+		}
+	case errors.Is(x.err, ErrMismatch), errors.Is(x.err, ErrMalformed):
+		u.n.mismatched++
+	case !fatal(x.err):
+		u.n.exceptions++
+		return
+	default:
+		// An answer may still be under way when the line comes back.
+	}
+	u.notBefore = later(u.notBefore, alone)
+}
+
+// abort ends what is under way when the line has failed with err, or the bus is
+// stopped.
+func (b *Bus) abort(t transport, err error) error {
+	now := time.Now()
+	var errs []error
+	for len(b.flying) > 0 {
+		x := b.flying[0]
+		b.update(func() {
+			b.count(now)
+			b.flying = b.flying[1:]
+			x.at, x.err = now, err
+			b.settle(x, t.alone(x, x.unit.timeout), now)
+		})
+		errs = append(errs, x.done(x))
+	}
+	return errors.Join(errs...)
+}
+
+// fatal says that the line or the context has ended, not that a unit did wrong.
+func fatal(err error) bool {
+	if err == nil || errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrGarbled) || errors.Is(err, ErrMismatch) || errors.Is(err, ErrMalformed) {
+		return false
+	}
+	_, refused := errors.AsType[*ExceptionError](err)
+	return !refused
+}
+
+// probe asks a down unit for as little as possible.
+func (b *Bus) probe(ctx context.Context, t transport, u *unit, idle bool) error {
+	return b.begin(ctx, t, u, u.probe(), u.timeout, func(x *exchange) error {
+		if !fatal(x.err) {
+			b.probed(x, idle)
+		}
+		return nil
+	})
+}
+
+// probed draws the consequences of a probe.
+func (b *Bus) probed(x *exchange, idle bool) {
+	u := x.unit
+	refusal, refused := errors.AsType[*ExceptionError](x.err)
+	alive := x.err == nil || refused && !refusal.gateway()
+	now := time.Now()
 	b.update(func() {
 		u.n.probes++
 		if !alive && !idle {
-			b.probes.add(b.cost, now)
+			b.probes.add(x.cost, now)
 		}
 		if alive {
-			b.revive(u, at)
+			b.revive(u, x.at)
 		} else {
 			u.fails++
-			u.lastErr = err.Error()
+			u.lastErr = x.err.Error()
 			u.backoff = min(2*u.backoff, probeMax)
 			u.probeAt = now.Add(jitter(u.backoff))
 		}
 	})
 	if alive {
 		b.log.Info("unit answered again", "unit_id", u.id, "device", u.devices[0].name)
-		return nil
+		return
 	}
 	for _, d := range u.devices {
-		d.tracker.Bad(now, err)
+		d.tracker.Bad(now, x.err)
 	}
-	return nil
 }
 
 // revive puts a down unit back into the schedule, everything due at once.
@@ -301,95 +442,47 @@ func (b *Bus) revive(u *unit, at time.Time) {
 	}
 }
 
-// exchange is one request and what became of it, counted and timed, with the
-// quarantine that follows.
-func (b *Bus) exchange(ctx context.Context, l *link, u *unit, r Request, timeout time.Duration) (data []byte, at time.Time, err error) {
-	var pause time.Duration
-	if b.last != u {
-		pause = b.opts.ChangePause
-	}
-	start := time.Now()
-	data, at, err = l.exchange(ctx, r, timeout, pause)
-	end := time.Now()
-	b.update(func() {
-		b.last = u
-		b.cost = end.Sub(start)
-		b.busy += b.cost
-		if l.echo == echoBack && !b.echo {
-			b.log.Info("line echoes what is sent", "unit_id", u.id)
+// serve reads one block.
+func (b *Bus) serve(ctx context.Context, t transport, k *block) error {
+	b.update(func() { k.flying = true })
+	try := 0
+	var done func(x *exchange) error
+	done = func(x *exchange) error {
+		// A garbled answer was the answer: nothing else is to come, so
+		// asking again at once is safe.
+		if errors.Is(x.err, ErrGarbled) && !errors.Is(x.err, errHurt) && try < k.dev.retries {
+			try++
+			b.update(func() { x.unit.n.retries++ })
+			return b.begin(ctx, t, x.unit, k.req, k.dev.timeout, done)
 		}
-		b.echo = l.echo == echoBack
-		b.n.stray += l.n.stray
-		b.n.foreign += l.n.foreign
-		b.n.echoes += l.n.echoes
-		l.n = linkCounters{}
-		u.n.requests++
-		u.notBefore = end.Add(u.pause)
-		// As long as a timeout and the quarantine after it, also when it
-		// was clear earlier that this is not the answer.
-		alone := later(u.notBefore, later(start, l.sent).Add((1+quarantine)*u.timeout+time.Duration(r.answerLen()+3)*l.char))
-		switch {
-		case err == nil:
-			u.n.answers++
-		case errors.Is(err, ErrNoAnswer):
-			u.n.timeouts++
-			u.notBefore = alone
-		case errors.Is(err, ErrGarbled):
-			u.n.garbled++
-			if errors.Is(err, errHurt) {
-				u.notBefore = alone
-			}
-		case errors.Is(err, ErrMismatch), errors.Is(err, ErrMalformed):
-			u.n.mismatched++
-			u.notBefore = alone
-		case !fatal(err):
-			u.n.exceptions++
-		default:
-			// An answer may still be under way when the line comes back.
-			u.notBefore = alone
-		}
-	})
-	return data, at, err
-}
-
-// fatal says that the line or the context has ended, not that a unit did wrong.
-func fatal(err error) bool {
-	if err == nil || errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrGarbled) || errors.Is(err, ErrMismatch) || errors.Is(err, ErrMalformed) {
-		return false
+		b.update(func() { k.flying = false })
+		b.served(k, x)
+		return nil
 	}
-	_, refused := errors.AsType[*ExceptionError](err)
-	return !refused
-}
-
-// serve reads one block and draws the consequences.
-func (b *Bus) serve(ctx context.Context, l *link, k *block) error {
-	u := k.dev.unit
-	data, at, err := b.exchange(ctx, l, u, k.req, k.dev.timeout)
-	// A garbled answer was the answer: nothing else is to come, so asking
-	// again at once is safe.
-	for try := 0; errors.Is(err, ErrGarbled) && !errors.Is(err, errHurt) && try < k.dev.retries; try++ {
-		b.update(func() { u.n.retries++ })
-		data, at, err = b.exchange(ctx, l, u, k.req, k.dev.timeout)
-	}
-	if fatal(err) {
+	if err := b.begin(ctx, t, k.dev.unit, k.req, k.dev.timeout, done); err != nil {
 		return fmt.Errorf("device %s: %w", k.dev.name, err)
 	}
-	refusal, refused := errors.AsType[*ExceptionError](err)
+	return nil
+}
+
+// served draws the consequences of a read.
+func (b *Bus) served(k *block, x *exchange) {
+	u := x.unit
+	refusal, refused := errors.AsType[*ExceptionError](x.err)
 	switch {
-	case err == nil:
-		b.answered(k, data, at)
+	case x.err == nil:
+		b.answered(k, x.data, x.at)
 	case refused && !refusal.gateway():
 		b.update(func() {
 			u.fails = 0
-			u.lastErr = err.Error()
-			u.lastGood = at
-			b.setState(u, UnitUp, at)
+			u.lastErr = x.err.Error()
+			u.lastGood = x.at
+			b.setState(u, UnitUp, x.at)
 		})
-		b.refusal(k, refusal, at)
-	default:
-		b.failed(k, err)
+		b.refusal(k, refusal, x.at)
+	case !fatal(x.err):
+		b.failed(k, x)
 	}
-	return nil
 }
 
 // gateway says that the refusal is not the unit's but that of a gateway in
@@ -465,17 +558,24 @@ func (b *Bus) lose(d *device, points []*point, at time.Time, reason string) {
 }
 
 // failed handles a block that brought no answer.
-func (b *Bus) failed(k *block, err error) {
+func (b *Bus) failed(k *block, x *exchange) {
 	now := time.Now()
-	u := k.dev.unit
+	u, err := k.dev.unit, x.err
 	down, missed, split := false, false, false
 	b.update(func() {
-		u.fails++
 		u.lastErr = err.Error()
-		u.waste.add(b.cost, now)
+		u.waste.add(x.cost, now)
+		// Requests that were under way together fail together: once.
+		if !x.start.Before(u.failedAt) {
+			u.fails++
+			u.failedAt = now
+		}
 		k.attempts++
 		if k.fails++; k.fails == 1 {
 			k.failedAt = now
+		}
+		if u.state == UnitDown {
+			return // another one was the last
 		}
 		if u.state == UnitUnknown || u.fails >= downAfter {
 			down = true

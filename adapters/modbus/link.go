@@ -46,15 +46,15 @@ const settle = 50 * time.Millisecond
 // not answering but babbling.
 const received = 4 * maxADU
 
-// link exchanges RTU frames over a wire, one request at a time. It is owned by
-// the bus goroutine.
+// link is the transport over a wire on which answers do not say what they answer:
+// RTU frames, one request at a time.
 type link struct {
 	w       Wire
 	char    time.Duration
 	silence time.Duration // before each request
 	echo    echoMode
 	last    time.Time // when the line last carried a byte, as far as we know
-	sent    time.Time // when the last request had left
+	asked   *exchange // under way; nil: nothing is
 
 	adu []byte
 	buf []byte
@@ -86,29 +86,66 @@ const (
 	fastChar   = 11 * time.Second / 19200
 )
 
-// exchange sends r and returns the data of its answer, which are valid until
-// the following call, and when the answer was complete. Errors are ErrNoAnswer,
-// ErrGarbled, ErrMismatch, *ExceptionError, the context's, or else those of the
-// wire, after which the link is of no use.
-func (l *link) exchange(ctx context.Context, r Request, timeout, pause time.Duration) (data []byte, at time.Time, err error) {
-	pdu, err := r.AppendPDU(make([]byte, 0, maxADU))
+// room is 1: an answer would not say to which of two requests it belongs.
+func (l *link) room() int { return 1 }
+
+// send waits until the line has been silent, and sends the request.
+func (l *link) send(ctx context.Context, x *exchange) error {
+	pdu, err := x.req.AppendPDU(make([]byte, 0, maxADU))
 	if err != nil {
-		return nil, time.Time{}, err
+		return err
 	}
-	l.adu = AppendRTU(l.adu[:0], r.Unit, pdu)
-	if err := l.quiet(ctx, l.silence+pause); err != nil {
-		return nil, time.Time{}, err
+	l.adu = AppendRTU(l.adu[:0], x.req.Unit, pdu)
+	if err := l.quiet(ctx, l.silence+x.pause); err != nil {
+		return err
 	}
-	if err := l.send(); err != nil {
-		return nil, time.Time{}, err
+	if err := l.write(x); err != nil {
+		return err
 	}
-	answer, at, err := l.receive(ctx, r, l.sent.Add(timeout+time.Duration(r.answerLen()+3)*l.char))
-	if err != nil {
-		return nil, at, err
-	}
-	data, err = r.ParseAnswer(answer)
-	return data, at, err
+	l.asked = x
+	return nil
 }
+
+// receive waits for the answer to the one request under way, or its timeout.
+func (l *link) receive(ctx context.Context, _ time.Time) (*exchange, error) {
+	x := l.asked
+	answer, at, err := l.collect(ctx, x.req, x.sent.Add(x.timeout+time.Duration(x.req.answerLen()+3)*l.char))
+	if fatal(err) {
+		return nil, err
+	}
+	l.asked = nil
+	x.at, x.err = at, err
+	if err == nil {
+		x.data, x.err = x.req.ParseAnswer(answer)
+	}
+	return x, nil
+}
+
+// alone is as long as a timeout and the quarantine after it, also when it was
+// clear earlier that this is not the answer.
+func (l *link) alone(x *exchange, timeout time.Duration) time.Time {
+	return x.sent.Add((1+quarantine)*timeout + time.Duration(x.req.answerLen()+3)*l.char)
+}
+
+func (l *link) counters() linkCounters {
+	n := l.n
+	l.n = linkCounters{}
+	return n
+}
+
+func (l *link) echoes() bool { return l.echo == echoBack }
+
+func (l *link) gone() <-chan struct{} { return l.w.Done() }
+
+func (l *link) lost() error {
+	_, err := l.w.Discard() // says why
+	return err
+}
+
+// interrupt relies on read: the deadline is set after ctx has ended.
+func (l *link) interrupt() { _ = l.w.SetReadDeadline(time.Unix(1, 0)) }
+
+func (l *link) close() error { return l.w.Close() }
 
 // quiet waits until the line has been silent for d, and throws away what it
 // carried meanwhile: leftovers of an earlier answer that must not be taken for
@@ -142,25 +179,26 @@ func (l *link) quiet(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// send writes the request and returns when its last bit is gone: after the
+// write writes the request and returns when its last bit is gone: after the
 // driver says so, and not before the time the characters take, since a USB
 // adapter still has some when the kernel has none.
-func (l *link) send() error {
+func (l *link) write(x *exchange) error {
 	start := time.Now()
+	x.sent = start // an answer may come even if what follows fails
 	if _, err := l.w.Write(l.adu); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
 	if err := l.w.Drain(); err != nil {
 		return fmt.Errorf("drain: %w", err)
 	}
-	l.sent = later(time.Now(), start.Add(time.Duration(len(l.adu))*l.char))
-	l.last = l.sent
+	x.sent = later(time.Now(), start.Add(time.Duration(len(l.adu))*l.char))
+	l.last = x.sent
 	return nil
 }
 
-// receive collects bytes until they hold the answer to r or the deadline has
+// collect reads bytes until they hold the answer to r or the deadline has
 // passed.
-func (l *link) receive(ctx context.Context, r Request, deadline time.Time) (pdu []byte, at time.Time, err error) {
+func (l *link) collect(ctx context.Context, r Request, deadline time.Time) (pdu []byte, at time.Time, err error) {
 	n := 0
 	for {
 		// Only what has been silent for a while is judged as a whole.

@@ -14,6 +14,7 @@ type block struct {
 	points []*point // by address, at least one
 
 	due      time.Time     // when it is to be read next
+	flying   bool          // it is being read
 	attempts int           // failed in a row since it was due
 	fails    int           // failed in a row since it was last answered
 	failedAt time.Time     // the first of them

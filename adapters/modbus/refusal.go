@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"slices"
 	"time"
 )
 
@@ -47,13 +48,12 @@ func (b *Bus) split(k *block, now time.Time, why error) {
 	low, high := k.split()
 	low.due, high.due = now, now
 	u := k.dev.unit
+	i := slices.Index(u.blocks, k)
+	if i < 0 {
+		return // planned anew while it was being read
+	}
 	b.update(func() {
-		for i := range u.blocks {
-			if u.blocks[i] == k {
-				u.blocks[i] = low
-				break
-			}
-		}
+		u.blocks[i] = low
 		u.blocks = append(u.blocks, high)
 	})
 	b.log.Info("request split", "device", k.dev.name, "unit_id", u.id, "request", k.req.String(), "err", why)

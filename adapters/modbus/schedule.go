@@ -23,6 +23,9 @@ func (b *Bus) next(now time.Time) (j job, wake time.Time) {
 	var probe *unit
 	idleUntil := wake // when the next block is due
 	for _, u := range b.units {
+		if u.full() {
+			continue // until its answer has come
+		}
 		if u.state == UnitDown {
 			if at := later(u.probeAt, u.notBefore); at.After(now) {
 				earliest(at)
@@ -35,6 +38,7 @@ func (b *Bus) next(now time.Time) (j job, wake time.Time) {
 		for _, k := range u.blocks {
 			at := later(k.due, ready)
 			switch {
+			case k.flying: // until its answer has come
 			case at.After(now):
 				earliest(at)
 				if at.Before(idleUntil) {

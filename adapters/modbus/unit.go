@@ -70,16 +70,25 @@ type unit struct {
 
 	state    UnitState
 	since    time.Time
-	fails    int // requests without an answer in a row
+	fails    int       // requests without an answer in a row
+	failedAt time.Time // the last of them
 	lastGood time.Time
 	lastErr  string
 
+	flying    int       // requests under way
 	notBefore time.Time // quarantine, pause, or a busy unit: nothing is sent before
 	probeAt   time.Time // when down
 	backoff   time.Duration
 	waste     bucket // time this unit has let pass by not answering
 
 	n unitCounters
+}
+
+// full says that nothing more may be sent to the unit now. Several requests are
+// under way only to a unit that has answered the last one and needs no rest:
+// otherwise one that is dead would have all the room of the transport.
+func (u *unit) full() bool {
+	return u.flying > 0 && (u.state != UnitUp || u.pause > 0)
 }
 
 type unitCounters struct {
