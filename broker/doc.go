@@ -43,8 +43,9 @@
 //	group pump      while a shared group room at a member until it is empty
 //	                has messages kept    Wake             or no member has room
 //	session clock   one                  Start            until Shutdown
+//	inbox           one per inbox        OpenInbox        until Inbox.Close
 //
-// [Broker.Shutdown] waits for all of them.
+// [Broker.Shutdown] waits for all of them but the inboxes', which are their openers'.
 //
 // # Lock order
 //

@@ -143,7 +143,8 @@ func (x *connecting) check(ctx context.Context) packet.ReasonCode {
 	case p.Version == packet.V31 && utf8.RuneCountInString(x.clientID) > 23:
 		return packet.ReasonClientIDNotValid // MQTT 3.1 §3.1
 	}
-	if len(x.clientID) > c.b.opts.MaxClientIDSize {
+	// Messages of a client that is called as an uplink would pass for the cloud's.
+	if len(x.clientID) > c.b.opts.MaxClientIDSize || c.b.isRecipient(x.clientID) {
 		return packet.ReasonClientIDNotValid
 	}
 	if c.hurried {

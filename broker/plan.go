@@ -39,6 +39,7 @@ type plan struct {
 	groups     []*group
 	recipients []recipientTarget
 	watches    []*watch
+	inbox      bool // one of watches is
 }
 
 // target is one session and its subscriptions that match; usually one.
@@ -151,6 +152,7 @@ func (b *Broker) makePlan(name string) *plan {
 			p.addRecipient(sub)
 		case sub.watch != nil && !slices.Contains(p.watches, sub.watch):
 			p.watches = append(p.watches, sub.watch)
+			p.inbox = p.inbox || sub.watch.inbox
 		}
 	})
 	at := make(map[*session]int, len(subs))

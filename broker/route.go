@@ -64,7 +64,7 @@ func (b *Broker) route(j *job) error {
 	}
 	shared := b.sharing(p, m)
 	claims := p.claims(m, shared, j.from.Queue)
-	j.matched = len(p.sessions)+len(shared)+len(p.recipients) > 0
+	j.matched = len(p.sessions)+len(shared)+len(p.recipients) > 0 || p.inbox
 
 	// A QoS 2 message goes onward once, after its commit: if that fails, the
 	// publisher sends it again (PROMISES, QoS 2 and packet ids). A client's

@@ -52,6 +52,9 @@ type counters struct {
 	droppedTooLarge  atomic.Uint64
 	droppedExpired   atomic.Uint64
 	droppedDenied    atomic.Uint64
+
+	inboxTaken   atomic.Uint64
+	inboxDropped atomic.Uint64
 }
 
 // tally is what a reader goroutine has counted and not yet added to the
@@ -142,6 +145,9 @@ type Status struct {
 	DroppedTooLarge  uint64 `json:"dropped_too_large"`  // larger than the client takes
 	DroppedExpired   uint64 `json:"dropped_expired"`    // message expiry
 	DroppedDenied    uint64 `json:"dropped_denied"`     // queued before the right to it was taken away
+
+	InboxTaken   uint64 `json:"inbox_taken"`   // messages for the gateway itself, such as commands to devices: queued,
+	InboxDropped uint64 `json:"inbox_dropped"` // and not, or not any more: too large, too many at once, or too late
 }
 
 // Status returns a snapshot.
@@ -168,6 +174,7 @@ func (b *Broker) Status() Status {
 	st.AcceptFailing = st.AcceptErrors > 0 && time.Since(time.Unix(0, n.acceptFailed.Load())) < 10*acceptRetry
 	st.TooSlow, st.SessionsEnded = n.tooSlow.Load(), n.sessionsEnded.Load()
 	st.Redirected = n.redirected.Load()
+	st.InboxTaken, st.InboxDropped = n.inboxTaken.Load(), n.inboxDropped.Load()
 	st.ReadingPaused = n.withheld.Load()
 	st.ClientIDsRefused = n.clientIDsRefused.Load()
 	st.PublishesTooFast, st.SubscriptionsRefused = n.publishesTooFast.Load(), n.subscriptionsRefused.Load()

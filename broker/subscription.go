@@ -33,7 +33,12 @@ type recipient struct {
 }
 
 // watch is one in-process onlooker.
-type watch struct{ fn func(*message.Message) }
+type watch struct {
+	fn func(*message.Message)
+	// inbox says that it does something about a message, which then has a
+	// subscriber.
+	inbox bool
+}
 
 // group is all members of one shared subscription: same share name, same
 // filter (MQTT 5.0 §4.8.2).
@@ -221,12 +226,13 @@ func (b *Broker) dropRecipient(r *recipient) {
 // effort, from the goroutine that routes it; fn must return at once and not
 // call the broker. Filters that are not valid match nothing.
 func (b *Broker) Watch(filters []string, fn func(*message.Message)) (stop func()) {
-	w := &watch{fn: fn}
+	valid := slices.DeleteFunc(slices.Clone(filters), func(f string) bool { return topic.ValidFilter(f) != nil })
+	return b.watch(&watch{fn: fn}, valid)
+}
+
+func (b *Broker) watch(w *watch, filters []string) (stop func()) {
 	var subs []*subscription
 	for _, f := range filters {
-		if topic.ValidFilter(f) != nil {
-			continue
-		}
 		sub := &subscription{watch: w, inner: f}
 		subs = append(subs, sub)
 		b.trie.Add(f, sub)

@@ -187,15 +187,25 @@ func (gw *gateway) startBus(ctx context.Context, name, readings string, bus conf
 		return nil, err
 	}
 	s := adapters.NewSupervisor(adapter, adapters.DefaultSuperviseOptions(), gw.parts)
-	r := gw.startPart(ctx, "port "+name, bus, func(ctx context.Context) error {
-		s.Run(ctx)
-		return nil
-	})
-	r.status = func() any { return busStatus{Name: name, Supervisor: s.Status(), Bus: status()} }
-	r.cleanup = func() {
+	forget := func() {
 		for device := range bus.Devices {
 			gw.g.monitor.Remove(device)
 		}
 	}
+	stop := func() {}
+	if commanded, ok := adapter.(adapters.Commanded); ok {
+		from := localCommands{b: gw.g.broker, name: name, own: []string{readings + "/", config.OwnTopics}}
+		if stop, err = commanded.TakeCommands(from); err != nil {
+			forget()
+			return nil, fmt.Errorf("port %s: %w", name, err)
+		}
+	}
+	r := gw.startPart(ctx, "port "+name, bus, func(ctx context.Context) error {
+		defer stop()
+		s.Run(ctx)
+		return nil
+	})
+	r.status = func() any { return busStatus{Name: name, Supervisor: s.Status(), Bus: status()} }
+	r.cleanup = forget
 	return r, nil
 }

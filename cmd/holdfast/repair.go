@@ -7,6 +7,7 @@ import (
 
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
+	"holdfast/cmd/holdfast/config"
 	"holdfast/storeforward"
 )
 
@@ -21,7 +22,7 @@ func repairMessage(gateway string, r storeforward.Repair) (*message.Message, err
 	if err != nil {
 		return nil, err
 	}
-	return &message.Message{Topic: "holdfast/" + gateway + "/store/repair", Payload: payload, QoS: 1, Retain: true, Received: time.Now()}, nil
+	return &message.Message{Topic: config.OwnTopics + gateway + "/store/repair", Payload: payload, QoS: 1, Retain: true, Received: time.Now()}, nil
 }
 
 // publishRepairs publishes the reports as they come, until ctx ends.

@@ -28,6 +28,7 @@ var (
 	_ broker.Auth        = (*access.Access)(nil)
 	_ uplink.Local       = (*broker.Broker)(nil)
 	_ adapters.Publisher = localPublisher{}
+	_ adapters.Commands  = localCommands{}
 )
 
 // localPublisher is the adapters' way into the broker's route.

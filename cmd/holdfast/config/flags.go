@@ -34,9 +34,12 @@ func (c *Config) Override(data string, listen []string) error {
 	return nil
 }
 
+// OwnTopics is what the topics start with on which the gateway tells of itself.
+const OwnTopics = "holdfast/"
+
 // DeviceStatusTopic is where a device's retained status goes.
 func DeviceStatusTopic(gateway, device string) string {
-	return "holdfast/" + gateway + "/device/" + device + "/status"
+	return OwnTopics + gateway + "/device/" + device + "/status"
 }
 
 // StatusRoute carries the statuses of the gateway's devices to the cloud. Every
