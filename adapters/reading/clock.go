@@ -22,6 +22,23 @@ type Stamp struct {
 	// Synchronised says that the kernel or timesyncd takes the wall clock
 	// for set from outside.
 	Synchronised bool
+	// Device is when the device itself says that it measured; zero if it does
+	// not. Whether its clock is right nobody here knows.
+	Device time.Time
+}
+
+// Measured is the time of the measurement as it is to be published, and whose
+// word that is: "device", or the gateway's clock, "synchronised" or not
+// ("unsynchronised").
+func (s Stamp) Measured() (t time.Time, clock string) {
+	switch {
+	case !s.Device.IsZero():
+		return s.Device, "device"
+	case s.Synchronised:
+		return s.Wall, "synchronised"
+	default:
+		return s.Wall, "unsynchronised"
+	}
 }
 
 // Where the system says it; variables of a Clock so that tests have others.

@@ -90,14 +90,11 @@ func (r *Reading) AppendJSON(b []byte) []byte {
 		b = append(b, `,"reason":`...)
 		b = appendString(b, reason)
 	}
+	measured, clock := r.Time.Measured()
 	b = append(b, `,"time":"`...)
-	b = r.Time.Wall.UTC().AppendFormat(b, timeFormat)
+	b = measured.UTC().AppendFormat(b, timeFormat)
 	b = append(b, `","clock":"`...)
-	if r.Time.Synchronised {
-		b = append(b, "synchronised"...)
-	} else {
-		b = append(b, "unsynchronised"...)
-	}
+	b = append(b, clock...)
 	return append(b, `"}`...)
 }
 

@@ -61,6 +61,10 @@ func TestAppendJSON(t *testing.T) {
 	if got := string(r.AppendJSON(nil)); !strings.HasSuffix(got, `"clock":"unsynchronised"}`) {
 		t.Errorf("an unset clock is not said: %s", got)
 	}
+	r.Time.Device = noon.Add(-time.Hour)
+	if got := string(r.AppendJSON(nil)); !strings.HasSuffix(got, `"time":"2026-01-02T13:04:05.123Z","clock":"device"}`) {
+		t.Errorf("the device's own time is not taken: %s", got)
+	}
 }
 
 func TestMessage(t *testing.T) {

@@ -176,6 +176,10 @@ func (a *Adapter) frame(frame []byte, at reading.Stamp) {
 		return
 	}
 	res, err := a.dec.decode(frame, at)
+	if errors.Is(err, errNothing) {
+		a.count(func(s *Status) { s.Ignored++ })
+		return
+	}
 	if err != nil {
 		a.count(func(s *Status) { s.Rejected++; s.LastReject = err.Error() })
 		a.complain(at.Wall, err)

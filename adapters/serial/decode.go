@@ -1,11 +1,9 @@
 package serial
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -17,12 +15,9 @@ import (
 // decoder finds the points in frames.
 type decoder struct {
 	device string
-	opts   Options
 	points []point
-	// pattern is set for format "regexp", group holds each point's group.
-	pattern *regexp.Regexp
-	group   []int
-	ignore  *regexp.Regexp
+	format format
+	ignore *regexp.Regexp
 }
 
 // point is a Point made ready.
@@ -37,42 +32,43 @@ func newDecoder(device string, o Options) (*decoder, error) {
 	if err := o.validateFrame(); err != nil {
 		return nil, err
 	}
-	d := &decoder{device: device, opts: o}
-	var err error
-	if d.pattern, d.ignore, err = o.compile(); err != nil {
-		return nil, err
+	d := &decoder{device: device}
+	if o.Ignore != "" {
+		var err error
+		if d.ignore, err = regexp.Compile(o.Ignore); err != nil {
+			return nil, fmt.Errorf("ignore: %w", err)
+		}
 	}
 	if len(o.Points) == 0 {
 		return nil, errors.New("point: there is none")
 	}
+	kind := formats[o.Format]
 	seen := make(map[string]bool, len(o.Points))
 	for i, p := range o.Points {
-		pt := newPoint(p)
-		if err := pt.check(); err != nil {
+		pt := newPoint(p, kind.types[0])
+		if err := pt.check(o.Format, kind.types); err != nil {
 			return nil, fmt.Errorf("point[%d].%w", i, err)
 		}
 		if seen[p.Name] {
 			return nil, fmt.Errorf("point[%d].name: %q is there twice", i, p.Name)
 		}
 		seen[p.Name] = true
-		if d.pattern != nil {
-			g := d.pattern.SubexpIndex(pt.Field)
-			if g < 0 {
-				return nil, fmt.Errorf("point[%d].field: pattern has no group (?P<%s>...)", i, pt.Field)
-			}
-			d.group = append(d.group, g)
-		}
 		d.points = append(d.points, pt)
+	}
+	var err error
+	if d.format, err = kind.new(&o, d.points); err != nil {
+		return nil, err
 	}
 	return d, nil
 }
 
-func newPoint(p Point) point {
+// newPoint fills in what the options leave out; typ is the format's own type.
+func newPoint(p Point, typ string) point {
 	if p.Field == "" {
 		p.Field = p.Name
 	}
 	if p.Type == "" {
-		p.Type = TypeNumber
+		p.Type = typ
 	}
 	if p.Scale == 0 {
 		p.Scale = 1
@@ -107,116 +103,33 @@ func (d *decoder) ignored(frame []byte) bool {
 	return d.ignore != nil && d.ignore.Match(frame)
 }
 
-// decode finds the points in a frame. An error means that the frame as a whole
-// is not what is expected.
+var errNoPoint = errors.New("frame holds none of the points")
+
+// decode finds the points in a frame. errNothing means that it has none and
+// need not; any other error, that the frame as a whole is not what is expected.
 func (d *decoder) decode(frame []byte, at reading.Stamp) (result, error) {
-	switch d.opts.Format {
-	case FormatJSON:
-		return d.decodeJSON(frame, at)
-	case FormatKeyValue:
-		return d.decodeKeyValue(frame, at)
-	default:
-		return d.decodeRegexp(frame, at)
+	f, err := d.format.parse(frame)
+	if err != nil {
+		return result{}, err
 	}
+	return d.collect(f, at)
 }
 
-var (
-	errNoMatch = errors.New("frame does not match pattern")
-	errNoPoint = errors.New("frame holds none of the points")
-)
-
-func (d *decoder) decodeRegexp(frame []byte, at reading.Stamp) (result, error) {
-	m := d.pattern.FindSubmatchIndex(frame)
-	if m == nil {
-		return result{}, errNoMatch
-	}
-	return d.collect(at, func(i int) (any, bool) {
-		from, to := m[2*d.group[i]], m[2*d.group[i]+1]
-		if from < 0 {
-			return nil, false
-		}
-		return string(frame[from:to]), true
-	})
-}
-
-func (d *decoder) decodeKeyValue(frame []byte, at reading.Stamp) (result, error) {
-	fields := make(map[string]string)
-	text := string(frame)
-	var pairs []string
-	if d.opts.PairSeparator == " " {
-		pairs = strings.Fields(text)
-	} else {
-		pairs = strings.Split(text, d.opts.PairSeparator)
-	}
-	for _, pair := range pairs {
-		if k, v, ok := strings.Cut(pair, d.opts.KeySeparator); ok {
-			fields[strings.TrimSpace(k)] = strings.TrimSpace(v)
-		}
-	}
-	return d.collect(at, func(i int) (any, bool) {
-		v, ok := fields[d.points[i].Field]
-		return v, ok
-	})
-}
-
-func (d *decoder) decodeJSON(frame []byte, at reading.Stamp) (result, error) {
-	dec := json.NewDecoder(bytes.NewReader(frame))
-	dec.UseNumber() // a counter beyond 2^53 must not lose its last digits
-	var doc any
-	if err := dec.Decode(&doc); err != nil {
-		return result{}, fmt.Errorf("frame is not JSON: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return result{}, errors.New("frame is not JSON: something follows the value")
-	}
-	return d.collect(at, func(i int) (any, bool) {
-		return lookup(doc, d.points[i].Field)
-	})
-}
-
-// lookup follows a dotted path; a number steps into an array. A key that holds
-// dots itself is found as well, if it is the whole rest of the path.
-func lookup(doc any, path string) (any, bool) {
-	for {
-		head, rest, more := strings.Cut(path, ".")
-		switch v := doc.(type) {
-		case map[string]any:
-			if whole, ok := v[path]; ok {
-				return whole, true
-			}
-			next, ok := v[head]
-			if !ok {
-				return nil, false
-			}
-			doc = next
-		case []any:
-			i, err := strconv.Atoi(head)
-			if err != nil || i < 0 || i >= len(v) {
-				return nil, false
-			}
-			doc = v[i]
-		default:
-			return nil, false
-		}
-		if !more {
-			return doc, true
-		}
-		path = rest
-	}
-}
-
-// collect makes readings of the points that field finds: as a string, or as a
-// value of encoding/json with UseNumber.
-func (d *decoder) collect(at reading.Stamp, field func(i int) (any, bool)) (result, error) {
+// collect makes readings of the fields.
+func (d *decoder) collect(f fields, at reading.Stamp) (result, error) {
+	at.Device = f.time
 	res := result{readings: make([]reading.Reading, 0, len(d.points))}
 	for i := range d.points {
 		p := &d.points[i]
-		raw, ok := field(i)
+		raw, ok := f.get(i)
 		if !ok {
 			res.missing++
 			continue
 		}
 		r := reading.Reading{Device: d.device, Point: p.Name, Unit: p.Unit, Time: at}
+		if r.Unit == "" && f.unit != nil {
+			r.Unit = f.unit(i)
+		}
 		v, invalid, err := p.value(raw)
 		switch {
 		case err != nil:
@@ -251,6 +164,12 @@ func (p *point) value(raw any) (v any, invalid bool, err error) {
 		text = raw.String()
 	case bool:
 		text = strconv.FormatBool(raw)
+	case float64:
+		text = strconv.FormatFloat(raw, 'g', -1, 64)
+	case int64:
+		text = strconv.FormatInt(raw, 10)
+	case uint64:
+		text = strconv.FormatUint(raw, 10)
 	default:
 		return nil, false, errors.New("is an object or array, not a value")
 	}

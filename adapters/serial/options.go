@@ -1,10 +1,8 @@
 package serial
 
 import (
-	"errors"
 	"fmt"
 	"math"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -112,21 +110,8 @@ func (o Options) validateFrame() error {
 			return fmt.Errorf("topic_prefix: %q: a level %w", o.TopicPrefix, err)
 		}
 	}
-	switch o.Format {
-	case FormatRegexp, FormatJSON, FormatKeyValue:
-	default:
-		return fmt.Errorf(`format: %q is none of "regexp", "json", "key_value"`, o.Format)
-	}
-	if o.Format == FormatKeyValue {
-		if o.PairSeparator == "" {
-			return errors.New("pair_separator: is empty")
-		}
-		if o.KeySeparator == "" {
-			return errors.New("key_separator: is empty")
-		}
-		if o.KeySeparator == o.PairSeparator {
-			return fmt.Errorf("key_separator: %q is pair_separator as well", o.KeySeparator)
-		}
+	if _, ok := formats[o.Format]; !ok {
+		return fmt.Errorf("format: %q is none of %s", o.Format, oneOf(formats))
 	}
 	if o.Pattern != "" && o.Format != FormatRegexp {
 		return fmt.Errorf("pattern: has no use with format %q", o.Format)
@@ -134,33 +119,13 @@ func (o Options) validateFrame() error {
 	return nil
 }
 
-// compile checks pattern and ignore and returns them ready for use; nil for
-// one that is not needed.
-func (o Options) compile() (pattern, ignore *regexp.Regexp, err error) {
-	if o.Ignore != "" {
-		if ignore, err = regexp.Compile(o.Ignore); err != nil {
-			return nil, nil, fmt.Errorf("ignore: %w", err)
-		}
-	}
-	if o.Format != FormatRegexp {
-		return nil, ignore, nil
-	}
-	if o.Pattern == "" {
-		return nil, nil, errors.New(`pattern: is missing; format "regexp" needs one such as '^W=(?P<weight>[-0-9.]+)kg$'`)
-	}
-	if pattern, err = regexp.Compile(o.Pattern); err != nil {
-		return nil, nil, fmt.Errorf("pattern: %w", err)
-	}
-	return pattern, ignore, nil
-}
-
 // check checks a point, with its defaults filled in.
-func (p Point) check() error {
+func (p Point) check(format string, types []string) error {
 	if err := reading.ValidName(p.Name); err != nil {
 		return fmt.Errorf("name: %w", err)
 	}
-	if !slices.Contains([]string{TypeNumber, TypeText, TypeBool}, p.Type) {
-		return fmt.Errorf(`type: %q is none of "number", "text", "bool"`, p.Type)
+	if !slices.Contains(types, p.Type) {
+		return fmt.Errorf(`type: %q is none of "%s" (format %q)`, p.Type, strings.Join(types, `", "`), format)
 	}
 	if math.IsNaN(p.Scale) || math.IsInf(p.Scale, 0) {
 		return fmt.Errorf("scale: %v is no number", p.Scale)
