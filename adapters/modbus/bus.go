@@ -145,20 +145,33 @@ const maxExpect = 720 * time.Hour
 // Name is the name of the bus, which is that of its port.
 func (b *Bus) Name() string { return b.name }
 
-// Run opens the line and polls until ctx ends or the line fails. It may be
-// called again: what is known of the units stays.
-func (b *Bus) Run(ctx context.Context) (err error) {
-	t, err := b.openLine(ctx)
-	if err != nil {
+// Run opens the line and polls until ctx ends or the line fails. A line that is
+// unplugged is waited for and opened again. Run may be called again: what is
+// known of the units stays.
+func (b *Bus) Run(ctx context.Context) error {
+	for {
+		err := b.runOnce(ctx)
 		if ctx.Err() != nil {
+			b.update(func() { b.open, b.since = false, time.Now() })
 			return ctx.Err()
 		}
 		b.gone(err)
-		// Nothing can be done before the device is there; the error is
-		// the one of opening.
-		if werr := b.line.Wait(ctx); werr != nil && ctx.Err() != nil {
-			return ctx.Err()
+		if !errors.Is(err, port.ErrUnplugged) {
+			return err
 		}
+		if werr := b.line.Wait(ctx); werr != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return errors.Join(err, werr)
+		}
+	}
+}
+
+// runOnce is one opening of the line.
+func (b *Bus) runOnce(ctx context.Context) (err error) {
+	t, err := b.openLine(ctx)
+	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.close()) }()
@@ -169,13 +182,7 @@ func (b *Bus) Run(ctx context.Context) (err error) {
 	b.update(func() { b.open, b.since, b.opened, b.busy, b.lastErr = true, now, now, 0, "" })
 	b.log.Info("bus opened", "devices", len(b.devices))
 	err = b.poll(ctx, t)
-	err = errors.Join(err, b.abort(t, err))
-	if ctx.Err() != nil {
-		b.update(func() { b.open, b.since = false, time.Now() })
-		return ctx.Err()
-	}
-	b.gone(err)
-	return err
+	return errors.Join(err, b.abort(t, err))
 }
 
 // openLine opens the line for one run.

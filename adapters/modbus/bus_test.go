@@ -15,6 +15,7 @@ import (
 
 	"holdfast/adapters/health"
 	"holdfast/adapters/modbus/modbustest"
+	"holdfast/adapters/port"
 	"holdfast/broker/message"
 )
 
@@ -438,7 +439,7 @@ func TestBusSurvivesAnUnpluggedLine(t *testing.T) {
 		r.start()
 		r.after(3300 * time.Millisecond)
 		r.mu.Lock()
-		r.broken = errors.New("no such device")
+		r.broken = fmt.Errorf("no such device: %w", port.ErrUnplugged)
 		r.wire.Close()
 		r.mu.Unlock()
 		if err := <-r.ended; err == nil || errors.Is(err, context.Canceled) {
@@ -454,11 +455,7 @@ func TestBusSurvivesAnUnpluggedLine(t *testing.T) {
 		r.broken = nil
 		close(r.repair)
 		r.mu.Unlock()
-		if err := <-r.ended; err == nil || err.Error() != "no such device" {
-			t.Errorf("Run = %v, want why the line could not be opened", err)
-		}
-		r.start()
-		r.after(20 * time.Second)
+		r.after(20 * time.Second) // it goes on by itself
 		r.stop()
 		got := r.of("p0")
 		if len(got) < 15 || slices.Contains(got[4:], "<nil> bad") {

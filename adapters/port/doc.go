@@ -15,6 +15,8 @@
 // write, keep an unplugged device open (the kernel would hand out ttyUSB1 for
 // the next one), share a port, probe ports it was not told to open.
 //
+// Wait is told of devices by the kernel (inotify), and has no goroutine.
+//
 // Each open Port owns one goroutine, which waits for the device to vanish and
 // ends with the Port. Callers test for [ErrTimeout], [ErrUnplugged],
 // [ErrClosed] and [ErrBusy].

@@ -60,6 +60,9 @@ type Line struct {
 	state   string    // guarded by mu
 	since   time.Time // guarded by mu
 	lastErr string    // guarded by mu
+	tries   int       // guarded by mu; openings that came to nothing, in a row
+	lastTry time.Time // guarded by mu
+	said    logLimit  // guarded by mu
 }
 
 // NewLine returns the line of that name; opts must be valid, or it says which
@@ -94,30 +97,6 @@ func (l *Line) Name() string { return l.name }
 // Options returns how the line is configured.
 func (l *Line) Options() Options { return l.opts }
 
-// presentEvery is how often Wait looks for the device: plugging it in again is
-// then noticed before somebody walks back to the screen, and looking costs one
-// stat, or a walk through /sys/class/tty for a usb: selector.
-const presentEvery = 500 * time.Millisecond
-
-// Wait returns nil once the device is there, or the error of ctx. It opens
-// nothing.
-func (l *Line) Wait(ctx context.Context) error {
-	ticker := time.NewTicker(presentEvery)
-	defer ticker.Stop()
-	for {
-		if _, err := l.opts.resolve(); !errors.Is(err, ErrUnplugged) {
-			return ctx.Err() // there, or an error that Open reports better
-		} else if ctx.Err() == nil {
-			l.setState("absent", err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-ticker.C:
-		}
-	}
-}
-
 // Open opens the port and claims it for this process alone. The errors are
 // ErrUnplugged, ErrBusy, or what the driver says.
 func (l *Line) Open(ctx context.Context) (*Port, error) {
@@ -129,10 +108,13 @@ func (l *Line) Open(ctx context.Context) (*Port, error) {
 			state = "absent"
 		}
 		l.setState(state, err)
+		if state == "absent" && ctx.Err() == nil { // others are their user's to tell
+			l.say(slog.LevelWarn, "port is not there", "device", l.opts.Device, "err", err)
+		}
 		return nil, fmt.Errorf("open port %s: %w", l.name, err)
 	}
 	l.count.opens.Add(1)
-	l.log.Info("port opened", "device", p.path, "driver", l.opts.Driver, "baud", l.opts.Baud)
+	l.say(slog.LevelInfo, "port opened", "device", p.path, "driver", l.opts.Driver, "baud", l.opts.Baud)
 	return p, nil
 }
 
@@ -147,7 +129,42 @@ func (l *Line) open(ctx context.Context) (*Port, error) {
 	l.mu.Lock()
 	l.path = path
 	l.mu.Unlock()
+	l.tried()
 	return open(l, path)
+}
+
+// logLimit keeps a loose contact from filling the log.
+type logLimit struct {
+	since time.Time
+	n     int
+	muted int
+}
+
+// A loose contact gets that many lines a minute; the counters have them all.
+const (
+	logLines  = 12
+	logPeriod = time.Minute
+)
+
+// say logs what became of the port, within the limit.
+func (l *Line) say(level slog.Level, msg string, args ...any) {
+	l.mu.Lock()
+	now := time.Now()
+	if now.Sub(l.said.since) >= logPeriod {
+		if l.said.muted > 0 {
+			args = append(args, "left_out", l.said.muted)
+		}
+		l.said = logLimit{since: now}
+	}
+	l.said.n++
+	mute := l.said.n > logLines
+	if mute {
+		l.said.muted++
+	}
+	l.mu.Unlock()
+	if !mute {
+		l.log.Log(context.Background(), level, msg, args...) //nolint:sloglint // the callers have the literals
+	}
 }
 
 // setState notes a state and why; an error of nil keeps the last one in sight.

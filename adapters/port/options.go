@@ -46,6 +46,8 @@ type Options struct {
 	WriteTimeout time.Duration `toml:"write_timeout"`
 	// Sysfs is where the kernel describes devices; empty means /sys.
 	Sysfs string `toml:"-"`
+	// Dev is where device files are; empty means /dev.
+	Dev string `toml:"-"`
 }
 
 // DefaultOptions are 9600 8N1 through driver bugst. There is no default

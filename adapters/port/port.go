@@ -3,6 +3,7 @@ package port
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -41,8 +42,9 @@ type Port struct {
 	err      error // guarded by mu; why the port ended, nil while it is open
 	closeErr error // guarded by mu; of the driver's close
 
-	done chan struct{} // closed when everything has been let go
-	wg   sync.WaitGroup
+	opened time.Time
+	done   chan struct{} // closed when everything has been let go
+	wg     sync.WaitGroup
 }
 
 // open opens the device at path. Nothing stays open after an error.
@@ -51,7 +53,7 @@ func open(l *Line, path string) (_ *Port, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Port{line: l, path: path, done: make(chan struct{})}
+	p := &Port{line: l, path: path, opened: time.Now(), done: make(chan struct{})}
 	p.own = os.NewFile(uintptr(fd), path)
 	defer func() {
 		if err != nil {
@@ -353,7 +355,7 @@ func (p *Port) end(cause error) error {
 		count = &p.line.count.unplugged
 	}
 	if p.shutdown(cause, count) {
-		p.line.log.Warn("port lost", "device", p.path, "err", cause)
+		p.line.say(slog.LevelWarn, "port lost", "device", p.path, "err", cause)
 	}
 	return p.Err()
 }
@@ -392,6 +394,9 @@ func (p *Port) shutdown(cause error, count *atomic.Uint64) bool {
 		cause = nil
 	}
 	p.line.setState(state, cause)
+	if time.Since(p.opened) >= settled {
+		p.line.forgive()
+	}
 	p.mu.Lock()
 	p.closeErr = err
 	p.mu.Unlock()
@@ -409,7 +414,7 @@ func (p *Port) Close() error {
 	if !first {
 		return nil
 	}
-	p.line.log.Info("port closed", "device", p.path)
+	p.line.say(slog.LevelInfo, "port closed", "device", p.path)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.closeErr

@@ -786,3 +786,95 @@ func TestConcurrentUseAndClose(t *testing.T) {
 		}
 	})
 }
+
+// Two hundred times an adapter is pulled out in the middle of something: every
+// call returns, nothing lands in a file that got one of its numbers, and no
+// descriptor stays.
+func TestReplugsLeaveNothingBehind(t *testing.T) {
+	const replugs = 200
+	for _, d := range drivers {
+		t.Run(d, func(t *testing.T) {
+			dir := t.TempDir()
+			link := filepath.Join(dir, "meter")
+			o := port.DefaultOptions()
+			o.Device, o.Driver = link, d
+			l := line(t, o)
+			before := allDescriptors(t)
+			for i := range replugs {
+				master, slave, err := pty.Open()
+				if err != nil {
+					t.Fatal(err)
+				}
+				raw(t, slave)
+				if err := errors.Join(os.Symlink(slave.Name(), link), slave.Close()); err != nil {
+					t.Fatal(err)
+				}
+				p, err := l.Open(t.Context())
+				if err != nil {
+					t.Fatalf("replug %d: %v", i, err)
+				}
+				var wg sync.WaitGroup
+				busy := make(chan struct{}, 2)
+				again := func(what string, f func() error) {
+					wg.Go(func() {
+						busy <- struct{}{}
+						for {
+							if err := f(); err != nil {
+								if !errors.Is(err, port.ErrUnplugged) {
+									t.Errorf("replug %d: %s = %v, want ErrUnplugged", i, what, err)
+								}
+								return
+							}
+						}
+					})
+				}
+				again("Read", func() error { _, err := p.Read(make([]byte, 16)); return err })
+				if i%2 == 0 {
+					again("Write", func() error { _, err := p.Write(make([]byte, 3000)); return err }) // fills up
+				} else {
+					again("Drain", func() error { return errors.Join(p.Drain(), p.SetReadDeadline(time.Time{})) })
+				}
+				<-busy
+				<-busy
+				if err := errors.Join(master.Close(), os.Remove(link)); err != nil {
+					t.Fatal(err)
+				}
+				// Files that take over the numbers as they become free.
+				var files []*os.File
+				for range 8 {
+					f, err := os.CreateTemp(dir, "database")
+					if err != nil {
+						t.Fatal(err)
+					}
+					files = append(files, f)
+				}
+				within(t, "users of an unplugged port", wg.Wait)
+				within(t, "Close", func() { p.Close() })
+				for _, f := range files {
+					if info, err := f.Stat(); err != nil || info.Size() != 0 {
+						t.Errorf("replug %d: something landed in another file (%v)", i, err)
+					}
+					if err := errors.Join(f.Close(), os.Remove(f.Name())); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if n := allDescriptors(t); n != before {
+				t.Errorf("%d descriptors before, %d after", before, n)
+			}
+			if s := l.Status(); s.Opens != replugs || s.Unplugged != replugs {
+				t.Errorf("Status: %d opens, %d unplugged, want %d of each", s.Opens, s.Unplugged, replugs)
+			}
+		})
+	}
+}
+
+// allDescriptors counts this process's descriptors.
+func allDescriptors(tb testing.TB) int {
+	tb.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return len(entries)
+}

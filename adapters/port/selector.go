@@ -73,11 +73,7 @@ func (o Options) resolve() (string, error) {
 		}
 		return o.Device, nil
 	}
-	sysfs := o.Sysfs
-	if sysfs == "" {
-		sysfs = "/sys"
-	}
-	names, err := sel.find(sysfs)
+	names, err := sel.find(o.sysfs())
 	switch {
 	case err != nil:
 		return "", err
@@ -87,7 +83,43 @@ func (o Options) resolve() (string, error) {
 		return "", fmt.Errorf("%s selects %d ports (%s): add the serial number, or use /dev/serial/by-path",
 			o.Device, len(names), strings.Join(names, ", "))
 	}
-	return "/dev/" + names[0], nil
+	return filepath.Join(o.dev(), names[0]), nil
+}
+
+// dev is where device files are.
+func (o Options) dev() string {
+	if o.Dev != "" {
+		return o.Dev
+	}
+	return "/dev"
+}
+
+func (o Options) sysfs() string {
+	if o.Sysfs != "" {
+		return o.Sysfs
+	}
+	return "/sys"
+}
+
+// present is resolve for a device file that is there: the kernel tells of a
+// device in /sys before there is a file in /dev.
+func (o Options) present() (string, error) {
+	path, err := o.resolve()
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrUnplugged, err)
+	}
+	return path, nil
+}
+
+// watchPath is a path that appears, or is replaced, when the device comes.
+func (o Options) watchPath() string {
+	if strings.HasPrefix(o.Device, "usb:") {
+		return filepath.Join(o.dev(), "tty")
+	}
+	return o.Device
 }
 
 // find returns the names of the ttys that belong to a matching USB device, in

@@ -90,32 +90,34 @@ func (a *Adapter) Devices() []adapters.Device {
 	return []adapters.Device{d}
 }
 
-// Run waits for the port to be there, opens it, and publishes what the device
-// says until ctx is done or the port is lost.
+// Run opens the port and publishes what the device says until ctx is done or
+// the port fails. A port that is unplugged is waited for and opened again.
 func (a *Adapter) Run(ctx context.Context) error {
-	p, err := a.line.Open(ctx)
-	if errors.Is(err, port.ErrUnplugged) {
+	for {
+		err := a.runOnce(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err() // the port was closed because of it
+		}
 		a.tracker.Gone(time.Now(), err)
+		if !errors.Is(err, port.ErrUnplugged) {
+			return err
+		}
 		if err := a.line.Wait(ctx); err != nil {
 			return err
 		}
-		p, err = a.line.Open(ctx)
 	}
+}
+
+// runOnce is one opening of the port.
+func (a *Adapter) runOnce(ctx context.Context) (err error) {
+	p, err := a.line.Open(ctx)
 	if err != nil {
-		if ctx.Err() == nil {
-			a.tracker.Gone(time.Now(), err)
-		}
 		return err
 	}
+	defer func() { err = errors.Join(err, p.Close()) }()
 	stop := context.AfterFunc(ctx, func() { p.Close() }) //nolint:errcheck // wakes the Read; the deferred one reports
 	defer stop()
-	err = a.listen(p)
-	cerr := p.Close()
-	if ctx.Err() != nil {
-		return ctx.Err() // the port was closed because of it
-	}
-	a.tracker.Gone(time.Now(), err)
-	return errors.Join(err, cerr)
+	return a.listen(p)
 }
 
 // listen reads until the port ends.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/adapters/port"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
 )
@@ -149,6 +150,7 @@ func (s *gatewayStatus) print(w io.Writer) error {
 
 // fieldLine is what people want to know of the status of either adapter.
 type fieldLine struct {
+	Port *port.Status `json:"port"`
 	// Of modbus.Status.
 	Load  float64 `json:"load"`
 	Stray uint64  `json:"stray_bytes"`
@@ -176,6 +178,17 @@ func printLine(w io.Writer, now time.Time, status any) {
 	b, err := json.Marshal(status)
 	if err != nil || json.Unmarshal(b, &l) != nil {
 		return
+	}
+	if p := l.Port; p != nil {
+		why := p.LastError
+		if p.State == "open" {
+			why = ""
+		}
+		tell(w, "\t\t%s %s for %s%s", p.Device, p.State, since(now, p.Since), because(why))
+		if lost := p.Unplugged + p.StuckWrites + p.Errors; lost > 0 {
+			tell(w, "; unplugged %d times, stuck %d, failed %d", p.Unplugged, p.StuckWrites, p.Errors)
+		}
+		fmt.Fprintln(w)
 	}
 	if l.Frames != nil {
 		tell(w, "\t\tlines %d, rejected %d, cut short %d, garbage %d bytes%s\n", *l.Frames, l.Rejected, l.Partial, l.Garbage, because(l.LastReject))

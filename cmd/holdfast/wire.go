@@ -149,7 +149,7 @@ func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clo
 		if err != nil {
 			return nil, nil, fmt.Errorf("port %s: %w", name, err)
 		}
-		return b, func() any { return b.Status() }, nil
+		return b, func() any { return modbusStatus{b.Status(), line.Status()} }, nil
 	case config.AdapterSerial:
 		for device, settings := range bus.Devices { // exactly one, says the configuration
 			tracker, err := g.monitor.Add(device, settings.Serial.Health)
@@ -169,6 +169,12 @@ func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clo
 	default:
 		panic("config passed adapter " + bus.Adapter)
 	}
+}
+
+// modbusStatus is a bus with the port that it is on.
+type modbusStatus struct {
+	modbus.Status
+	Port port.Status `json:"port"`
 }
 
 // close ends the parts in the reverse order of build.
