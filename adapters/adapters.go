@@ -38,6 +38,6 @@ type Device struct {
 	// Interval is how often it is polled, or the longest silence expected of
 	// one that speaks by itself; 0 when unknown.
 	Interval time.Duration `json:"interval_ns"`
-	// Points are the names of what it measures.
-	Points []string `json:"points"`
+	// Points are what it measures.
+	Points []Point `json:"points"`
 }

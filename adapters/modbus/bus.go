@@ -650,7 +650,7 @@ func (b *Bus) Devices() []adapters.Device {
 	for _, d := range b.devices {
 		a := adapters.Device{Name: d.name, Adapter: "modbus", Port: b.name, Interval: d.every}
 		for _, p := range d.points {
-			a.Points = append(a.Points, p.name)
+			a.Points = append(a.Points, p.describe())
 		}
 		all = append(all, a)
 	}

@@ -15,6 +15,7 @@ const (
 	reasonInvalid = "invalid value"
 	reasonNaN     = "not a number"
 	reasonBCD     = "not BCD"
+	reasonPower   = "scale factor not implemented"
 )
 
 // Types lists what a point's type can be, in the order a manual would.
@@ -104,12 +105,55 @@ type format struct {
 	// numbers invalidValues.
 	invalid       []uint64
 	invalidValues []float64
+	// power is nil, or says where among the n registers the value is, and
+	// where the power of ten to multiply it by.
+	power *power
+}
+
+// power is the place of a value and its power of ten, in registers from the
+// first of both.
+type power struct{ value, n, at int }
+
+// maxPower is the largest power of ten that a device may name, either way
+// (SunSpec Device Information Model Specification V1.2, sunssf).
+const maxPower = 10
+
+// number says whether the values are numbers.
+func (f *format) number() bool { return f.typ != "bool" && f.typ != "string" }
+
+// powered decodes a value with the power of ten that came with it.
+func (f *format) powered(wire []byte) (value any, reason string) {
+	var b [2]byte
+	order{bytesSwapped: f.order.bytesSwapped}.arrange(b[:], wire[2*f.power.at:2*f.power.at+2])
+	exponent := int(int16(uint16(b[0])<<8 | uint16(b[1])))
+	if exponent < -maxPower || exponent > maxPower {
+		return nil, reasonPower
+	}
+	own := *f
+	own.power, own.n, own.decimals = nil, f.power.n, -1
+	value, reason = own.decode(wire[2*f.power.value : 2*(f.power.value+f.power.n)])
+	var v float64
+	switch raw := value.(type) {
+	case nil:
+		return nil, reason
+	case uint64:
+		v = float64(raw)
+	case int64:
+		v = float64(raw)
+	case float64:
+		v = raw
+	}
+	ten := format{scale: math.Pow10(exponent), decimals: f.decimals}
+	return ten.scaled(v)
 }
 
 // decode turns the wire bytes of the point, 2n of them, into a value; nil with
 // a reason when they are no measurement. A number that is not there must never
 // come out as 0.
 func (f *format) decode(wire []byte) (value any, reason string) {
+	if f.power != nil {
+		return f.powered(wire)
+	}
 	var buf [8]byte
 	if f.typ == "string" {
 		return f.decodeString(wire)

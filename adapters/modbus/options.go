@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/adapters"
 	"holdfast/adapters/reading"
 )
 
@@ -101,10 +102,18 @@ type Point struct {
 	// Scale and Offset make the value: raw*scale+offset. A Scale of 0 means 1.
 	Scale  float64 `toml:"scale"`
 	Offset float64 `toml:"offset"`
+	// ScaleRegister is where the unit says by which power of ten the value is
+	// multiplied besides: a signed register of the same table, near enough for
+	// one request, so that value and power are of the same moment. Empty: none.
+	ScaleRegister string `toml:"scale_register"`
 	// Decimals rounds the value, 0 to 15; nil leaves it as it is.
 	Decimals *int `toml:"decimals"`
 	// Unit is what the value is measured in, for people: "°C".
 	Unit string `toml:"unit"`
+	// DeviceClass and StateClass are those of Home Assistant; empty means what
+	// follows from the unit, "none" that there is none.
+	DeviceClass string `toml:"device_class"`
+	StateClass  string `toml:"state_class"`
 	// Invalid are register contents that mean "no value" and become null:
 	// bit patterns (0x8000), for signed types also the number itself
 	// (-32768), for floats also the number (-9999).
@@ -183,10 +192,12 @@ type compiled struct {
 
 // point is a Point in the form the bus works with.
 type point struct {
-	name string
-	unit string
-	reg  Register
-	f    format
+	name   string
+	unit   string
+	device string // class
+	state  string // class
+	reg    Register
+	f      format
 	// bad: the last reading said that the point cannot be read. It is said
 	// once, not in every cycle.
 	bad bool
@@ -194,6 +205,11 @@ type point struct {
 
 // end is the address behind the point.
 func (p *point) end() int { return int(p.reg.Addr) + p.f.n }
+
+// describe tells what the point measures.
+func (p *point) describe() adapters.Point {
+	return adapters.Describe(adapters.Point{Name: p.name, Unit: p.unit, DeviceClass: p.device, StateClass: p.state}, p.f.number())
+}
 
 func compile(d *Device) (*compiled, error) {
 	at := func(key string) string { return "device." + d.Name + "." + key }
@@ -275,7 +291,10 @@ func compilePoint(o *Point, common order, c *compiled) (*point, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register: %w", err)
 	}
-	p := &point{name: o.Name, unit: o.Unit, reg: reg}
+	if err := adapters.ValidClasses(o.DeviceClass, o.StateClass); err != nil {
+		return nil, err
+	}
+	p := &point{name: o.Name, unit: o.Unit, device: o.DeviceClass, state: o.StateClass, reg: reg}
 	p.f = format{typ: o.Type, bit: reg.Bit, order: common, scale: o.Scale, offset: o.Offset, decimals: orDefault(o.Decimals, -1)}
 	f := &p.f
 	single := reg.Table.Bits() || reg.Bit != noBit
@@ -312,7 +331,36 @@ func compilePoint(o *Point, common order, c *compiled) (*point, error) {
 	if err := compileNumber(o, f, single); err != nil {
 		return nil, err
 	}
+	if o.ScaleRegister != "" {
+		if err := compilePower(o, p, c); err != nil {
+			return nil, fmt.Errorf("scale_register: %w", err)
+		}
+	}
 	return p, nil
+}
+
+// compilePower makes the point reach from its value to its power of ten.
+func compilePower(o *Point, p *point, c *compiled) error {
+	at, err := ParseRegister(o.ScaleRegister)
+	if err != nil {
+		return err
+	}
+	if !p.f.number() || at.Bit != noBit || at.Table != p.reg.Table {
+		return fmt.Errorf("%v and %v are not a number and a register of one table", p.reg, at)
+	}
+	first := min(at.Addr, p.reg.Addr)
+	end := max(int(at.Addr)+1, p.end())
+	if n := end - int(first); n > c.maxRegs {
+		return fmt.Errorf("%v and %v are %d registers, more than the %d of a request", p.reg, at, n, c.maxRegs)
+	}
+	for _, h := range c.holes {
+		if h.table == at.Table && int(h.first) < end && h.last >= first {
+			return fmt.Errorf("there is a hole between %v and %v", p.reg, at)
+		}
+	}
+	p.f.power = &power{value: int(p.reg.Addr - first), n: p.f.n, at: int(at.Addr - first)}
+	p.reg.Addr, p.f.n = first, end-int(first)
+	return nil
 }
 
 func compileOrder(o *Point, f *format) error {
@@ -329,7 +377,7 @@ func compileOrder(o *Point, f *format) error {
 }
 
 func compileNumber(o *Point, f *format, single bool) error {
-	number := f.typ != "bool" && f.typ != "string"
+	number := f.number()
 	finite := func(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 	switch {
 	case !finite(o.Scale):

@@ -85,7 +85,7 @@ func (a *Adapter) Name() string { return a.device }
 func (a *Adapter) Devices() []adapters.Device {
 	d := adapters.Device{Name: a.device, Adapter: "serial", Port: a.line.Name()}
 	for _, p := range a.opts.Points {
-		d.Points = append(d.Points, p.Name)
+		d.Points = append(d.Points, adapters.Describe(adapters.Point{Name: p.Name, Unit: p.Unit}, p.Type == "" || p.Type == TypeNumber))
 	}
 	return []adapters.Device{d}
 }
