@@ -91,10 +91,14 @@ type Bus struct {
 	opened  time.Time
 	echo    bool
 	n       linkCounters
-	probes  bucket      // time spent on probes while others wanted the bus
-	last    *unit       // asked last
-	flying  []*exchange // begun and not over, at most room of the transport
-	counted time.Time   // until when busy has been counted
+	probes  bucket         // time spent on probes while others wanted the bus
+	last    *unit          // asked last
+	flying  []*exchange    // begun and not over, at most room of the transport
+	counted time.Time      // until when busy has been counted
+	asked   bucket         // time spent on requests from outside while polls were due
+	guests  map[byte]*unit // asked from outside and not configured; by address
+
+	asks asks
 }
 
 // New returns the bus called name, which polls opts.Devices over line and hands
@@ -105,7 +109,8 @@ func New(name string, opts Options, line Line, sink Sink, monitor *health.Monito
 	}
 	b := &Bus{
 		name: name, opts: opts, line: line, sink: sink, clock: reading.NewClock(),
-		log: log.With("component", "modbus", "adapter", name),
+		log:  log.With("component", "modbus", "adapter", name),
+		asks: asks{wake: make(chan struct{}, 1)},
 	}
 	byID := map[byte]*unit{}
 	for i := range opts.Devices {
@@ -181,8 +186,11 @@ func (b *Bus) runOnce(ctx context.Context) (err error) {
 	now := time.Now()
 	b.update(func() { b.open, b.since, b.opened, b.busy, b.lastErr = true, now, now, 0, "" })
 	b.log.Info("bus opened", "devices", len(b.devices))
+	b.admit(true, nil)
 	err = b.poll(ctx, t)
-	return errors.Join(err, b.abort(t, err))
+	err = errors.Join(err, b.abort(t, err))
+	b.admit(false, err)
+	return err
 }
 
 // openLine opens the line for one run.
@@ -226,6 +234,10 @@ func (b *Bus) poll(ctx context.Context, t transport) error {
 			return ctx.Err()
 		case <-t.gone():
 			return errors.Join(errLineGone, t.lost())
+		case <-b.asks.wake:
+			if !started {
+				continue // it warms up
+			}
 		case <-wake.C:
 		}
 		if !started {
@@ -261,8 +273,12 @@ func (b *Bus) work(ctx context.Context, t transport) (next time.Time, err error)
 	for {
 		next = time.Time{}
 		for len(b.flying) < t.room() && next.IsZero() {
-			j, wake := b.next(time.Now())
+			now := time.Now()
+			j, wake := b.next(now)
+			a, u, wake := b.nextAsk(now, j.block != nil, wake)
 			switch {
+			case a != nil:
+				err = b.ask(ctx, t, a, u, j.block != nil)
 			case j.probe != nil:
 				err = b.probe(ctx, t, j.probe, j.idle)
 			case j.block != nil:
@@ -462,7 +478,10 @@ func (b *Bus) serve(ctx context.Context, t transport, k *block) error {
 			b.update(func() { x.unit.n.retries++ })
 			return b.begin(ctx, t, x.unit, k.req, k.dev.timeout, done)
 		}
-		b.update(func() { k.flying = false })
+		b.update(func() {
+			k.flying = false
+			x.unit.yields = max(0, x.unit.yields-1)
+		})
 		b.served(k, x)
 		return nil
 	}

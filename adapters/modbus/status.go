@@ -22,6 +22,8 @@ type Status struct {
 	StrayBytes    uint64       `json:"stray_bytes"`
 	ForeignFrames uint64       `json:"foreign_frames"`
 	Units         []UnitStatus `json:"units"`
+	// Asked are the requests from outside.
+	Asked RequestStatus `json:"asked"`
 }
 
 // UnitStatus is a snapshot of one unit of a bus.
@@ -66,11 +68,12 @@ type ReadStatus struct {
 
 // Status returns a snapshot. It may be called at any time.
 func (b *Bus) Status() Status {
+	asked := b.asks.status()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := Status{
 		Bus: b.name, Open: b.open, Since: b.since, LastError: b.lastErr,
-		Echo: b.echo, StrayBytes: b.n.stray, ForeignFrames: b.n.foreign,
+		Asked: asked, Echo: b.echo, StrayBytes: b.n.stray, ForeignFrames: b.n.foreign,
 	}
 	if elapsed := time.Since(b.opened); b.open && elapsed > 0 {
 		s.Load = min(1, b.busy.Seconds()/elapsed.Seconds())

@@ -80,6 +80,7 @@ type unit struct {
 	probeAt   time.Time // when down
 	backoff   time.Duration
 	waste     bucket // time this unit has let pass by not answering
+	yields    int    // how many polls go ahead of requests from outside, see nextAsk
 
 	n unitCounters
 }
