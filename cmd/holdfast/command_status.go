@@ -17,7 +17,6 @@ import (
 	"holdfast/adapters/port"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
-	"holdfast/storeforward/sparkplug"
 )
 
 func statusCommand() *cobra.Command {
@@ -112,9 +111,6 @@ func (s *gatewayStatus) print(w io.Writer) error {
 	for i := range s.Uplinks {
 		printUplink(t, s.Time, &s.Uplinks[i])
 	}
-	for i := range s.Nodes {
-		printNode(t, s.Time, &s.Nodes[i])
-	}
 	for _, b := range s.Buses {
 		tell(t, "port\t%s\t%s", b.Name, b.Supervisor.State)
 		if b.Supervisor.Failures > 0 {
@@ -152,25 +148,12 @@ func (s *gatewayStatus) print(w io.Writer) error {
 	return t.Flush()
 }
 
-func printNode(w io.Writer, now time.Time, n *sparkplug.Status) {
-	tell(w, "sparkplug\t%s\t%s for %s%s; %s/%s at %s, bdSeq %d\n",
-		n.Name, n.State, since(now, n.Since), because(n.Reason), n.Group, n.Node, n.URL, n.BirthNumber)
-	tell(w, "\t\t%d devices, %d metrics; values sent %d, historical %d, confirmed %d; waiting %d messages, %s\n",
-		n.Devices, n.Metrics, n.Live+n.Historical, n.Historical, n.Confirmed, n.BacklogMessages, size(n.BacklogBytes))
-	if n.Skipped+n.Refused+n.BadCommand > 0 {
-		tell(w, "\t\tmessages without a reading %d, values refused %d, commands refused %d\n", n.Skipped, n.Refused, n.BadCommand)
-	}
-}
-
 // fieldLine is what people want to know of the status of either adapter.
 type fieldLine struct {
 	Port *port.Status `json:"port"`
 	// Of modbus.Status.
-	Load float64 `json:"load"`
-	Pace struct {
-		Demand float64 `json:"demand"`
-	} `json:"pace"`
-	Stray uint64 `json:"stray_bytes"`
+	Load  float64 `json:"load"`
+	Stray uint64  `json:"stray_bytes"`
 	Units []struct {
 		UnitID    int       `json:"unit_id"`
 		State     string    `json:"state"`
@@ -211,7 +194,7 @@ func printLine(w io.Writer, now time.Time, status any) {
 		tell(w, "\t\tlines %d, rejected %d, cut short %d, garbage %d bytes%s\n", *l.Frames, l.Rejected, l.Partial, l.Garbage, because(l.LastReject))
 		return
 	}
-	tell(w, "\t\tin use %.0f %% of the time, wanted %.0f %%, stray %d bytes\n", 100*l.Load, 100*l.Pace.Demand, l.Stray)
+	tell(w, "\t\tin use %.0f %% of the time, stray %d bytes\n", 100*l.Load, l.Stray)
 	for _, u := range l.Units {
 		why := u.LastError
 		if u.State == "up" {

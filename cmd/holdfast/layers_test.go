@@ -45,6 +45,7 @@ var layers = map[string]struct {
 	"adapters/port":              {third: []string{"go.bug.st/serial", "github.com/tarm/goserial", "golang.org/x/sys"}},
 	"adapters/serial":            {own: []string{"adapters", "adapters/health", "adapters/port", "adapters/reading", "broker/message"}},
 	"adapters/modbus":            {own: []string{"adapters", "adapters/health", "adapters/port", "adapters/reading", "broker/message"}},
+	"adapters/modbus/profile":    {own: []string{"adapters", "adapters/modbus"}},
 	"adapters/modbus/modbustest": {own: []string{"adapters/modbus", "adapters/port"}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 
 	// storeforward: what must not be lost, and its way to the cloud. The
@@ -53,7 +54,6 @@ var layers = map[string]struct {
 	"storeforward/storetest":        {third: []string{"github.com/mattn/go-sqlite3", "github.com/psanford/sqlite3vfs"}},
 	"storeforward/uplink/relaytest": {},
 	"storeforward/pack":             {third: []string{"github.com/klauspost/compress"}},
-	"storeforward/sparkplug":        {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward", "storeforward/uplink/dial"}, third: []string{"google.golang.org/protobuf"}},
 	"storeforward/uplink":           {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward", "storeforward/pack", "storeforward/uplink/dial"}},
 	"storeforward/uplink/dial":      {third: []string{"github.com/coder/websocket", "golang.org/x/sys"}}, // no MQTT
 

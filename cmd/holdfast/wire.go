@@ -19,7 +19,6 @@ import (
 	"holdfast/broker/message"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/storeforward"
-	"holdfast/storeforward/sparkplug"
 	"holdfast/storeforward/uplink"
 )
 
@@ -29,7 +28,6 @@ var (
 	_ broker.Auth        = (*access.Access)(nil)
 	_ uplink.Local       = (*broker.Broker)(nil)
 	_ adapters.Publisher = localPublisher{}
-	_ sparkplug.Site     = edgeSite{}
 	_ adapters.Commands  = localCommands{}
 )
 
@@ -78,7 +76,6 @@ type graph struct {
 	readings *adapters.Outbox // between the buses and the broker
 	statuses *adapters.Outbox // between the monitor and the broker
 	repairs  chan storeforward.Repair
-	edges    edgeNodes
 }
 
 // build opens the store and connects the parts that live as long as the
@@ -98,7 +95,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	if err != nil {
 		return nil, err
 	}
-	g = &graph{store: store, repairs: repairs, access: access.New(rules, log), edges: edgeNodes{nodes: map[string]*sparkplug.Node{}}}
+	g = &graph{store: store, repairs: repairs, access: access.New(rules, log)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(ctx))
@@ -122,7 +119,6 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	}
 	gateway, session := cfg.Gateway.ID, store.StartNumber()
 	g.monitor = health.NewMonitor(func(c health.Change) {
-		g.edges.tell(c)
 		g.statuses.Put(c.Device, &message.Message{
 			Topic:   config.DeviceStatusTopic(gateway, c.Device),
 			Payload: c.AppendJSON(nil, session),
@@ -141,7 +137,15 @@ func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clo
 	}
 	switch bus.Adapter {
 	case config.AdapterModbus:
-		b, err := modbus.New(name, bus.Modbus(readings), modbus.PortLine(line), g.readings, g.monitor, log)
+		opts := bus.Port.Bus
+		opts.CharTime = bus.Port.CharTime()
+		opts.Prefix = readings
+		for _, device := range sorted(bus.Devices) {
+			dev := *bus.Devices[device].Modbus
+			dev.Name = device
+			opts.Devices = append(opts.Devices, dev)
+		}
+		b, err := modbus.New(name, opts, modbus.PortLine(line), g.readings, g.monitor, log)
 		if err != nil {
 			return nil, nil, fmt.Errorf("port %s: %w", name, err)
 		}

@@ -20,7 +20,6 @@ import (
 	"holdfast/broker/listen"
 	"holdfast/broker/topic"
 	"holdfast/storeforward"
-	"holdfast/storeforward/sparkplug"
 	"holdfast/storeforward/uplink"
 	"holdfast/storeforward/uplink/dial"
 )
@@ -36,10 +35,8 @@ type Config struct {
 	Broker    broker.Options            `toml:"broker"`
 	Store     storeforward.Options      `toml:"store"`
 	Uplinks   map[string]uplink.Options `toml:"uplink"`
-	// Nodes are the Sparkplug edge nodes.
-	Nodes   map[string]sparkplug.Options `toml:"sparkplug"`
-	Ports   map[string]Port              `toml:"port"`
-	Devices map[string]Device            `toml:"device"`
+	Ports     map[string]Port           `toml:"port"`
+	Devices   map[string]Device         `toml:"device"`
 }
 
 // Gateway says who this gateway is.
@@ -53,6 +50,9 @@ type Gateway struct {
 	// Readings are the first levels of the topics of readings:
 	// readings/device/point.
 	Readings string `toml:"readings"`
+	// Profiles is the folder of the user's own register maps. Empty means the
+	// folder profiles beside the configuration.
+	Profiles string `toml:"profiles"`
 }
 
 // Log says what is logged, to standard error.
@@ -139,8 +139,7 @@ func Default() Config {
 // elementDefaults is where maps of Options that live in other packages get
 // their defaults from.
 var elementDefaults = map[reflect.Type]func() any{
-	reflect.TypeFor[uplink.Options]():    func() any { return uplink.DefaultOptions() },
-	reflect.TypeFor[sparkplug.Options](): func() any { return sparkplug.DefaultOptions() },
+	reflect.TypeFor[uplink.Options](): func() any { return uplink.DefaultOptions() },
 }
 
 // Load reads the file and its drop-ins: every *.toml in the folder beside it
@@ -170,6 +169,11 @@ func Load(file string) (Config, error) {
 func decodeConfig(root *node) (Config, error) {
 	cfg := Default()
 	d := decoder{places: map[string]position{}}
+	dir, named := folderOf(root)
+	if !named {
+		dir = DefaultProfiles(root.at.file)
+	}
+	d.profiles = NewProfiles(dir, named)
 	d.decode("", root, reflect.ValueOf(&cfg).Elem())
 	if len(d.problems) > 0 {
 		return Config{}, d.err()
@@ -232,13 +236,6 @@ func (c *Config) Resolve() {
 	for name, u := range c.Uplinks {
 		u.Gateway = c.Gateway.ID
 		c.Uplinks[name] = u
-	}
-	for name, n := range c.Nodes {
-		n.Gateway = c.Gateway.ID
-		if len(n.Topics) == 0 {
-			n.Topics = []string{c.Gateway.Readings + "/#"}
-		}
-		c.Nodes[name] = n
 	}
 }
 
@@ -309,15 +306,6 @@ func (c *Config) Validate() error {
 			add(fmt.Errorf("%s: the name is not one topic level (no / + # $)", key))
 		}
 		add(rekey(c.Uplinks[name].Validate(), "uplink", key))
-	}
-	for _, name := range sortedKeys(c.Nodes) {
-		key := join("sparkplug", name)
-		if !oneLevel(name) {
-			add(fmt.Errorf("%s: the name is not one topic level (no / + # $)", key))
-		}
-		n := c.Nodes[name]
-		add(rekey(n.Options.Validate(), "uplink", key))
-		add(rekey(n.Validate(), "", key))
 	}
 	c.validateClientIDs(add)
 	c.validateDevices(add)

@@ -37,6 +37,8 @@ type Device struct {
 	// Port is the name of a [port.NAME].
 	Port string `toml:"port"`
 
+	// Choice is the profile of a Modbus device; Modbus has what it says.
+	Choice Choice         `toml:"-"`
 	Modbus *modbus.Device `toml:"-"`
 	Serial *Serial        `toml:"-"`
 }
@@ -72,6 +74,15 @@ func (dev *Device) decodeNode(d *decoder, key string, n *node) {
 	case AdapterModbus:
 		dev.Modbus = new(modbus.DefaultDevice())
 		own = reflect.ValueOf(dev.Modbus).Elem()
+		d.applyProfile(key, table, &dev.Choice, dev.Modbus)
+		maps.Copy(fields, fieldsOf(reflect.ValueOf(&dev.Choice).Elem()))
+		if points := table["point"]; points != nil {
+			d.points(join(key, "point"), points, dev.Modbus)
+		}
+		table = maps.Clone(table)
+		for _, done := range []string{"profile", "points", "point"} {
+			delete(table, done)
+		}
 	case AdapterSerial:
 		dev.Serial = new(DefaultSerial())
 		own = reflect.ValueOf(dev.Serial).Elem()
@@ -102,20 +113,6 @@ func (c *Config) Buses() map[string]Bus {
 		buses[dev.Port] = b
 	}
 	return buses
-}
-
-// Modbus returns the options of a Modbus bus, whose readings have topics under
-// prefix.
-func (b Bus) Modbus(prefix string) modbus.Options {
-	opts := b.Port.Bus
-	opts.CharTime = b.Port.CharTime()
-	opts.Prefix = prefix
-	for _, name := range sortedKeys(b.Devices) {
-		dev := *b.Devices[name].Modbus
-		dev.Name = name
-		opts.Devices = append(opts.Devices, dev)
-	}
-	return opts
 }
 
 func (c *Config) validateDevices(add func(error)) {
@@ -177,14 +174,6 @@ func (c *Config) Warnings() []string {
 	for _, name := range sortedKeys(c.Ports) {
 		if !used[name] {
 			out = append(out, join("port", name)+": no device uses it")
-		}
-	}
-	buses := c.Buses()
-	for _, name := range sortedKeys(buses) {
-		if bus := buses[name]; bus.Adapter == AdapterModbus {
-			for _, w := range bus.Modbus(c.Gateway.Readings).Warnings() {
-				out = append(out, join("port", name)+": "+w)
-			}
 		}
 	}
 	out = append(out, uplink.Loops(sortedKeys(c.Uplinks), c.Uplinks)...)
