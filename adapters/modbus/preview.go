@@ -3,6 +3,8 @@ package modbus
 import (
 	"fmt"
 	"time"
+
+	"holdfast/adapters"
 )
 
 // alone compiles a point that is not part of a device; order is what its device
@@ -65,4 +67,19 @@ func (r Request) TimeOnLine(char time.Duration) time.Duration {
 	l := newLink(nil, Options{CharTime: char}, time.Time{})
 	const frame = 3 // unit and checksum
 	return 2*l.silence + time.Duration(5+frame+r.answerLen()+frame)*char
+}
+
+// About is what can be said of a point without reading it.
+type About struct {
+	adapters.Point
+	Type string
+}
+
+// Describe tells what the point measures.
+func Describe(o Point) (About, error) {
+	p, err := alone(o, "")
+	if err != nil {
+		return About{}, err
+	}
+	return About{Point: p.describe(), Type: p.f.typ}, nil
 }

@@ -35,6 +35,24 @@ func NewProfiles(dir string, required bool) *Profiles {
 	return &Profiles{dir: dir, required: required, read: map[string]*profile.Profile{}}
 }
 
+// ProfilesOf returns the profiles that a configuration can name. Nothing of it is
+// read but where they are.
+func ProfilesOf(file string) (*Profiles, error) {
+	root, err := load(file)
+	if err != nil {
+		return nil, err
+	}
+	return profilesUnder(root), nil
+}
+
+func profilesUnder(root *node) *Profiles {
+	dir, named := folderOf(root)
+	if !named {
+		dir = DefaultProfiles(root.at.file)
+	}
+	return NewProfiles(dir, named)
+}
+
 // Get returns a profile by its name.
 func (ps *Profiles) Get(name string) (*profile.Profile, error) {
 	if p := ps.read[name]; p != nil {
