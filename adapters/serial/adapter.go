@@ -18,22 +18,28 @@ import (
 type Status struct {
 	Device string      `json:"device"`
 	Port   port.Status `json:"port"`
-	// Frames were complete; each of them was ignored, rejected, or had
-	// readings in it.
+	// Frames were complete, with the right checksum; each of them was
+	// ignored, rejected, or had readings in it.
 	Frames   uint64 `json:"frames"`
 	Ignored  uint64 `json:"ignored"`
 	Rejected uint64 `json:"rejected"`
 	// Oversized frames were longer than max_length, Partial ones ended in
-	// silence. Garbage are the bytes dropped with them and on getting into
-	// step.
+	// silence or where another began, Checksum ones had a wrong checksum or an
+	// impossible escape. Garbage are the bytes dropped with them and on getting
+	// into step, which Resyncs counts.
 	Oversized uint64 `json:"oversized"`
 	Partial   uint64 `json:"partial"`
+	Checksum  uint64 `json:"checksum_errors"`
+	Resyncs   uint64 `json:"resyncs"`
 	Garbage   uint64 `json:"garbage_bytes"`
 	// Readings were published; Broken of them could not be read as their
 	// type. Missing are points that were not in a frame.
 	Readings uint64 `json:"readings"`
 	Broken   uint64 `json:"broken"`
 	Missing  uint64 `json:"missing"`
+	// BadTimes are frames whose own time was unreadable or too far off; their
+	// readings have the gateway's.
+	BadTimes uint64 `json:"bad_times"`
 	// LastFrame is when the last good frame came, LastReject why the last bad
 	// one was none.
 	LastFrame  time.Time `json:"last_frame,omitzero"`
@@ -51,8 +57,9 @@ type Adapter struct {
 	clock   *reading.Clock
 	log     *slog.Logger
 
-	framer  *delimiterFramer // of Run's goroutine
-	grumble time.Time        // of Run's goroutine; when a bad frame was last logged
+	framer  framer // of Run's goroutine
+	check   check
+	grumble time.Time // of Run's goroutine; when a bad frame was last logged
 
 	mu     sync.Mutex
 	status Status // guarded by mu
@@ -70,10 +77,18 @@ func New(device string, opts Options, line *port.Line, out *adapters.Outbox, tra
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", device, err)
 	}
+	framer, err := opts.newFramer()
+	if err != nil {
+		return nil, fmt.Errorf("device %s: %w", device, err)
+	}
+	check, err := newCheck(&opts)
+	if err != nil {
+		return nil, fmt.Errorf("device %s: %w", device, err)
+	}
 	return &Adapter{
 		device: device, opts: opts, dec: dec, line: line, out: out, tracker: tracker, clock: clock,
 		log:    log.With("component", "serial", "device", device),
-		framer: newDelimiterFramer([]byte(opts.Delimiter), opts.MaxLength),
+		framer: framer, check: check,
 		status: Status{Device: device},
 	}, nil
 }
@@ -138,17 +153,18 @@ func (a *Adapter) listen(p *port.Port) error {
 		n, err := p.Read(buf)
 		switch {
 		case errors.Is(err, port.ErrTimeout):
-			a.framer.quiet()
+			at := a.clock.Now()
+			a.framer.quiet(func(f frame) bool { return a.take(f, at) })
 		case err != nil:
 			return err
 		default:
 			at := a.clock.Now()
-			a.framer.push(buf[:n], func(frame []byte) { a.frame(frame, at) })
+			a.framer.push(buf[:n], func(f frame) bool { return a.take(f, at) })
 		}
 		a.copyCounts()
 		var until time.Time
-		if a.framer.pending() && a.opts.FrameTimeout > 0 {
-			until = time.Now().Add(a.opts.FrameTimeout)
+		if gap := a.gap(); a.framer.pending() && gap > 0 {
+			until = time.Now().Add(gap)
 		}
 		if err := p.SetReadDeadline(until); err != nil {
 			return err
@@ -156,23 +172,43 @@ func (a *Adapter) listen(p *port.Port) error {
 	}
 }
 
+// gap is how long the line is silent when a frame ends; 0: that ends none.
+func (a *Adapter) gap() time.Duration {
+	if a.opts.Framing == FramingSilence {
+		return a.opts.Silence
+	}
+	return a.opts.FrameTimeout
+}
+
 // copyCounts makes the framer's counters visible to Status.
 func (a *Adapter) copyCounts() {
-	c := a.framer.count
+	c := a.framer.counts()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.status.Frames, a.status.Oversized, a.status.Partial, a.status.Garbage = c.frames, c.oversized, c.partial, c.garbage
+	a.status.Checksum, a.status.Resyncs = c.broken, c.resyncs
 }
 
-// frame takes one frame.
-func (a *Adapter) frame(frame []byte, at reading.Stamp) {
-	if n := len(frame); a.opts.Delimiter == "\n" && frame[n-1] == '\r' {
-		frame = frame[:n-1]
-		if len(frame) == 0 {
+// take takes one frame; false if its checksum is wrong. Whether that is an
+// error the framer knows: it may be looking for the beginning of a frame.
+func (a *Adapter) take(f frame, at reading.Stamp) bool {
+	if n := len(f.body); a.opts.Framing == FramingDelimiter && a.opts.Delimiter == "\n" && f.body[n-1] == '\r' {
+		f = plain(f.body[:n-1])
+		if n == 1 {
 			a.count(func(s *Status) { s.Ignored++ })
-			return
+			return true
 		}
 	}
+	body, err := a.check.verify(f)
+	if err != nil {
+		return false
+	}
+	a.frame(body, at)
+	return true
+}
+
+// frame takes the body of one whole frame.
+func (a *Adapter) frame(frame []byte, at reading.Stamp) {
 	if a.dec.ignored(frame) {
 		a.count(func(s *Status) { s.Ignored++ })
 		return
@@ -199,7 +235,13 @@ func (a *Adapter) frame(frame []byte, at reading.Stamp) {
 		if res.why != nil {
 			s.LastReject = res.why.Error()
 		}
+		if res.badTime != nil {
+			s.BadTimes++
+		}
 	})
+	if res.badTime != nil {
+		a.complain(at.Wall, fmt.Errorf("time of the device: %w", res.badTime))
+	}
 	if res.why != nil {
 		a.complain(at.Wall, res.why)
 		a.tracker.Bad(at.Wall, res.why)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"holdfast/adapters/reading"
 )
@@ -18,26 +19,38 @@ type decoder struct {
 	points []point
 	format format
 	ignore *regexp.Regexp
+	time   *deviceTime
+	timed  bool // the field after those of the points is the device's time
 }
 
 // point is a Point made ready.
 type point struct {
 	Point
+	style          numberStyle
 	invalidNumbers []float64
 	invalidText    []string
 }
 
 // newDecoder checks the options and returns a decoder for them.
 func newDecoder(device string, o Options) (*decoder, error) {
-	if err := o.validateFrame(); err != nil {
+	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	d := &decoder{device: device}
+	if _, err := o.newFramer(); err != nil {
+		return nil, err
+	}
+	if _, err := newCheck(&o); err != nil {
+		return nil, err
+	}
+	d := &decoder{device: device, timed: o.Time != ""}
+	var err error
 	if o.Ignore != "" {
-		var err error
 		if d.ignore, err = regexp.Compile(o.Ignore); err != nil {
 			return nil, fmt.Errorf("ignore: %w", err)
 		}
+	}
+	if d.time, err = newDeviceTime(&o); err != nil {
+		return nil, err
 	}
 	if len(o.Points) == 0 {
 		return nil, errors.New("point: there is none")
@@ -45,7 +58,7 @@ func newDecoder(device string, o Options) (*decoder, error) {
 	kind := formats[o.Format]
 	seen := make(map[string]bool, len(o.Points))
 	for i, p := range o.Points {
-		pt := newPoint(p, kind.types[0])
+		pt := newPoint(&o, p, kind.types[0])
 		if err := pt.check(o.Format, kind.types); err != nil {
 			return nil, fmt.Errorf("point[%d].%w", i, err)
 		}
@@ -55,15 +68,21 @@ func newDecoder(device string, o Options) (*decoder, error) {
 		seen[p.Name] = true
 		d.points = append(d.points, pt)
 	}
-	var err error
-	if d.format, err = kind.new(&o, d.points); err != nil {
+	wanted := d.points
+	if d.timed {
+		wanted = append(slices.Clip(wanted), newPoint(&o, Point{Name: "time", Field: o.Time, Type: TypeText}, TypeText))
+	}
+	if d.format, err = kind.new(&o, wanted); err != nil {
+		if rest, ok := strings.CutPrefix(err.Error(), fmt.Sprintf("point[%d].field", len(d.points))); ok {
+			return nil, errors.New("time" + rest)
+		}
 		return nil, err
 	}
 	return d, nil
 }
 
 // newPoint fills in what the options leave out; typ is the format's own type.
-func newPoint(p Point, typ string) point {
+func newPoint(o *Options, p Point, typ string) point {
 	if p.Field == "" {
 		p.Field = p.Name
 	}
@@ -73,7 +92,10 @@ func newPoint(p Point, typ string) point {
 	if p.Scale == 0 {
 		p.Scale = 1
 	}
-	pt := point{Point: p}
+	if p.Order == "" {
+		p.Order = o.Order
+	}
+	pt := point{Point: p, style: numberStyle{decimal: o.Decimal, thousands: o.Thousands, signAfter: o.SignAfter}}
 	for _, v := range p.Invalid {
 		switch v := v.(type) {
 		case string:
@@ -96,6 +118,8 @@ type result struct {
 	// about the first of them.
 	broken int
 	why    error
+	// badTime says why the device's time is not that of the readings.
+	badTime error
 }
 
 // ignored says that the frame is known not to be a measurement.
@@ -117,8 +141,8 @@ func (d *decoder) decode(frame []byte, at reading.Stamp) (result, error) {
 
 // collect makes readings of the fields.
 func (d *decoder) collect(f fields, at reading.Stamp) (result, error) {
-	at.Device = f.time
 	res := result{readings: make([]reading.Reading, 0, len(d.points))}
+	at.Device, res.badTime = d.when(f, at)
 	for i := range d.points {
 		p := &d.points[i]
 		raw, ok := f.get(i)
@@ -151,26 +175,43 @@ func (d *decoder) collect(f fields, at reading.Stamp) (result, error) {
 	return res, nil
 }
 
+// when returns when the device says that it measured; zero if it does not, or
+// with the reason why that cannot be.
+func (d *decoder) when(f fields, at reading.Stamp) (t time.Time, err error) {
+	t = f.time
+	if d.timed {
+		raw, ok := f.get(len(d.points))
+		if !ok || raw == nil {
+			return time.Time{}, errors.New("frame has no time")
+		}
+		text, ok := textual(raw)
+		if !ok {
+			return time.Time{}, errors.New("time is an object or array, not a value")
+		}
+		if t, err = d.time.read(text, at.Wall); err != nil {
+			return time.Time{}, err
+		}
+	}
+	if t.IsZero() {
+		return t, nil
+	}
+	if err := d.time.believe(t, at); err != nil {
+		return time.Time{}, err
+	}
+	return t, nil
+}
+
 // value makes a value of the point's type out of what stands in the frame.
 // invalid means that the device says it has none.
 func (p *point) value(raw any) (v any, invalid bool, err error) {
-	var text string
-	switch raw := raw.(type) {
+	switch x := raw.(type) {
 	case nil: // JSON null
 		return nil, true, nil
-	case string:
-		text = strings.TrimSpace(raw)
-	case json.Number:
-		text = raw.String()
-	case bool:
-		text = strconv.FormatBool(raw)
-	case float64:
-		text = strconv.FormatFloat(raw, 'g', -1, 64)
-	case int64:
-		text = strconv.FormatInt(raw, 10)
-	case uint64:
-		text = strconv.FormatUint(raw, 10)
-	default:
+	case error: // of the format
+		return nil, false, x
+	}
+	text, ok := textual(raw)
+	if !ok {
 		return nil, false, errors.New("is an object or array, not a value")
 	}
 	if slices.Contains(p.invalidText, text) {
@@ -182,9 +223,45 @@ func (p *point) value(raw any) (v any, invalid bool, err error) {
 	case TypeBool:
 		b, err := parseBool(text)
 		return b, false, err
+	case TypeNumber:
+		if n, ok := raw.(json.Number); ok {
+			return p.number(n.String(), numberStyle{decimal: "."})
+		}
 	default:
-		return p.number(text)
+		if s, ok := raw.(string); ok && p.Type != TypeString {
+			if raw, err = p.fromHex(s); err != nil {
+				return nil, false, err
+			}
+		}
 	}
+	switch raw.(type) {
+	case float64, int64, uint64:
+		v, invalid = p.scaled(raw)
+		return v, invalid, nil
+	}
+	if p.Type == TypeString {
+		return text, false, nil
+	}
+	return p.number(text, p.style)
+}
+
+// textual writes a value of a field as text, without blanks around it.
+func textual(raw any) (text string, ok bool) {
+	switch raw := raw.(type) {
+	case string:
+		return strings.TrimSpace(raw), true
+	case json.Number:
+		return raw.String(), true
+	case bool:
+		return strconv.FormatBool(raw), true
+	case float64:
+		return strconv.FormatFloat(raw, 'g', -1, 64), true
+	case int64:
+		return strconv.FormatInt(raw, 10), true
+	case uint64:
+		return strconv.FormatUint(raw, 10), true
+	}
+	return "", false
 }
 
 func parseBool(s string) (bool, error) {
@@ -195,35 +272,6 @@ func parseBool(s string) (bool, error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("%s is not a truth value", short(s))
-}
-
-// number keeps whole numbers whole as long as nothing is to be computed.
-func (p *point) number(s string) (v any, invalid bool, err error) {
-	if !isDecimal(s) {
-		return nil, false, fmt.Errorf("%s is not a number", short(s))
-	}
-	f, err := strconv.ParseFloat(s, 64)
-	if err != nil {
-		return nil, false, fmt.Errorf("%s is not a number that fits", short(s))
-	}
-	if slices.Contains(p.invalidNumbers, f) {
-		return nil, true, nil
-	}
-	if p.Scale == 1 && p.Offset == 0 {
-		if i, err := strconv.ParseInt(s, 10, 64); err == nil {
-			return i, false, nil
-		}
-		if u, err := strconv.ParseUint(s, 10, 64); err == nil {
-			return u, false, nil
-		}
-	}
-	return reading.Scale(f, p.Scale, p.Offset), false, nil
-}
-
-// isDecimal lets pass what people write as numbers; ParseFloat would take
-// "infinity", "nan" and hexadecimal floats too.
-func isDecimal(s string) bool {
-	return s != "" && strings.Trim(s, "0123456789+-.eE") == "" && strings.ContainsAny(s, "0123456789")
 }
 
 // short quotes a text from outside for an error message.

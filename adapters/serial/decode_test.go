@@ -204,10 +204,12 @@ func TestValidateNamesTheKey(t *testing.T) {
 // JSON.
 func FuzzDecode(f *testing.F) {
 	decoders := make([]*decoder, 0, 3)
-	for _, o := range []Options{
-		{Format: FormatRegexp, Pattern: `(?P<a>[^,]*),?(?P<b>.*)`}, {Format: FormatJSON}, {Format: FormatKeyValue},
-	} {
-		o.Delimiter, o.MaxLength, o.PairSeparator, o.KeySeparator, o.TopicPrefix = "\n", 1024, ",", "=", "sensors"
+	for _, format := range []string{FormatRegexp, FormatJSON, FormatKeyValue} {
+		o := DefaultOptions()
+		o.Format = format
+		if format == FormatRegexp {
+			o.Pattern = `(?P<a>[^,]*),?(?P<b>.*)`
+		}
 		o.Points = []Point{
 			{Name: "a", Scale: 0.1, Offset: 3, Invalid: []any{int64(5), "ERR"}},
 			{Name: "b", Type: TypeText},

@@ -36,8 +36,8 @@ type format interface {
 type fields struct {
 	// get returns what the frame says of a point, by its place in the options:
 	// a string (read as the point's type), a json.Number, float64, int64,
-	// uint64, bool, or nil if the device says that it has no value. False: the
-	// frame does not speak of it.
+	// uint64, bool, or nil if the device says that it has no value; an error if
+	// what it says is none. False: the frame does not speak of it.
 	get func(i int) (v any, ok bool)
 	// unit returns the unit that the frame names for a point, empty for none.
 	// It is used where the options name none. Nil: frames name no units.
@@ -51,6 +51,9 @@ var errNothing = errors.New("frame holds no measurement")
 
 // formatKind is one value of the key "format".
 type formatKind struct {
+	// preset changes the defaults of other keys, over which the file is read:
+	// a format that comes with a framing of its own sets it here. May be nil.
+	preset func(o *Options)
 	// types are what a point's type can be, the default first.
 	types []string
 	// new checks the options that are the format's own, and those of the
@@ -58,13 +61,16 @@ type formatKind struct {
 	new func(o *Options, points []point) (format, error)
 }
 
-// texts are the types of a format whose fields are text.
-var texts = []string{TypeNumber, TypeText, TypeBool}
+// texts are the types of a format whose fields are text, which may stand for
+// bytes as hexadecimal digits.
+var texts = append([]string{TypeNumber, TypeText, TypeBool}, ByteTypes()...)
 
 var formats = map[string]formatKind{
 	FormatRegexp:   {types: texts, new: newRegexpFormat},
 	FormatJSON:     {types: texts, new: newJSONFormat},
 	FormatKeyValue: {types: texts, new: newKeyValueFormat},
+	FormatCSV:      {types: texts, new: newCSVFormat},
+	FormatBinary:   {types: ByteTypes(), new: newBinaryFormat},
 }
 
 // oneOf lists the values of a key for an error message.

@@ -10,10 +10,10 @@ import (
 )
 
 // frames pushes the chunks into a framer and returns what it emits.
-func frames(f *delimiterFramer, chunks ...string) []string {
+func frames(f framer, chunks ...string) []string {
 	var got []string
 	for _, c := range chunks {
-		f.push([]byte(c), func(b []byte) { got = append(got, string(b)) })
+		f.push([]byte(c), func(b frame) bool { got = append(got, string(b.body)); return true })
 	}
 	return got
 }
@@ -76,13 +76,13 @@ func TestDelimiterFramer(t *testing.T) {
 			"\r\n", 4,
 			[]step{{quiet: true, push: "abcde\r\nok\r\n"}},
 			[]string{"ok"},
-			frameCounts{frames: 1, oversized: 1, garbage: 7},
+			frameCounts{frames: 1, oversized: 1, resyncs: 1, garbage: 7},
 		},
 		"oversized, its delimiter split over the bound": {
 			"\r\n", 4,
 			[]step{{quiet: true, push: "abcde\r"}, {push: "\nok\r\n"}},
 			[]string{"ok"},
-			frameCounts{frames: 1, oversized: 1, garbage: 7},
+			frameCounts{frames: 1, oversized: 1, resyncs: 1, garbage: 7},
 		},
 		"half a delimiter inside a frame": {
 			"\r\n", 8,
@@ -100,7 +100,7 @@ func TestDelimiterFramer(t *testing.T) {
 			"\n", 2,
 			[]step{{quiet: true, push: strings.Repeat("x", 1000) + "\nok\n"}},
 			[]string{"ok"},
-			frameCounts{frames: 1, oversized: 1, garbage: 1001},
+			frameCounts{frames: 1, oversized: 1, resyncs: 1, garbage: 1001},
 		},
 	}
 	for name, tt := range tests {
@@ -109,7 +109,7 @@ func TestDelimiterFramer(t *testing.T) {
 			var got []string
 			for _, s := range tt.steps {
 				if s.quiet {
-					f.quiet()
+					f.quiet(nil)
 				}
 				if s.lost {
 					f.lost()
@@ -181,7 +181,7 @@ func TestFramerIsInStepAfterSilence(t *testing.T) {
 		delim := delims.Draw(t, "delim")
 		f := newDelimiterFramer([]byte(delim), 12)
 		frames(f, string(noisy(t, "noise")))
-		f.quiet()
+		f.quiet(nil)
 		good := rapid.SliceOfN(rapid.StringMatching(`[0-9=.W]{1,12}`), 1, 6).Draw(t, "good")
 		if got := frames(f, strings.Join(good, delim)+delim); !slices.Equal(got, good) {
 			t.Fatalf("after a silence %q of %q came through", got, good)
@@ -196,10 +196,10 @@ func TestFramerAccountsForEveryByte(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		delim := []byte(delims.Draw(t, "delim"))
 		f := newDelimiterFramer(delim, rapid.IntRange(1, 20).Draw(t, "max"))
-		f.quiet()
+		f.quiet(nil)
 		stream := noisy(t, "stream")
 		n := 0
-		f.push(stream, func(b []byte) { n += len(b) + len(delim) })
+		f.push(stream, func(b frame) bool { n += len(b.body) + len(delim); return true })
 		f.lost()
 		empties := len(stream) - n - int(f.count.garbage)
 		if empties < 0 || empties%len(delim) != 0 {
@@ -218,11 +218,12 @@ func FuzzDelimiterFramer(f *testing.F) {
 		}
 		fr := newDelimiterFramer(delim, int(limit))
 		var got []string
-		emit := func(b []byte) {
-			if len(b) == 0 || len(b) > int(limit) {
-				t.Fatalf("frame of %d bytes, max %d", len(b), limit)
+		emit := func(b frame) bool {
+			if len(b.body) == 0 || len(b.body) > int(limit) {
+				t.Fatalf("frame of %d bytes, max %d", len(b.body), limit)
 			}
-			got = append(got, string(b))
+			got = append(got, string(b.body))
+			return true
 		}
 		at := min(int(cut), len(stream))
 		fr.push(stream[:at], emit)

@@ -167,6 +167,8 @@ type fieldLine struct {
 	Frames     *uint64 `json:"frames"`
 	Rejected   uint64  `json:"rejected"`
 	Partial    uint64  `json:"partial"`
+	Checksum   uint64  `json:"checksum_errors"`
+	Resyncs    uint64  `json:"resyncs"`
 	Garbage    uint64  `json:"garbage_bytes"`
 	LastReject string  `json:"last_reject"`
 }
@@ -191,7 +193,8 @@ func printLine(w io.Writer, now time.Time, status any) {
 		fmt.Fprintln(w)
 	}
 	if l.Frames != nil {
-		tell(w, "\t\tlines %d, rejected %d, cut short %d, garbage %d bytes%s\n", *l.Frames, l.Rejected, l.Partial, l.Garbage, because(l.LastReject))
+		tell(w, "\t\tframes %d, rejected %d, wrong checksum %d, cut short %d; out of step %d times, garbage %d bytes%s\n",
+			*l.Frames, l.Rejected, l.Checksum, l.Partial, l.Resyncs, l.Garbage, because(l.LastReject))
 		return
 	}
 	tell(w, "\t\tin use %.0f %% of the time, stray %d bytes\n", 100*l.Load, l.Stray)

@@ -37,8 +37,6 @@ type Device struct {
 	// Port is the name of a [port.NAME].
 	Port string `toml:"port"`
 
-	// Choice is the profile of a Modbus device; Modbus has what it says.
-	Choice Choice         `toml:"-"`
 	Modbus *modbus.Device `toml:"-"`
 	Serial *Serial        `toml:"-"`
 }
@@ -74,17 +72,13 @@ func (dev *Device) decodeNode(d *decoder, key string, n *node) {
 	case AdapterModbus:
 		dev.Modbus = new(modbus.DefaultDevice())
 		own = reflect.ValueOf(dev.Modbus).Elem()
-		d.applyProfile(key, table, &dev.Choice, dev.Modbus)
-		maps.Copy(fields, fieldsOf(reflect.ValueOf(&dev.Choice).Elem()))
-		if points := table["point"]; points != nil {
-			d.points(join(key, "point"), points, dev.Modbus)
-		}
-		table = maps.Clone(table)
-		for _, done := range []string{"profile", "points", "point"} {
-			delete(table, done)
-		}
 	case AdapterSerial:
 		dev.Serial = new(DefaultSerial())
+		if f := table["format"]; f != nil {
+			if name, ok := f.value.(string); ok {
+				dev.Serial.Options = serial.DefaultsFor(name)
+			}
+		}
 		own = reflect.ValueOf(dev.Serial).Elem()
 	default:
 		d.problem(adapter.at, join(key, "adapter"), `%q is not one of "modbus", "serial"`, dev.Adapter)
@@ -92,6 +86,32 @@ func (dev *Device) decodeNode(d *decoder, key string, n *node) {
 	}
 	maps.Copy(fields, fieldsOf(own))
 	d.decodeFields(key, table, fields)
+	if dev.Serial != nil {
+		dev.Serial.useless(d, key, table)
+	}
+}
+
+// useless reports the keys that are written down and have no meaning with the
+// framing, check or format chosen.
+func (s *Serial) useless(d *decoder, key string, table map[string]*node) {
+	for _, k := range sortedKeys(table) {
+		if err := s.Useless(k); err != nil {
+			d.problem(table[k].at, join(key, k), "%v", err)
+		}
+	}
+	points := table["point"]
+	if points == nil {
+		return
+	}
+	list, _ := points.value.([]*node)
+	for i := range min(len(list), len(s.Points)) {
+		point, _ := list[i].value.(map[string]*node)
+		for _, k := range sortedKeys(point) {
+			if err := s.UselessInPoint(&s.Points[i], k); err != nil {
+				d.problem(point[k].at, join(index(join(key, "point"), i), k), "%v", err)
+			}
+		}
+	}
 }
 
 // Bus is everything behind one port.

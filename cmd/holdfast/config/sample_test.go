@@ -21,6 +21,9 @@ import (
 
 const samplePath = "../../../packaging/holdfast.toml"
 
+// serialDevices show the framings and formats between them.
+const serialDevices = "device.weather|scale|flow|level|meter|counter"
+
 var (
 	keyLine   = regexp.MustCompile(`^#(\[|[a-z0-9_]+ = )`)
 	noDefault = regexp.MustCompile(`# no default\b`)
@@ -81,25 +84,32 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 		"access": def.Access, "access.rule": access.Rule{}, "user.pump-7": access.User{},
 		"listener": def.Listeners[0], "uplink.*": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
 		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
-		"device.weather": DefaultSerial(), "device.weather.point": defaultField(),
+		serialDevices: DefaultSerial(), serialDevices + ".point": defaultField(),
 	} {
-		n := &node{value: table}
+		nodes := []*node{{value: table}} // keys that exclude each other stand in different ones
 		for part := range strings.SplitSeq(key, ".") {
-			members := n.value.(map[string]*node)
-			if n = members[part]; part == "*" { // keys that exclude each other stand in different ones
-				var list []*node
-				for _, name := range sortedKeys(members) {
-					list = append(list, members[name])
+			var next []*node
+			for _, n := range nodes {
+				members := n.value.(map[string]*node)
+				names := strings.Split(part, "|")
+				if part == "*" {
+					names = sortedKeys(members)
 				}
-				n = all(list)
+				for _, name := range names {
+					switch m := members[name]; {
+					case m == nil:
+					case isList(m):
+						next = append(next, m.value.([]*node)...)
+					default:
+						next = append(next, m)
+					}
+				}
 			}
-			if n == nil {
+			if nodes = next; len(nodes) == 0 {
 				t.Fatalf("the sample has no [%s]", key)
 			}
-			if list, ok := n.value.([]*node); ok {
-				n = all(list)
-			}
 		}
+		n := all(nodes)
 		shown[strings.SplitN(key, ".", 2)[0]] = true
 		compareSample(t, key, n.value.(map[string]*node), want, examples)
 	}
@@ -108,6 +118,11 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 			t.Errorf("the sample does not show [%s]", key)
 		}
 	}
+}
+
+func isList(n *node) bool {
+	_, ok := n.value.([]*node)
+	return ok
 }
 
 // all puts the elements of an array of tables together: keys that exclude each
@@ -182,15 +197,9 @@ func defaultPort() Port {
 	return p
 }
 
-// modbusKeys are those that a Modbus device can have.
-type modbusKeys struct {
-	modbus.Device
-	Choice
-}
-
-func defaultModbus() modbusKeys  { return modbusKeys{Device: modbus.DefaultDevice()} }
-func defaultPoint() modbus.Point { return modbus.Point{Scale: 1} }
-func defaultField() serial.Point { return serial.Point{Type: serial.TypeNumber, Scale: 1} }
+func defaultModbus() modbus.Device { return modbus.DefaultDevice() }
+func defaultPoint() modbus.Point   { return modbus.Point{Scale: 1} }
+func defaultField() serial.Point   { return serial.Point{Type: serial.TypeNumber, Scale: 1} }
 
 func TestDropInsAreLaidOverInOrder(t *testing.T) {
 	dir := t.TempDir()
