@@ -73,7 +73,7 @@ power cuts, and sends them on to a cloud broker in order.`,
 		return &exitError{exitUsage, fmt.Errorf("%w (see '%s --help')", err, c.CommandPath())}
 	})
 	root.AddCommand(runCommand(), checkCommand(), statusCommand(), passwdCommand(), queueCommand(), sessionCommand(), backupCommand(), doctorCommand(), unpackCommand(),
-		importCommand(), demoCommand(), versionCommand())
+		importCommand(), profileCommand(), demoCommand(), versionCommand())
 	return root
 }
 

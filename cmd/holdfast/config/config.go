@@ -50,6 +50,9 @@ type Gateway struct {
 	// Readings are the first levels of the topics of readings:
 	// readings/device/point.
 	Readings string `toml:"readings"`
+	// Profiles is the folder of the user's own register maps. Empty means the
+	// folder profiles beside the configuration.
+	Profiles string `toml:"profiles"`
 }
 
 // Log says what is logged, to standard error.
@@ -144,28 +147,38 @@ var elementDefaults = map[reflect.Type]func() any{
 // drop-in says is laid over what came before: tables are merged key by key,
 // arrays are replaced. The error joins every [ProblemError] found.
 func Load(file string) (Config, error) {
-	root, err := parseFile(file)
+	root, err := load(file)
 	if err != nil {
 		return Config{}, err
 	}
+	return decodeConfig(root)
+}
+
+// load reads the file with its drop-ins laid over it.
+func load(file string) (*node, error) {
+	root, err := parseFile(file)
+	if err != nil {
+		return nil, err
+	}
 	dropins, err := filepath.Glob(filepath.Join(strings.TrimSuffix(file, ".toml")+".d", "*.toml"))
 	if err != nil {
-		return Config{}, fmt.Errorf("drop-ins of %s: %w", file, err)
+		return nil, fmt.Errorf("drop-ins of %s: %w", file, err)
 	}
 	slices.Sort(dropins)
 	for _, name := range dropins {
 		over, err := parseFile(name)
 		if err != nil {
-			return Config{}, err
+			return nil, err
 		}
 		root = merge(root, over)
 	}
-	return decodeConfig(root)
+	return root, nil
 }
 
 func decodeConfig(root *node) (Config, error) {
 	cfg := Default()
 	d := decoder{places: map[string]position{}}
+	d.profiles = profilesUnder(root)
 	d.decode("", root, reflect.ValueOf(&cfg).Elem())
 	if len(d.problems) > 0 {
 		return Config{}, d.err()

@@ -38,6 +38,8 @@ type decoder struct {
 	// places remembers where each key that was seen stands, for problems
 	// that Validate finds later.
 	places map[string]position
+	// profiles are those that devices can name.
+	profiles *Profiles
 }
 
 func (d *decoder) problem(at position, key, format string, args ...any) {

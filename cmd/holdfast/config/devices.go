@@ -37,6 +37,8 @@ type Device struct {
 	// Port is the name of a [port.NAME].
 	Port string `toml:"port"`
 
+	// Choice is the profile of a Modbus device; Modbus has what it says.
+	Choice Choice         `toml:"-"`
 	Modbus *modbus.Device `toml:"-"`
 	Serial *Serial        `toml:"-"`
 }
@@ -72,6 +74,15 @@ func (dev *Device) decodeNode(d *decoder, key string, n *node) {
 	case AdapterModbus:
 		dev.Modbus = new(modbus.DefaultDevice())
 		own = reflect.ValueOf(dev.Modbus).Elem()
+		d.applyProfile(key, table, &dev.Choice, dev.Modbus)
+		maps.Copy(fields, fieldsOf(reflect.ValueOf(&dev.Choice).Elem()))
+		if points := table["point"]; points != nil {
+			d.points(join(key, "point"), points, dev.Modbus)
+		}
+		table = maps.Clone(table)
+		for _, done := range []string{"profile", "points", "point"} {
+			delete(table, done)
+		}
 	case AdapterSerial:
 		dev.Serial = new(DefaultSerial())
 		if f := table["format"]; f != nil {

@@ -197,9 +197,15 @@ func defaultPort() Port {
 	return p
 }
 
-func defaultModbus() modbus.Device { return modbus.DefaultDevice() }
-func defaultPoint() modbus.Point   { return modbus.Point{Scale: 1} }
-func defaultField() serial.Point   { return serial.Point{Type: serial.TypeNumber, Scale: 1} }
+// modbusKeys are those that a Modbus device can have.
+type modbusKeys struct {
+	modbus.Device
+	Choice
+}
+
+func defaultModbus() modbusKeys  { return modbusKeys{Device: modbus.DefaultDevice()} }
+func defaultPoint() modbus.Point { return modbus.Point{Scale: 1} }
+func defaultField() serial.Point { return serial.Point{Type: serial.TypeNumber, Scale: 1} }
 
 func TestDropInsAreLaidOverInOrder(t *testing.T) {
 	dir := t.TempDir()
