@@ -248,7 +248,7 @@ func (b *Bus) nextAsk(now time.Time, polls bool, wake time.Time) (*ask, *unit, t
 			before[id] = false
 			q.n.down++
 			a.answer <- outcome{err: fmt.Errorf("%v: %w", a.req, ErrDown)}
-		case u.full() || u.flying > 0 && !a.req.Function.reads():
+		case u.full() || u.flying > 0 && a.req.Function.Writes():
 			// When its answer has come the bus looks again.
 		case u.notBefore.After(now):
 			earliest(u.notBefore)

@@ -69,6 +69,65 @@ func TestDo(t *testing.T) {
 	})
 }
 
+// The functions that only requests from outside use, against the slave.
+func TestDoWithFunctionsOfTwoKinds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, options(meter("m", 1, time.Minute, 0)))
+		u := r.slave.Unit(1)
+		u.SetHolding(0, 0x12, 1, 2, 3)
+		u.SetIdentity("ACME", "X1", "1.0", "https://acme.example", "Meter")
+		r.start()
+		r.after(300 * time.Millisecond)
+		// V1.1b3 §6.16: (0x12 AND 0xF2) OR (0x25 AND NOT 0xF2) = 0x17.
+		if _, err := r.bus.Do(t.Context(), Request{Unit: 1, Function: MaskWriteRegister, Count: 1, Data: []byte{0, 0xf2, 0, 0x25}}); err != nil || u.Holding(0) != 0x17 {
+			t.Errorf("mask write: %v, register %#x, want 0x17", err, u.Holding(0))
+		}
+		data, err := r.bus.Do(t.Context(), Request{Unit: 1, Function: ReadWriteRegisters, Addr: 0, Count: 3, WriteAddr: 1, Data: []byte{0, 8, 0, 9}})
+		if want := []byte{0, 0x17, 0, 8, 0, 9}; err != nil || !bytes.Equal(data, want) {
+			t.Errorf("read/write = % x, %v, want % x", data, err, want)
+		}
+		objects, err := Identify(t.Context(), r.bus.Do, 1, IdentifyRegular)
+		var got []string
+		for _, o := range objects {
+			got = append(got, o.Name()+"="+string(o.Value))
+		}
+		want := []string{"VendorName=ACME", "ProductCode=X1", "MajorMinorRevision=1.0", "VendorUrl=https://acme.example", "ProductName=Meter"}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("Identify = %q, %v, want %q", got, err, want)
+		}
+		r.stop()
+	})
+}
+
+// A broadcast is for all, has no answer, and leaves the line alone for the
+// turnaround.
+func TestBroadcast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := options(meter("m", 1, time.Minute, 0))
+		o.Turnaround = 300 * time.Millisecond
+		r := newRig(t, o)
+		for id := byte(1); id <= 2; id++ {
+			r.slave.Unit(id).SetHolding(0, 7)
+		}
+		r.start()
+		r.after(time.Second)
+		begin := time.Now()
+		if _, err := r.bus.Do(t.Context(), writeHolding(0, 0, 9)); err != nil || r.slave.Unit(1).Holding(0) != 9 || r.slave.Unit(2).Holding(0) != 9 {
+			t.Errorf("broadcast: %v, registers %d and %d, want 9", err, r.slave.Unit(1).Holding(0), r.slave.Unit(2).Holding(0))
+		}
+		if d := time.Since(begin); d < o.Turnaround || d > o.Turnaround+50*time.Millisecond {
+			t.Errorf("it took %v, want the turnaround of %v", d, o.Turnaround)
+		}
+		if _, err := r.bus.Do(t.Context(), readHolding(0, 0, 1)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("a broadcast that reads: %v, want ErrMalformed", err)
+		}
+		if data, err := r.bus.Do(t.Context(), readHolding(2, 0, 1)); err != nil || !bytes.Equal(data, []byte{0, 9}) {
+			t.Errorf("afterwards % x, %v", data, err)
+		}
+		r.stop()
+	})
+}
+
 // Polls that are due go on at two thirds of their rate and more, whatever is
 // asked from outside, and who asks has a third of the bus.
 func TestRequestsFromOutsideHaveTheirShare(t *testing.T) {

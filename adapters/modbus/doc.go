@@ -1,5 +1,5 @@
 // Package modbus polls field devices by Modbus: the codec of the protocol (RTU
-// frames, functions 1 to 6, 15 and 16, exceptions), the decoding of registers
+// frames, functions 1 to 6, 15, 16, 22, 23 and 43/14, exceptions), the decoding of registers
 // into values, and [Bus], which reads everything behind one serial line in its
 // rhythm and hands over readings.
 //

@@ -52,6 +52,7 @@ type link struct {
 	w       Wire
 	char    time.Duration
 	silence time.Duration // before each request
+	after   time.Duration // silence after a broadcast
 	echo    echoMode
 	last    time.Time // when the line last carried a byte, as far as we know
 	asked   *exchange // under way; nil: nothing is
@@ -70,7 +71,7 @@ type linkCounters struct {
 }
 
 func newLink(w Wire, o Options, now time.Time) *link {
-	l := &link{w: w, char: o.CharTime, silence: o.Silence, last: now, buf: make([]byte, received)}
+	l := &link{w: w, char: o.CharTime, silence: o.Silence, after: o.Turnaround, last: now, buf: make([]byte, received)}
 	if l.silence == 0 {
 		l.silence = max(7*o.CharTime/2, minSilence)
 		if o.CharTime > 0 && o.CharTime < fastChar {
@@ -95,6 +96,9 @@ func (l *link) send(ctx context.Context, x *exchange) error {
 	if err != nil {
 		return err
 	}
+	if x.req.Unit == 0 && (!x.req.Function.Writes() || x.req.Function == ReadWriteRegisters) {
+		return fmt.Errorf("%w: a broadcast has no answer that could hold what %v reads", ErrMalformed, x.req.Function)
+	}
 	l.adu = AppendRTU(l.adu[:0], x.req.Unit, pdu)
 	if err := l.quiet(ctx, l.silence+x.pause); err != nil {
 		return err
@@ -109,6 +113,15 @@ func (l *link) send(ctx context.Context, x *exchange) error {
 // receive waits for the answer to the one request under way, or its timeout.
 func (l *link) receive(ctx context.Context, _ time.Time) (*exchange, error) {
 	x := l.asked
+	if x.req.Unit == 0 {
+		// Nobody answers. The units need the time to do as they were told
+		// (MODBUS Serial Line V1.02 §2.4.1).
+		if err := l.quiet(ctx, l.after); err != nil {
+			return nil, err
+		}
+		l.asked, x.at = nil, x.sent
+		return x, nil
+	}
 	answer, at, err := l.collect(ctx, x.req, x.sent.Add(x.timeout+time.Duration(x.req.answerLen()+3)*l.char))
 	if fatal(err) {
 		return nil, err

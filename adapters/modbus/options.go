@@ -27,6 +27,9 @@ type Options struct {
 	// ChangePause is an additional silence before a request to another unit
 	// than the last one. 0 to 1s.
 	ChangePause time.Duration `toml:"change_pause"`
+	// Turnaround is how long the line is left alone after a broadcast, to which
+	// nobody answers (MODBUS Serial Line V1.02 §2.4.1). 0 to 10s.
+	Turnaround time.Duration `toml:"turnaround"`
 	// WarmUp is how long the line is left alone after it was opened: many
 	// adapters lose their first bytes. 0 to 1m.
 	WarmUp time.Duration `toml:"warm_up"`
@@ -39,7 +42,7 @@ type Options struct {
 
 // DefaultOptions are right for an ordinary RS-485 line.
 func DefaultOptions() Options {
-	return Options{WarmUp: 100 * time.Millisecond, Prefix: "sensors"}
+	return Options{Turnaround: 200 * time.Millisecond, WarmUp: 100 * time.Millisecond, Prefix: "sensors"}
 }
 
 // Device is one device, or a part of one that is polled in its own rhythm:
@@ -146,6 +149,9 @@ func (o Options) Validate() error {
 	}
 	if o.ChangePause < 0 || o.ChangePause > time.Second {
 		return fmt.Errorf("change_pause: %v is outside 0s..1s", o.ChangePause)
+	}
+	if o.Turnaround < 0 || o.Turnaround > 10*time.Second {
+		return fmt.Errorf("turnaround: %v is outside 0s..10s", o.Turnaround)
 	}
 	if o.WarmUp < 0 || o.WarmUp > time.Minute {
 		return fmt.Errorf("warm_up: %v is outside 0s..1m", o.WarmUp)

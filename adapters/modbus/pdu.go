@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,6 +20,9 @@ const (
 	WriteSingleRegister    Function = 6
 	WriteMultipleCoils     Function = 15
 	WriteMultipleRegisters Function = 16
+	MaskWriteRegister      Function = 22
+	ReadWriteRegisters     Function = 23
+	ReadDeviceID           Function = 43 // with MEI type 14
 )
 
 // exceptionBit marks the function code of an exception answer (V1.1b3 §7).
@@ -43,23 +47,45 @@ func (f Function) String() string {
 		return "write multiple coils"
 	case WriteMultipleRegisters:
 		return "write multiple registers"
+	case MaskWriteRegister:
+		return "mask write register"
+	case ReadWriteRegisters:
+		return "read/write multiple registers"
+	case ReadDeviceID:
+		return "read device identification"
 	default:
 		return fmt.Sprintf("function %d", byte(f))
 	}
 }
 
-func (f Function) reads() bool { return f >= ReadCoils && f <= ReadInputRegisters }
+// reads says that an answer of f is a byte count and that many bytes of data.
+func (f Function) reads() bool {
+	return f >= ReadCoils && f <= ReadInputRegisters || f == ReadWriteRegisters
+}
+
+// Writes says that f changes something in the unit.
+func (f Function) Writes() bool {
+	switch f {
+	case WriteSingleCoil, WriteSingleRegister, WriteMultipleCoils, WriteMultipleRegisters, MaskWriteRegister, ReadWriteRegisters:
+		return true
+	default:
+		return false
+	}
+}
 
 func (f Function) bits() bool {
 	return f == ReadCoils || f == ReadDiscreteInputs || f == WriteSingleCoil || f == WriteMultipleCoils
 }
 
-// The most one request can carry (V1.1b3 §6.1, §6.3, §6.11, §6.12).
+// The most one request can carry (V1.1b3 §6.1, §6.3, §6.11, §6.12, §6.17).
 const (
 	MaxReadRegisters  = 125
 	MaxReadBits       = 2000
 	MaxWriteRegisters = 123
 	MaxWriteBits      = 1968
+	// MaxReadWriteRegisters is the most that function 23 writes; it reads
+	// MaxReadRegisters.
+	MaxReadWriteRegisters = 121
 )
 
 // limit is the largest count of f, 0 for a function unknown here.
@@ -67,9 +93,9 @@ func (f Function) limit() int {
 	switch f {
 	case ReadCoils, ReadDiscreteInputs:
 		return MaxReadBits
-	case ReadHoldingRegisters, ReadInputRegisters:
+	case ReadHoldingRegisters, ReadInputRegisters, ReadWriteRegisters:
 		return MaxReadRegisters
-	case WriteSingleCoil, WriteSingleRegister:
+	case WriteSingleCoil, WriteSingleRegister, MaskWriteRegister, ReadDeviceID:
 		return 1
 	case WriteMultipleCoils:
 		return MaxWriteBits
@@ -152,25 +178,37 @@ type Request struct {
 	// Function says what to do with which table.
 	Function Function
 	// Addr is the zero-based protocol address of the first register or bit,
-	// Count how many there are; 1 with functions 5 and 6.
+	// Count how many there are; 1 with functions 5, 6 and 22. Function 23 reads
+	// them. Both are 0 with function 43.
 	Addr, Count uint16
+	// WriteAddr is where function 23 writes; 0 with all others.
+	WriteAddr uint16
 	// Data is what to write as it is on the wire: two bytes per register,
 	// big-endian, or the bits of functions 15 packed from the low bit up;
-	// FF 00 or 00 00 for function 5. Empty with functions that read.
+	// FF 00 or 00 00 for function 5; the AND and the OR mask for function 22.
+	// For function 43 it is the MEI type 14, the code and the object to begin
+	// with. Empty with functions that only read.
 	Data []byte
 }
 
 // String describes the request for logs: "unit 17 read holding registers 100..109".
 func (r Request) String() string {
-	if r.Count <= 1 {
+	switch {
+	case r.Function == ReadDeviceID:
+		return fmt.Sprintf("unit %d %v", r.Unit, r.Function)
+	case r.Count <= 1:
 		return fmt.Sprintf("unit %d %v %d", r.Unit, r.Function, r.Addr)
 	}
 	return fmt.Sprintf("unit %d %v %d..%d", r.Unit, r.Function, r.Addr, int(r.Addr)+int(r.Count)-1)
 }
 
-// dataLen is how many bytes Count values take on the wire.
+// dataLen is how many bytes Count values take on the wire, or what stands for
+// them with function 22.
 func (r Request) dataLen() int {
-	if r.Function == WriteSingleCoil || !r.Function.bits() {
+	switch {
+	case r.Function == MaskWriteRegister:
+		return 4
+	case r.Function == WriteSingleCoil || !r.Function.bits():
 		return 2 * int(r.Count)
 	}
 	return (int(r.Count) + 7) / 8
@@ -181,10 +219,21 @@ func (r Request) check() error {
 	switch {
 	case n == 0:
 		return fmt.Errorf("%w: %v is not supported", ErrMalformed, r.Function)
+	case r.WriteAddr != 0 && r.Function != ReadWriteRegisters:
+		return fmt.Errorf("%w: %v has no second address", ErrMalformed, r.Function)
+	case r.Function == ReadDeviceID:
+		if r.Addr != 0 || r.Count != 0 || len(r.Data) != 3 || r.Data[0] != meiDeviceID || r.Data[1] < IdentifyBasic || r.Data[1] > IdentifyOne {
+			return fmt.Errorf("%w: %v carries 0E, a code within 1..4 and an object, not % X (V1.1b3 §6.21)", ErrMalformed, r.Function, r.Data)
+		}
+		return nil
 	case r.Count < 1 || int(r.Count) > n:
 		return fmt.Errorf("%w: %v of %d is outside 1..%d", ErrMalformed, r.Function, r.Count, n)
 	case int(r.Addr)+int(r.Count) > 1<<16:
 		return fmt.Errorf("%w: %v at %d with %d goes past 65535", ErrMalformed, r.Function, r.Addr, r.Count)
+	case r.Function == ReadWriteRegisters:
+		if n := len(r.Data) / 2; n < 1 || n > MaxReadWriteRegisters || len(r.Data)%2 != 0 || int(r.WriteAddr)+n > 1<<16 {
+			return fmt.Errorf("%w: %v writes %d bytes at %d, want 2 to %d that end before 65536", ErrMalformed, r.Function, len(r.Data), r.WriteAddr, 2*MaxReadWriteRegisters)
+		}
 	case r.Function.reads() && len(r.Data) != 0:
 		return fmt.Errorf("%w: %v carries no data", ErrMalformed, r.Function)
 	case !r.Function.reads() && len(r.Data) != r.dataLen():
@@ -201,9 +250,18 @@ func (r Request) AppendPDU(b []byte) ([]byte, error) {
 		return nil, err
 	}
 	b = append(b, byte(r.Function))
+	if r.Function == ReadDeviceID {
+		return append(b, r.Data...), nil
+	}
 	b = binary.BigEndian.AppendUint16(b, r.Addr)
 	switch r.Function {
-	case WriteSingleCoil, WriteSingleRegister:
+	case WriteSingleCoil, WriteSingleRegister, MaskWriteRegister:
+		return append(b, r.Data...), nil
+	case ReadWriteRegisters:
+		b = binary.BigEndian.AppendUint16(b, r.Count)
+		b = binary.BigEndian.AppendUint16(b, r.WriteAddr)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(r.Data)/2))
+		b = append(b, byte(len(r.Data)))
 		return append(b, r.Data...), nil
 	case WriteMultipleCoils, WriteMultipleRegisters:
 		b = binary.BigEndian.AppendUint16(b, r.Count)
@@ -216,13 +274,25 @@ func (r Request) AppendPDU(b []byte) ([]byte, error) {
 
 // ParseRequest is the inverse of [Request.AppendPDU]. Data points into pdu.
 func ParseRequest(unit byte, pdu []byte) (Request, error) {
+	if len(pdu) > 0 && Function(pdu[0]) == ReadDeviceID {
+		r := Request{Unit: unit, Function: ReadDeviceID, Data: pdu[1:]}
+		if err := r.check(); err != nil {
+			return Request{}, err
+		}
+		return r, nil
+	}
 	if len(pdu) < 5 {
 		return Request{}, fmt.Errorf("%w: a request of %d bytes", ErrMalformed, len(pdu))
 	}
 	r := Request{Unit: unit, Function: Function(pdu[0]), Addr: binary.BigEndian.Uint16(pdu[1:])}
 	switch rest := pdu[3:]; r.Function {
-	case WriteSingleCoil, WriteSingleRegister:
+	case WriteSingleCoil, WriteSingleRegister, MaskWriteRegister:
 		r.Count, r.Data = 1, rest
+	case ReadWriteRegisters:
+		if len(rest) < 7 || int(rest[6]) != len(rest)-7 || int(binary.BigEndian.Uint16(rest[4:]))*2 != len(rest)-7 {
+			return Request{}, fmt.Errorf("%w: byte count does not fit the length", ErrMalformed)
+		}
+		r.Count, r.WriteAddr, r.Data = binary.BigEndian.Uint16(rest), binary.BigEndian.Uint16(rest[2:]), rest[7:]
 	case WriteMultipleCoils, WriteMultipleRegisters:
 		r.Count = binary.BigEndian.Uint16(rest)
 		if len(rest) < 3 || int(rest[2]) != len(rest)-3 {
@@ -248,6 +318,14 @@ func (r Request) AppendAnswer(b, data []byte) ([]byte, error) {
 		return nil, err
 	}
 	b = append(b, byte(r.Function))
+	if r.Function == ReadDeviceID {
+		b = append(b, meiDeviceID)
+		b = append(b, data...)
+		if _, err := parseIdentification(data); err != nil {
+			return nil, err
+		}
+		return b, nil
+	}
 	if r.Function.reads() {
 		if len(data) != r.dataLen() {
 			return nil, fmt.Errorf("%w: %d bytes answer %v of %d, want %d", ErrMalformed, len(data), r.Function, r.Count, r.dataLen())
@@ -256,19 +334,33 @@ func (r Request) AppendAnswer(b, data []byte) ([]byte, error) {
 		return append(b, data...), nil
 	}
 	b = binary.BigEndian.AppendUint16(b, r.Addr)
-	if r.Function == WriteSingleCoil || r.Function == WriteSingleRegister {
+	if r.Function.echoes() {
 		return append(b, r.Data...), nil
 	}
 	return binary.BigEndian.AppendUint16(b, r.Count), nil
 }
 
-// answerLen is the length of the PDU of the answer with success.
+// echoes says that the answer of f is a copy of the request.
+func (f Function) echoes() bool {
+	return f == WriteSingleCoil || f == WriteSingleRegister || f == MaskWriteRegister
+}
+
+// answerLen is the length of the PDU of the answer with success, the greatest of
+// one whose length is not known before.
 func (r Request) answerLen() int {
-	if r.Function.reads() {
+	switch {
+	case r.Function == ReadDeviceID:
+		return maxPDU
+	case r.Function.reads():
 		return 2 + r.dataLen()
+	case r.Function == MaskWriteRegister:
+		return 7
 	}
 	return 5
 }
+
+// maxPDU is the longest PDU (V1.1b3 §4.1).
+const maxPDU = 253
 
 // ParseAnswer checks that pdu answers r and returns the data read, pointing
 // into pdu; nil with functions that write. A refusal is an [*ExceptionError];
@@ -289,6 +381,9 @@ func (r Request) ParseAnswer(pdu []byte) (data []byte, err error) {
 	default:
 		return nil, fmt.Errorf("%w: function code %d, want %d", ErrMismatch, pdu[0], byte(r.Function))
 	}
+	if r.Function == ReadDeviceID {
+		return r.parseDeviceID(pdu)
+	}
 	if r.Function.reads() {
 		switch n := int(pdu[1]); {
 		case n != len(pdu)-2:
@@ -298,12 +393,15 @@ func (r Request) ParseAnswer(pdu []byte) (data []byte, err error) {
 		}
 		return pdu[2:], nil
 	}
-	if len(pdu) != 5 {
-		return nil, fmt.Errorf("%w: an answer of %d bytes, want 5", ErrMalformed, len(pdu))
+	if len(pdu) != r.answerLen() {
+		return nil, fmt.Errorf("%w: an answer of %d bytes, want %d", ErrMalformed, len(pdu), r.answerLen())
 	}
 	second := r.Count
-	if r.Function == WriteSingleCoil || r.Function == WriteSingleRegister {
+	if r.Function.echoes() {
 		second = binary.BigEndian.Uint16(r.Data)
+	}
+	if n := len(r.Data); r.Function == MaskWriteRegister && !bytes.Equal(pdu[5:], r.Data[n-2:]) {
+		return nil, fmt.Errorf("%w: it confirms another mask", ErrMismatch)
 	}
 	if addr, got := binary.BigEndian.Uint16(pdu[1:]), binary.BigEndian.Uint16(pdu[3:]); addr != r.Addr || got != second {
 		return nil, fmt.Errorf("%w: it confirms %d at %d, want %d at %d", ErrMismatch, got, addr, second, r.Addr)

@@ -15,7 +15,12 @@ func drawRequest(t *rapid.T) Request {
 		Function: rapid.SampledFrom([]Function{
 			ReadCoils, ReadDiscreteInputs, ReadHoldingRegisters, ReadInputRegisters,
 			WriteSingleCoil, WriteSingleRegister, WriteMultipleCoils, WriteMultipleRegisters,
+			MaskWriteRegister, ReadWriteRegisters, ReadDeviceID,
 		}).Draw(t, "function"),
+	}
+	if r.Function == ReadDeviceID {
+		r.Data = []byte{meiDeviceID, rapid.ByteRange(IdentifyBasic, IdentifyOne).Draw(t, "code"), rapid.Byte().Draw(t, "object")}
+		return r
 	}
 	r.Count = uint16(rapid.IntRange(1, r.Function.limit()).Draw(t, "count"))
 	r.Addr = uint16(rapid.IntRange(0, 1<<16-int(r.Count)).Draw(t, "addr"))
@@ -23,10 +28,31 @@ func drawRequest(t *rapid.T) Request {
 		n := r.dataLen()
 		r.Data = rapid.SliceOfN(rapid.Byte(), n, n).Draw(t, "data")
 	}
+	if r.Function == ReadWriteRegisters {
+		n := rapid.IntRange(1, MaxReadWriteRegisters).Draw(t, "written")
+		r.WriteAddr = uint16(rapid.IntRange(0, 1<<16-n).Draw(t, "write addr"))
+		r.Data = rapid.SliceOfN(rapid.Byte(), 2*n, 2*n).Draw(t, "data")
+	}
 	if r.Function == WriteSingleCoil {
 		r.Data = []byte{rapid.SampledFrom([]byte{0, 0xff}).Draw(t, "coil"), 0}
 	}
 	return r
+}
+
+// drawIdentification is what follows the MEI type in an answer.
+func drawIdentification(t *rapid.T, code byte) []byte {
+	more := rapid.SampledFrom([]byte{0, moreFollows}).Draw(t, "more")
+	b := []byte{code, 0x81, more, rapid.Byte().Draw(t, "next"), 0}
+	for range rapid.IntRange(0, 10).Draw(t, "objects") {
+		value := rapid.SliceOfN(rapid.Byte(), 0, 60).Draw(t, "value")
+		if len(b)+2+len(value) > maxPDU-2 {
+			break
+		}
+		b = append(b, rapid.Byte().Draw(t, "id"), byte(len(value)))
+		b = append(b, value...)
+		b[4]++
+	}
+	return b
 }
 
 func TestRequestsAndAnswersComeBackEqual(t *testing.T) {
@@ -44,14 +70,17 @@ func TestRequestsAndAnswersComeBackEqual(t *testing.T) {
 			t.Fatalf("request (-sent +parsed):\n%s", diff)
 		}
 		var data []byte
-		if r.Function.reads() {
+		switch {
+		case r.Function == ReadDeviceID:
+			data = drawIdentification(t, r.Data[1])
+		case r.Function.reads():
 			data = rapid.SliceOfN(rapid.Byte(), r.dataLen(), r.dataLen()).Draw(t, "answer")
 		}
 		answer, err := r.AppendAnswer(nil, data)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(answer) != r.answerLen() {
+		if want := r.answerLen(); len(answer) != want && r.Function != ReadDeviceID || len(answer) > want {
 			t.Fatalf("answer of %d bytes, want %d", len(answer), r.answerLen())
 		}
 		got, err := r.ParseAnswer(answer)
@@ -81,6 +110,16 @@ func TestRequestsThatCannotBe(t *testing.T) {
 		"a write without data":    {Unit: 1, Function: WriteSingleRegister, Count: 1},
 		"a coil that is neither":  {Unit: 1, Function: WriteSingleCoil, Count: 1, Data: []byte{0x12, 0}},
 		"too few bytes for coils": {Unit: 1, Function: WriteMultipleCoils, Count: 9, Data: []byte{1}},
+		"one mask":                {Unit: 1, Function: MaskWriteRegister, Count: 1, Data: []byte{0, 1}},
+		"masks of two registers":  {Unit: 1, Function: MaskWriteRegister, Count: 2, Data: []byte{0, 1, 0, 2}},
+		"nothing to write":        {Unit: 1, Function: ReadWriteRegisters, Count: 1},
+		"half a register":         {Unit: 1, Function: ReadWriteRegisters, Count: 1, Data: []byte{1, 2, 3}},
+		"122 to write":            {Unit: 1, Function: ReadWriteRegisters, Count: 1, Data: make([]byte, 244)},
+		"written past the end":    {Unit: 1, Function: ReadWriteRegisters, Count: 1, WriteAddr: 65535, Data: make([]byte, 4)},
+		"two addresses to read":   {Unit: 1, Function: ReadHoldingRegisters, Count: 1, WriteAddr: 5},
+		"identification 5":        {Unit: 1, Function: ReadDeviceID, Data: []byte{14, 5, 0}},
+		"another MEI type":        {Unit: 1, Function: ReadDeviceID, Data: []byte{13, 1, 0}},
+		"identity at an address":  {Unit: 1, Function: ReadDeviceID, Addr: 7, Data: []byte{14, 1, 0}},
 	}
 	for name, r := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -94,6 +133,8 @@ func TestRequestsThatCannotBe(t *testing.T) {
 func TestAnswersThatAreNone(t *testing.T) {
 	read := Request{Unit: 1, Function: ReadHoldingRegisters, Addr: 10, Count: 2}
 	write := Request{Unit: 1, Function: WriteMultipleRegisters, Addr: 10, Count: 1, Data: []byte{0, 1}}
+	mask := Request{Unit: 1, Function: MaskWriteRegister, Addr: 4, Count: 1, Data: []byte{0, 0xf2, 0, 0x25}}
+	identify := Request{Unit: 1, Function: ReadDeviceID, Data: []byte{14, 1, 0}}
 	tests := map[string]struct {
 		r    Request
 		pdu  []byte
@@ -109,6 +150,14 @@ func TestAnswersThatAreNone(t *testing.T) {
 		"write of another address": {write, []byte{16, 0, 11, 0, 1}, ErrMismatch},
 		"write of another count":   {write, []byte{16, 0, 10, 0, 2}, ErrMismatch},
 		"write, cut":               {write, []byte{16, 0, 10, 0}, ErrMalformed},
+		"another AND mask":         {mask, []byte{22, 0, 4, 0, 0xf3, 0, 0x25}, ErrMismatch},
+		"another OR mask":          {mask, []byte{22, 0, 4, 0, 0xf2, 0, 0x24}, ErrMismatch},
+		"mask, cut":                {mask, []byte{22, 0, 4, 0, 0xf2}, ErrMalformed},
+		"identity, another code":   {identify, []byte{43, 14, 2, 1, 0, 0, 0}, ErrMismatch},
+		"identity, another type":   {identify, []byte{43, 13, 1, 1, 0, 0, 0}, ErrMismatch},
+		"identity, cut":            {identify, []byte{43, 14, 1, 1, 0, 0, 1, 0, 3, 'a', 'b'}, ErrMalformed},
+		"identity, and more":       {identify, []byte{43, 14, 1, 1, 0, 0, 0, 9}, ErrMalformed},
+		"identity, more is 1":      {identify, []byte{43, 14, 1, 1, 1, 0, 0}, ErrMalformed},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

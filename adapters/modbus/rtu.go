@@ -107,6 +107,13 @@ func frameLen(b []byte, r Request, ours int) (n int, mine bool) {
 	switch {
 	case f&exceptionBit != 0:
 		return 5, mine
+	case f == ReadDeviceID:
+		if n = deviceIDLen(b[1:]); n == 0 {
+			return 0, false
+		}
+		return n + 3, mine
+	case f == MaskWriteRegister:
+		return 10, mine
 	case !f.reads():
 		return 8, mine
 	case len(b) < 3:

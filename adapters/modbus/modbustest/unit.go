@@ -44,6 +44,7 @@ type Unit struct {
 	onRead func(r Request)       // guarded by mu
 	onSet  func(r Request)       // guarded by mu
 	served uint64                // guarded by mu
+	about  []string              // guarded by mu; what function 43 says, by object
 }
 
 func newUnit(id byte) *Unit {
@@ -127,6 +128,14 @@ func (u *Unit) Deny(t Table, addr uint16, exception byte) {
 		return
 	}
 	u.deny[t][addr] = exception
+}
+
+// SetIdentity is what the unit says of itself: vendor name, product code, revision
+// and the objects after these (function 43/14), two in an answer.
+func (u *Unit) SetIdentity(objects ...string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.about = slices.Clone(objects)
 }
 
 // OnRead is called before each read is served, with no lock held, so that fn
@@ -231,6 +240,14 @@ func (u *Unit) serveLocked(r Request) (out []byte, exception byte) {
 		if len(p) < 6 || len(p) != 6+int(p[5]) {
 			return nil, IllegalDataValue
 		}
+	case 22:
+		if len(p) != 7 {
+			return nil, IllegalDataValue
+		}
+	case 23:
+		return u.readWriteLocked(r)
+	case 43:
+		return u.identifyLocked(p)
 	}
 	value := func(i int) uint16 { return uint16(p[i])<<8 | uint16(p[i+1]) }
 	switch r.Function {
@@ -248,6 +265,13 @@ func (u *Unit) serveLocked(r Request) (out []byte, exception byte) {
 			return nil, IllegalDataAddress
 		}
 		u.regs[Holding][r.Addr] = value(3)
+		return slices.Clone(p), 0
+	case 22:
+		v, ok := u.regs[Holding][r.Addr]
+		if !ok {
+			return nil, IllegalDataAddress
+		}
+		u.regs[Holding][r.Addr] = v&value(3) | value(5)&^value(3)
 		return slices.Clone(p), 0
 	case 15:
 		if r.Count == 0 || r.Count > 1968 || int(p[5]) != (int(r.Count)+7)/8 {
@@ -277,6 +301,52 @@ func (u *Unit) serveLocked(r Request) (out []byte, exception byte) {
 		return slices.Clone(p[:5]), 0
 	}
 	return nil, IllegalFunction
+}
+
+// readWriteLocked writes first (V1.1b3 §6.17).
+func (u *Unit) readWriteLocked(r Request) (out []byte, exception byte) {
+	p := r.PDU
+	if len(p) < 12 || len(p) != 10+int(p[9]) || p[9]%2 != 0 || int(p[7])<<8|int(p[8]) != int(p[9])/2 {
+		return nil, IllegalDataValue
+	}
+	write := append([]byte{16}, p[5:]...)
+	r.Function = 3
+	if _, exception = u.readLocked(r); exception != 0 {
+		return nil, exception
+	}
+	if _, exception = u.serveLocked(parseRequest(request{id: u.id, pdu: write})); exception != 0 {
+		return nil, exception
+	}
+	out, exception = u.readLocked(r)
+	if exception == 0 {
+		out[0] = 23
+	}
+	return out, exception
+}
+
+// identifyLocked answers function 43/14 (V1.1b3 §6.21).
+func (u *Unit) identifyLocked(p []byte) (out []byte, exception byte) {
+	switch {
+	case u.about == nil || len(p) != 4 || p[1] != 14:
+		return nil, IllegalFunction
+	case p[2] < 1 || p[2] > 4:
+		return nil, IllegalDataValue
+	case p[2] == 4 && int(p[3]) >= len(u.about):
+		return nil, IllegalDataAddress
+	}
+	first, end := int(p[3]), min(len(u.about), [...]int{3, 7, 256, int(p[3]) + 1}[p[2]-1])
+	if first >= end {
+		first = 0 // as the specification has it
+	}
+	last := min(first+2, end)
+	out = []byte{43, 14, p[2], 0x83, 0, 0, byte(last - first)}
+	if last < end {
+		out[4], out[5] = 0xff, byte(last)
+	}
+	for i := first; i < last; i++ {
+		out = append(append(out, byte(i), byte(len(u.about[i]))), u.about[i]...)
+	}
+	return out, 0
 }
 
 func (u *Unit) readLocked(r Request) (out []byte, exception byte) {
