@@ -97,6 +97,8 @@ type Bus struct {
 	counted time.Time      // until when busy has been counted
 	asked   bucket         // time spent on requests from outside while polls were due
 	guests  map[byte]*unit // asked from outside and not configured; by address
+	spent   usage          // by all exchanges
+	polled  usage          // by those that read blocks
 
 	asks asks
 }
@@ -112,7 +114,6 @@ func New(name string, opts Options, line Line, sink Sink, monitor *health.Monito
 		log:  log.With("component", "modbus", "adapter", name),
 		asks: asks{wake: make(chan struct{}, 1)},
 	}
-	byID := map[byte]*unit{}
 	for i := range opts.Devices {
 		c, err := compile(&opts.Devices[i])
 		if err != nil {
@@ -120,7 +121,7 @@ func New(name string, opts Options, line Line, sink Sink, monitor *health.Monito
 		}
 		h := health.DefaultOptions()
 		// Three missed cycles with their timeouts are a silence.
-		h.Expect = min(3*c.every+downAfter*(1+quarantine)*c.timeout, maxExpect)
+		h.Expect = min(3*c.fastest()+downAfter*(1+quarantine)*c.timeout, maxExpect)
 		tracker, err := monitor.Add(c.name, h)
 		if err != nil {
 			for _, d := range b.devices {
@@ -128,20 +129,27 @@ func New(name string, opts Options, line Line, sink Sink, monitor *health.Monito
 			}
 			return nil, err
 		}
-		u := byID[c.unit]
-		if u == nil {
-			u = &unit{id: c.unit, since: time.Now()}
-			byID[c.unit] = u
-			b.units = append(b.units, u)
-		}
-		d := &device{compiled: c, unit: u, tracker: tracker}
-		u.devices = append(u.devices, d)
-		u.timeout = max(u.timeout, c.timeout)
-		u.pause = max(u.pause, c.pause)
-		u.blocks = append(u.blocks, plan(d, nil)...)
-		b.devices = append(b.devices, d)
+		b.add(c, time.Now()).tracker = tracker
 	}
 	return b, nil
+}
+
+// add gives a device its place in the schedule.
+func (b *Bus) add(c *compiled, now time.Time) *device {
+	var u *unit
+	if i := slices.IndexFunc(b.units, func(u *unit) bool { return u.id == c.unit }); i >= 0 {
+		u = b.units[i]
+	} else {
+		u = &unit{id: c.unit, since: now}
+		b.units = append(b.units, u)
+	}
+	d := &device{compiled: c, unit: u}
+	u.devices = append(u.devices, d)
+	u.timeout = max(u.timeout, c.timeout)
+	u.pause = max(u.pause, c.pause)
+	u.blocks = append(u.blocks, plan(d, nil)...)
+	b.devices = append(b.devices, d)
+	return d
 }
 
 // maxExpect is the longest health.Options.Expect.
@@ -344,6 +352,7 @@ func (b *Bus) end(t transport, x *exchange) error {
 		b.count(now)
 		b.flying = slices.DeleteFunc(b.flying, func(y *exchange) bool { return x == y })
 		x.cost = now.Sub(x.start) / time.Duration(t.room())
+		b.spent.add(x.cost, now)
 		if echo := t.echoes(); echo != b.echo {
 			if echo {
 				b.log.Info("line echoes what is sent", "unit_id", x.unit.id)
@@ -465,39 +474,54 @@ func (b *Bus) revive(u *unit, at time.Time) {
 	}
 }
 
-// serve reads one block.
+// serve reads a block and what rides with it.
 func (b *Bus) serve(ctx context.Context, t transport, k *block) error {
-	b.update(func() { k.flying = true })
+	var parts []*block
+	var r Request
+	begun := time.Now()
+	b.update(func() {
+		parts, r = b.ride(k, begun)
+		for _, p := range parts {
+			p.flying = true
+		}
+	})
 	try := 0
+	var cost time.Duration
 	var done func(x *exchange) error
 	done = func(x *exchange) error {
+		cost += x.cost
 		// A garbled answer was the answer: nothing else is to come, so
 		// asking again at once is safe.
 		if errors.Is(x.err, ErrGarbled) && !errors.Is(x.err, errHurt) && try < k.dev.retries {
 			try++
 			b.update(func() { x.unit.n.retries++ })
-			return b.begin(ctx, t, x.unit, k.req, k.dev.timeout, done)
+			return b.begin(ctx, t, x.unit, r, k.dev.timeout, done)
 		}
 		b.update(func() {
-			k.flying = false
+			for _, p := range parts {
+				p.flying = false
+			}
+			if x.err == nil {
+				b.read(parts, begun, cost, time.Now())
+			}
 			x.unit.yields = max(0, x.unit.yields-1)
 		})
-		b.served(k, x)
+		b.served(parts, x)
 		return nil
 	}
-	if err := b.begin(ctx, t, k.dev.unit, k.req, k.dev.timeout, done); err != nil {
+	if err := b.begin(ctx, t, k.dev.unit, r, k.dev.timeout, done); err != nil {
 		return fmt.Errorf("device %s: %w", k.dev.name, err)
 	}
 	return nil
 }
 
 // served draws the consequences of a read.
-func (b *Bus) served(k *block, x *exchange) {
-	u := x.unit
+func (b *Bus) served(parts []*block, x *exchange) {
+	u, k := x.unit, parts[0]
 	refusal, refused := errors.AsType[*ExceptionError](x.err)
 	switch {
 	case x.err == nil:
-		b.answered(k, x.data, x.at)
+		b.answered(parts, x)
 	case refused && !refusal.gateway():
 		b.update(func() {
 			u.fails = 0
@@ -505,8 +529,13 @@ func (b *Bus) served(k *block, x *exchange) {
 			u.lastGood = x.at
 			b.setState(u, UnitUp, x.at)
 		})
+		if len(parts) > 1 && refusal.blames() {
+			b.update(func() { keepApart(parts, time.Now()) })
+			return // each will be asked by itself now
+		}
 		b.refusal(k, refusal, x.at)
 	case !fatal(x.err):
+		b.update(func() { keepApart(parts, time.Now()) })
 		b.failed(k, x)
 	}
 }
@@ -523,29 +552,32 @@ func (b *Bus) setState(u *unit, s UnitState, at time.Time) {
 	}
 }
 
-// answered publishes the block's points.
-func (b *Bus) answered(k *block, data []byte, at time.Time) {
-	u := k.dev.unit
-	healed := k.refused > 0
+// answered publishes the points of what was read.
+func (b *Bus) answered(parts []*block, x *exchange) {
+	u, d := x.unit, parts[0].dev
+	healed := parts[0].refused > 0
 	b.update(func() {
-		u.fails, u.lastErr, u.lastGood = 0, "", at
-		b.setState(u, UnitUp, at)
-		k.attempts, k.fails, k.misses, k.refused = 0, 0, 0, 0
-		b.again(k, time.Now())
-	})
-	k.dev.tracker.Good(at)
-	stamp := b.stamp(at)
-	for _, p := range k.points {
-		r := reading.Reading{Device: k.dev.name, Point: p.name, Unit: p.unit, Time: stamp}
-		if r.Value, r.Reason = k.decode(p, data); r.Reason != "" {
-			r.Quality = reading.Bad
+		u.fails, u.lastErr, u.lastGood = 0, "", x.at
+		b.setState(u, UnitUp, x.at)
+		for _, k := range parts {
+			k.attempts, k.fails, k.misses, k.refused = 0, 0, 0, 0
 		}
-		p.bad = false
-		b.sink.Put(k.dev.name, r.Message(b.opts.Prefix, k.dev.qos))
+	})
+	d.tracker.Good(x.at)
+	stamp := b.stamp(x.at)
+	for _, k := range parts {
+		for _, p := range k.points {
+			r := reading.Reading{Device: d.name, Point: p.name, Unit: p.unit, Time: stamp}
+			if r.Value, r.Reason = p.decode(x.req, x.data); r.Reason != "" {
+				r.Quality = reading.Bad
+			}
+			p.bad = false
+			b.sink.Put(d.name, r.Message(b.opts.Prefix, d.qos))
+		}
 	}
 	if healed {
-		b.log.Info("refused register read again", "device", k.dev.name, "unit_id", u.id, "request", k.req.String())
-		b.replan(k.dev, time.Now())
+		b.log.Info("refused register read again", "device", d.name, "unit_id", u.id, "request", x.req.String())
+		b.replan(d, time.Now())
 	}
 }
 
@@ -556,18 +588,6 @@ func (b *Bus) stamp(at time.Time) reading.Stamp {
 	s.Wall = s.Wall.Add(-ago)
 	s.Boottime -= ago
 	return s
-}
-
-// again sets when the block is due next: one period on. Cycles that have passed
-// meanwhile are left out and counted.
-func (b *Bus) again(k *block, now time.Time) {
-	k.due = k.due.Add(k.dev.every)
-	if behind := now.Sub(k.due); behind >= 0 {
-		// From now, not back in step: on a bus with more to do than it
-		// can, all come late alike, and not some on time and some never.
-		k.due = now.Add(k.dev.every)
-		k.dev.unit.n.late += uint64(behind/k.dev.every) + 1
-	}
 }
 
 // lose publishes once that points have no value.
@@ -623,7 +643,7 @@ func (b *Bus) failed(k *block, x *exchange) {
 		// A block that never gets an answer while its unit gives others
 		// is asked less and less, and in halves: some devices keep silent
 		// where they should refuse.
-		k.due = k.due.Add(min(k.dev.every<<min(k.misses-1, 6), probeMax) - min(k.dev.every, probeMax))
+		k.due = k.due.Add(min(k.every<<min(k.misses-1, 6), probeMax) - min(k.every, probeMax))
 		split = k.fails >= downAfter && len(k.points) > 1 && u.lastGood.After(k.failedAt)
 	})
 	switch {

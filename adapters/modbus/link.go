@@ -71,14 +71,19 @@ type linkCounters struct {
 }
 
 func newLink(w Wire, o Options, now time.Time) *link {
-	l := &link{w: w, char: o.CharTime, silence: o.Silence, after: o.Turnaround, last: now, buf: make([]byte, received)}
-	if l.silence == 0 {
-		l.silence = max(7*o.CharTime/2, minSilence)
-		if o.CharTime > 0 && o.CharTime < fastChar {
-			l.silence = minSilence
-		}
+	return &link{w: w, char: o.CharTime, silence: o.silence(), after: o.Turnaround, last: now, buf: make([]byte, received)}
+}
+
+// silence is how long the line is quiet before a request.
+func (o Options) silence() time.Duration {
+	switch {
+	case o.Silence > 0:
+		return o.Silence
+	case o.CharTime > 0 && o.CharTime < fastChar:
+		return minSilence
+	default:
+		return max(7*o.CharTime/2, minSilence)
 	}
-	return l
 }
 
 // From 19200 baud up the silence is fixed (MODBUS Serial Line V1.02 §2.5.1.1).

@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -52,7 +53,8 @@ type Device struct {
 	Name string `toml:"-"`
 	// Unit is the address on the bus, 1 to 247.
 	Unit int `toml:"unit"`
-	// Every is how often all points are read, 10ms to 24h.
+	// Every is how often points that do not say so themselves are read, 10ms
+	// to 24h.
 	Every time.Duration `toml:"every"`
 	// Timeout is how long an answer may take to begin, from the end of the
 	// request, 10ms to 1m. After a timeout the unit is left alone for twice
@@ -93,6 +95,9 @@ type Point struct {
 	Name string `toml:"name"`
 	// Register says where the value starts: see [ParseRegister].
 	Register string `toml:"register"`
+	// Every is how often the point is read, 10ms to 24h; 0 means the device's.
+	// Points that are due at the same time share a request.
+	Every time.Duration `toml:"every"`
 	// Type is one of [Types]; empty means bool for bits, else uint16.
 	Type string `toml:"type"`
 	// Length is the number of registers of a string, 1 to 125.
@@ -129,6 +134,12 @@ const (
 	DefaultRetries = 2
 	DefaultMaxGap  = 8
 	DefaultQoS     = 1
+)
+
+// The limits of an interval.
+const (
+	minEvery = 10 * time.Millisecond
+	maxEvery = 24 * time.Hour
 )
 
 // DefaultDevice returns a device with all defaults spelled out.
@@ -196,12 +207,18 @@ type compiled struct {
 	points  []*point
 }
 
+// fastest is the shortest interval of a point.
+func (c *compiled) fastest() time.Duration {
+	return slices.MinFunc(c.points, func(a, b *point) int { return cmp.Compare(a.every, b.every) }).every
+}
+
 // point is a Point in the form the bus works with.
 type point struct {
 	name   string
 	unit   string
 	device string // class
 	state  string // class
+	every  time.Duration
 	reg    Register
 	f      format
 	// bad: the last reading said that the point cannot be read. It is said
@@ -239,7 +256,7 @@ func compile(d *Device) (*compiled, error) {
 	switch {
 	case d.Unit < 1 || d.Unit > 247:
 		return nil, fmt.Errorf("%s: %d is outside 1..247", at("unit"), d.Unit)
-	case d.Every < 10*time.Millisecond || d.Every > 24*time.Hour:
+	case d.Every < minEvery || d.Every > maxEvery:
 		return nil, fmt.Errorf("%s: %v is outside 10ms..24h", at("every"), d.Every)
 	case c.timeout < 10*time.Millisecond || c.timeout > time.Minute:
 		return nil, fmt.Errorf("%s: %v is outside 10ms..1m", at("timeout"), d.Timeout)
@@ -300,7 +317,13 @@ func compilePoint(o *Point, common order, c *compiled) (*point, error) {
 	if err := adapters.ValidClasses(o.DeviceClass, o.StateClass); err != nil {
 		return nil, err
 	}
-	p := &point{name: o.Name, unit: o.Unit, device: o.DeviceClass, state: o.StateClass, reg: reg}
+	p := &point{name: o.Name, unit: o.Unit, device: o.DeviceClass, state: o.StateClass, every: o.Every, reg: reg}
+	if p.every == 0 {
+		p.every = c.every
+	}
+	if p.every < minEvery || p.every > maxEvery {
+		return nil, fmt.Errorf("every: %v is outside 10ms..24h", o.Every)
+	}
 	p.f = format{typ: o.Type, bit: reg.Bit, order: common, scale: o.Scale, offset: o.Offset, decimals: orDefault(o.Decimals, -1)}
 	f := &p.f
 	single := reg.Table.Bits() || reg.Bit != noBit

@@ -43,10 +43,16 @@ func (b *Bus) refusal(k *block, e *ExceptionError, at time.Time) {
 	}
 }
 
+// blames says that the unit refuses an address, not that it cannot answer now.
+func (e *ExceptionError) blames() bool {
+	return e.Code == IllegalDataAddress || e.Code == IllegalDataValue
+}
+
 // split replaces a block by its halves.
 func (b *Bus) split(k *block, now time.Time, why error) {
 	low, high := k.split()
 	low.due, high.due = now, now
+	low.apart, high.apart = now.Add(refusedMax), now.Add(refusedMax)
 	u := k.dev.unit
 	i := slices.Index(u.blocks, k)
 	if i < 0 {
@@ -64,7 +70,7 @@ func (b *Bus) leaveAlone(k *block, e *ExceptionError, at, now time.Time) {
 	first := k.refused == 0
 	b.update(func() {
 		k.refused = min(max(2*k.refused, refusedMin), refusedMax)
-		k.due = now.Add(max(k.refused, k.dev.every))
+		k.due = now.Add(max(k.refused, k.every))
 		k.attempts = 0
 	})
 	k.dev.tracker.Bad(at, e)
@@ -80,7 +86,7 @@ func (b *Bus) leaveAlone(k *block, e *ExceptionError, at, now time.Time) {
 func (b *Bus) replan(d *device, now time.Time) {
 	u := d.unit
 	culprits := map[*point]bool{}
-	due := now.Add(d.every)
+	due := map[time.Duration]time.Time{} // by interval
 	kept := make([]*block, 0, len(u.blocks))
 	for _, k := range u.blocks {
 		switch {
@@ -91,12 +97,17 @@ func (b *Bus) replan(d *device, now time.Time) {
 			for _, p := range k.points {
 				culprits[p] = true
 			}
-		case k.due.Before(due):
-			due = k.due
+		default:
+			if at, ok := due[k.every]; !ok || k.due.Before(at) {
+				due[k.every] = k.due
+			}
 		}
 	}
 	for _, k := range plan(d, culprits) {
-		k.due = due
+		k.due = now
+		if at, ok := due[k.every]; ok {
+			k.due = at
+		}
 		kept = append(kept, k)
 	}
 	b.update(func() { u.blocks = kept })

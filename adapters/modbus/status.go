@@ -15,6 +15,8 @@ type Status struct {
 	// Load is the part of the time since the line was opened in which it was
 	// in use, waiting for answers included, 0 to 1.
 	Load float64 `json:"load"`
+	// Pace says whether all is read as often as wanted.
+	Pace Pace `json:"pace"`
 	// Echo says that the line gives back what is sent.
 	Echo bool `json:"echo"`
 	// StrayBytes belonged to no answer, ForeignFrames came from units that
@@ -73,7 +75,7 @@ func (b *Bus) Status() Status {
 	defer b.mu.Unlock()
 	s := Status{
 		Bus: b.name, Open: b.open, Since: b.since, LastError: b.lastErr,
-		Asked: asked, Echo: b.echo, StrayBytes: b.n.stray, ForeignFrames: b.n.foreign,
+		Pace: b.pace(time.Now()), Asked: asked, Echo: b.echo, StrayBytes: b.n.stray, ForeignFrames: b.n.foreign,
 	}
 	if elapsed := time.Since(b.opened); b.open && elapsed > 0 {
 		s.Load = min(1, b.busy.Seconds()/elapsed.Seconds())
@@ -101,7 +103,7 @@ func (u *unit) status() UnitStatus {
 		r := ReadStatus{
 			Device:   k.dev.name,
 			Register: Register{Table: k.points[0].reg.Table, Addr: k.req.Addr, Bit: noBit}.String(),
-			Count:    int(k.req.Count), Every: k.dev.every, Refused: k.refused > 0, Missed: k.misses,
+			Count:    int(k.req.Count), Every: k.every, Refused: k.refused > 0, Missed: k.misses,
 		}
 		for _, p := range k.points {
 			r.Points = append(r.Points, p.name)

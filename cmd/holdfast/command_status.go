@@ -152,8 +152,11 @@ func (s *gatewayStatus) print(w io.Writer) error {
 type fieldLine struct {
 	Port *port.Status `json:"port"`
 	// Of modbus.Status.
-	Load  float64 `json:"load"`
-	Stray uint64  `json:"stray_bytes"`
+	Load float64 `json:"load"`
+	Pace struct {
+		Demand float64 `json:"demand"`
+	} `json:"pace"`
+	Stray uint64 `json:"stray_bytes"`
 	Units []struct {
 		UnitID    int       `json:"unit_id"`
 		State     string    `json:"state"`
@@ -197,7 +200,7 @@ func printLine(w io.Writer, now time.Time, status any) {
 			*l.Frames, l.Rejected, l.Checksum, l.Partial, l.Resyncs, l.Garbage, because(l.LastReject))
 		return
 	}
-	tell(w, "\t\tin use %.0f %% of the time, stray %d bytes\n", 100*l.Load, l.Stray)
+	tell(w, "\t\tin use %.0f %% of the time, wanted %.0f %%, stray %d bytes\n", 100*l.Load, 100*l.Pace.Demand, l.Stray)
 	for _, u := range l.Units {
 		why := u.LastError
 		if u.State == "up" {

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/adapters"
 	"holdfast/adapters/health"
+	"holdfast/adapters/modbus"
 	"holdfast/broker"
 	"holdfast/broker/access"
 	"holdfast/broker/listen"
@@ -183,6 +184,13 @@ func (s *gatewayStatus) problems() []string {
 		case health.Online, health.Unknown:
 		default:
 			add("device %s: %s: %s", d.Name, d.State, d.Reason)
+		}
+	}
+	for _, b := range s.Buses {
+		if st, ok := b.Bus.(modbus.Status); ok {
+			if words := st.Pace.Overloaded(); words != "" {
+				add("port %s is %s", b.Name, words)
+			}
 		}
 	}
 	if s.Broker.AcceptFailing {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/adapters/modbus"
 	"holdfast/broker/listen"
 	"holdfast/storeforward"
 	"holdfast/storeforward/uplink"
@@ -163,5 +164,17 @@ func TestListenersCertificateEnds(t *testing.T) {
 				t.Errorf("problems %q, want one: %v", got, tt.warned)
 			}
 		})
+	}
+}
+
+func TestAnOverloadedBusIsAProblem(t *testing.T) {
+	pace := modbus.Pace{Demand: 1.44, Devices: []modbus.DevicePace{
+		{Device: "boiler", Every: 5 * time.Second, Comes: 7200 * time.Millisecond},
+		{Device: "meter", Every: time.Minute, Comes: time.Minute},
+	}}
+	s := gatewayStatus{Store: storeforward.Status{State: "ok"}, Buses: []busStatus{{Name: "rs485", Bus: modbus.Status{Pace: pace}}}}
+	want := []string{"port rs485 is 144 % loaded: device boiler's points come every 7.2s instead of 5s"}
+	if got := s.problems(); !slices.Equal(got, want) {
+		t.Errorf("problems %q, want %q", got, want)
 	}
 }

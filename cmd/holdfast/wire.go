@@ -137,15 +137,7 @@ func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clo
 	}
 	switch bus.Adapter {
 	case config.AdapterModbus:
-		opts := bus.Port.Bus
-		opts.CharTime = bus.Port.CharTime()
-		opts.Prefix = readings
-		for _, device := range sorted(bus.Devices) {
-			dev := *bus.Devices[device].Modbus
-			dev.Name = device
-			opts.Devices = append(opts.Devices, dev)
-		}
-		b, err := modbus.New(name, opts, modbus.PortLine(line), g.readings, g.monitor, log)
+		b, err := modbus.New(name, bus.Modbus(readings), modbus.PortLine(line), g.readings, g.monitor, log)
 		if err != nil {
 			return nil, nil, fmt.Errorf("port %s: %w", name, err)
 		}

@@ -146,6 +146,20 @@ func (c *Config) Buses() map[string]Bus {
 	return buses
 }
 
+// Modbus returns the options of a Modbus bus, whose readings have topics under
+// prefix.
+func (b Bus) Modbus(prefix string) modbus.Options {
+	opts := b.Port.Bus
+	opts.CharTime = b.Port.CharTime()
+	opts.Prefix = prefix
+	for _, name := range sortedKeys(b.Devices) {
+		dev := *b.Devices[name].Modbus
+		dev.Name = name
+		opts.Devices = append(opts.Devices, dev)
+	}
+	return opts
+}
+
 func (c *Config) validateDevices(add func(error)) {
 	opened := map[string]string{} // device -> the port that named it first
 	for _, name := range sortedKeys(c.Ports) {
@@ -205,6 +219,14 @@ func (c *Config) Warnings() []string {
 	for _, name := range sortedKeys(c.Ports) {
 		if !used[name] {
 			out = append(out, join("port", name)+": no device uses it")
+		}
+	}
+	buses := c.Buses()
+	for _, name := range sortedKeys(buses) {
+		if bus := buses[name]; bus.Adapter == AdapterModbus {
+			for _, w := range bus.Modbus(c.Gateway.Readings).Warnings() {
+				out = append(out, join("port", name)+": "+w)
+			}
 		}
 	}
 	out = append(out, uplink.Loops(sortedKeys(c.Uplinks), c.Uplinks)...)
