@@ -38,6 +38,7 @@ type Conn struct {
 	out     *output
 	ended   chan struct{} // closed when the connection is over
 	wrote   chan struct{} // closed when Run's writer is done
+	pings   pings
 
 	mu      sync.Mutex
 	err     error             // guarded by mu until ended is closed; why it is over
@@ -260,6 +261,7 @@ func (c *Conn) receive(p packet.Packet, handler func(packet.Packet) error) error
 		if trip := c.out.answered(time.Now()); trip > 0 && c.opts.Pinged != nil {
 			c.opts.Pinged(trip)
 		}
+		c.ponged()
 		return nil // that something came is all that counts, see keepAlive
 	case *packet.Auth:
 		return c.receiveAuth(p)

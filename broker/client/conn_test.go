@@ -311,6 +311,41 @@ func TestAnythingThatComesAnswersAPing(t *testing.T) {
 	})
 }
 
+// Each PINGREQ has its own PINGRESP: that of the keep alive tells nothing of what
+// was queued after it.
+func TestPingIsAnsweredByItsOwnResponse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := dialPipe(t, Options{KeepAlive: 10 * time.Second, PingTimeout: 5 * time.Second}, &packet.Connack{})
+		result := running(c, nil)
+		expect[*packet.Pingreq](s) // of the keep alive
+		answered := make(chan int, 2)
+		for i := range 2 {
+			if err := c.Ping(func() { answered <- i }); err != nil {
+				t.Fatal(err)
+			}
+			c.Flush()
+			expect[*packet.Pingreq](s)
+		}
+		for _, want := range []int{-1, 0, 1, -1} { // the last is one too many
+			s.send(&packet.Pingresp{})
+			synctest.Wait()
+			got := -1
+			select {
+			case got = <-answered:
+			default:
+			}
+			if got != want {
+				t.Errorf("PINGRESP answers %d, want %d", got, want)
+			}
+		}
+		s.nc.Close()
+		<-result
+		if err := c.Ping(func() { t.Error("answered after the end") }); !errors.Is(err, ErrClosed) {
+			t.Errorf("Ping after the end = %v, want ErrClosed", err)
+		}
+	})
+}
+
 // The peer's side of the socket is full: a PINGREQ cannot go out, and the time
 // for its answer has not begun.
 func TestStuckWriteIsGivenUp(t *testing.T) {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"holdfast/broker/packet"
@@ -30,13 +31,51 @@ func (c *Conn) nextPing(now time.Time) time.Duration {
 	case dead > 0:
 		c.fail(fmt.Errorf("%w for %v", ErrKeepAlive, dead))
 	case due:
-		if c.Queue(&packet.Pingreq{}) == nil {
-			c.out.pinged(now)
+		if c.ping(now, nil) == nil {
 			c.Flush()
 		}
 		wait = c.pingTimeout()
 	}
 	return wait
+}
+
+// Ping queues a PINGREQ; done is called when its own PINGRESP has come, from the
+// goroutine of [Conn.Run], and must not block: by then the server has read all
+// that was queued before. done is not called when the connection ends first. The
+// errors are those of Queue.
+func (c *Conn) Ping(done func()) error { return c.ping(time.Now(), done) }
+
+func (c *Conn) ping(now time.Time, done func()) error {
+	// PINGRESPs come in the order of their PINGREQs, so both must be queued in
+	// one.
+	c.pings.mu.Lock()
+	defer c.pings.mu.Unlock()
+	if err := c.Queue(&packet.Pingreq{}); err != nil {
+		return err
+	}
+	c.pings.done = append(c.pings.done, done)
+	c.out.pinged(now)
+	return nil
+}
+
+// ponged takes a PINGRESP.
+func (c *Conn) ponged() {
+	c.pings.mu.Lock()
+	var done func()
+	if len(c.pings.done) > 0 {
+		done = c.pings.done[0]
+		c.pings.done = c.pings.done[1:]
+	}
+	c.pings.mu.Unlock()
+	if done != nil {
+		done()
+	}
+}
+
+// pings are the PINGREQs without an answer, oldest first.
+type pings struct {
+	mu   sync.Mutex
+	done []func() // guarded by mu; nil for one of the keep alive
 }
 
 // pingEvery is a little less than the keep alive: a PINGREQ must have begun

@@ -54,7 +54,7 @@ var layers = map[string]struct {
 	"storeforward/storetest":        {third: []string{"github.com/mattn/go-sqlite3", "github.com/psanford/sqlite3vfs"}},
 	"storeforward/uplink/relaytest": {},
 	"storeforward/pack":             {third: []string{"github.com/klauspost/compress"}},
-	"storeforward/sparkplug":        {third: []string{"google.golang.org/protobuf"}},
+	"storeforward/sparkplug":        {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward", "storeforward/uplink/dial"}, third: []string{"google.golang.org/protobuf"}},
 	"storeforward/uplink":           {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward", "storeforward/pack", "storeforward/uplink/dial"}},
 	"storeforward/uplink/dial":      {third: []string{"github.com/coder/websocket", "golang.org/x/sys"}}, // no MQTT
 
