@@ -17,6 +17,7 @@ import (
 	"holdfast/adapters/port"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
+	"holdfast/storeforward/sparkplug"
 )
 
 func statusCommand() *cobra.Command {
@@ -111,6 +112,9 @@ func (s *gatewayStatus) print(w io.Writer) error {
 	for i := range s.Uplinks {
 		printUplink(t, s.Time, &s.Uplinks[i])
 	}
+	for i := range s.Nodes {
+		printNode(t, s.Time, &s.Nodes[i])
+	}
 	for _, b := range s.Buses {
 		tell(t, "port\t%s\t%s", b.Name, b.Supervisor.State)
 		if b.Supervisor.Failures > 0 {
@@ -146,6 +150,16 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		tell(t, "problem\t%s\n", p)
 	}
 	return t.Flush()
+}
+
+func printNode(w io.Writer, now time.Time, n *sparkplug.Status) {
+	tell(w, "sparkplug\t%s\t%s for %s%s; %s/%s at %s, bdSeq %d\n",
+		n.Name, n.State, since(now, n.Since), because(n.Reason), n.Group, n.Node, n.URL, n.BirthNumber)
+	tell(w, "\t\t%d devices, %d metrics; values sent %d, historical %d, confirmed %d; waiting %d messages, %s\n",
+		n.Devices, n.Metrics, n.Live+n.Historical, n.Historical, n.Confirmed, n.BacklogMessages, size(n.BacklogBytes))
+	if n.Skipped+n.Refused+n.BadCommand > 0 {
+		tell(w, "\t\tmessages without a reading %d, values refused %d, commands refused %d\n", n.Skipped, n.Refused, n.BadCommand)
+	}
 }
 
 // fieldLine is what people want to know of the status of either adapter.

@@ -18,6 +18,7 @@ import (
 	"holdfast/cmd/holdfast/config"
 	"holdfast/cmd/holdfast/console"
 	"holdfast/storeforward"
+	"holdfast/storeforward/sparkplug"
 	"holdfast/storeforward/uplink"
 )
 
@@ -64,6 +65,7 @@ type gateway struct {
 	uplinks   map[string]*running // guarded by mu
 	listeners map[string]*running // guarded by mu; by address
 	buses     map[string]*running // guarded by mu; by port
+	nodes     map[string]*running // guarded by mu; Sparkplug edge nodes
 	reloads   reloadStatus        // guarded by mu
 	reverted  map[string]string   // guarded by mu; by uplink: why its configuration is not that of the file
 	trials    map[string]trial    // by uplink; of the goroutine of runGateway alone
@@ -98,6 +100,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 		log: log.With("component", "gateway"), parts: log, sup: supervisor{log}, clock: reading.NewClock(), started: time.Now(), cfg: cfg,
 		inherited: listen.FromSystemd(), connectTimeout: cfg.Broker.ConnectTimeout,
 		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
+		nodes: map[string]*running{},
 	}
 	gw.log.Info("gateway started", "gateway", cfg.Gateway.ID, "version", version, "commit", buildCommit())
 	defer func() { err = errors.Join(err, gw.inherited.Close()) }()
@@ -192,7 +195,14 @@ func (gw *gateway) stop(ctx context.Context) error {
 		within(ctx, stopTimeout/4, gw.g.readings.Close),
 		within(ctx, stopTimeout/8, func(ctx context.Context) error { return stopAll(ctx, gw.listeners, errStopped) }),
 		// The goodbye has a limit of its own, stop_timeout, which may be longer.
-		within(ctx, stopTimeout/2, func(ctx context.Context) error { return stopAll(ctx, gw.uplinks, errStopped) }),
+		within(ctx, stopTimeout/2, func(ctx context.Context) error {
+			var nodes error
+			var wg sync.WaitGroup
+			wg.Go(func() { nodes = stopAll(ctx, gw.nodes, errStopped) })
+			uplinks := stopAll(ctx, gw.uplinks, errStopped)
+			wg.Wait()
+			return errors.Join(uplinks, nodes)
+		}),
 		gw.g.close(ctx),
 	)
 }
@@ -231,16 +241,21 @@ func (gw *gateway) reconcile(life, patience context.Context, cfg config.Config) 
 	}
 	buses := cfg.Buses()
 	stuck = errors.Join(stuck, drop(grace, gw, gw.buses, buses))
-	var gone []string
+	var gone []string // recipients
 	for name := range gw.uplinks {
 		if _, ok := cfg.Uplinks[name]; !ok {
-			gone = append(gone, name)
+			gone = append(gone, uplink.RecipientName(name))
+		}
+	}
+	for name := range gw.nodes {
+		if _, ok := cfg.Nodes[name]; !ok {
+			gone = append(gone, sparkplug.RecipientName(name))
 		}
 	}
 	// One that only changed stays a recipient: what comes in meanwhile waits
 	// for its successor. So does one that is gone, until nothing can fail any
 	// more: a reload that does goes back to it.
-	stuck = errors.Join(stuck, drop(grace, gw, gw.uplinks, cfg.Uplinks))
+	stuck = errors.Join(stuck, drop(grace, gw, gw.uplinks, cfg.Uplinks), drop(grace, gw, gw.nodes, cfg.Nodes))
 
 	for _, name := range sorted(cfg.Uplinks) {
 		if gw.uplinks[name] == nil {
@@ -249,6 +264,15 @@ func (gw *gateway) reconcile(life, patience context.Context, cfg config.Config) 
 				return err
 			}
 			gw.update(func() { gw.uplinks[name] = u })
+		}
+	}
+	for _, name := range sorted(cfg.Nodes) {
+		if gw.nodes[name] == nil {
+			n, err := gw.startNode(life, name, cfg.Gateway.Readings, cfg.Nodes[name])
+			if err != nil {
+				return err
+			}
+			gw.update(func() { gw.nodes[name] = n })
 		}
 	}
 	for _, l := range cfg.Listeners {
@@ -270,7 +294,7 @@ func (gw *gateway) reconcile(life, patience context.Context, cfg config.Config) 
 		return stuck
 	}
 	for _, name := range gone {
-		gw.g.broker.RemoveRecipient(uplink.RecipientName(name))
+		gw.g.broker.RemoveRecipient(name)
 	}
 	gw.update(func() { gw.cfg = cfg })
 	return nil

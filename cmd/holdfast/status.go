@@ -16,6 +16,7 @@ import (
 	"holdfast/broker/access"
 	"holdfast/broker/listen"
 	"holdfast/storeforward"
+	"holdfast/storeforward/sparkplug"
 	"holdfast/storeforward/uplink"
 )
 
@@ -29,6 +30,7 @@ type gatewayStatus struct {
 	Uptime   float64               `json:"uptime_seconds"`
 	Problems []string              `json:"problems"`
 	Uplinks  []uplink.Status       `json:"uplinks"`
+	Nodes    []sparkplug.Status    `json:"sparkplug"`
 	Devices  []deviceStatus        `json:"devices"`
 	Buses    []busStatus           `json:"buses"`
 	Broker   broker.Status         `json:"broker"`
@@ -70,12 +72,13 @@ func (gw *gateway) snapshot() gatewayStatus {
 	id, reloads := gw.cfg.Gateway.ID, gw.reloads
 	reloads.Reverted = maps.Clone(gw.reverted)
 	ups := values(gw.uplinks)
+	nodes := values(gw.nodes)
 	buses := values(gw.buses)
 	listeners := values(gw.listeners)
 	gw.mu.Unlock()
 	now := gw.clock.Now()
 	var ended []string
-	for _, p := range slices.Concat(ups, buses, listeners) {
+	for _, p := range slices.Concat(ups, nodes, buses, listeners) {
 		if err := p.failure.Load(); err != nil {
 			ended = append(ended, fmt.Sprintf("%s has ended: %v", p.name, *err))
 		}
@@ -91,12 +94,17 @@ func (gw *gateway) snapshot() gatewayStatus {
 		Readings: gw.g.readings.Status(),
 		Statuses: gw.g.statuses.Status(),
 		Reloads:  reloads,
-		Problems: []string{}, Uplinks: []uplink.Status{}, Devices: []deviceStatus{}, Buses: []busStatus{},
+		Problems: []string{}, Uplinks: []uplink.Status{}, Nodes: []sparkplug.Status{}, Devices: []deviceStatus{}, Buses: []busStatus{},
 		Listen: []listen.Status{},
 	}
 	for _, u := range ups {
 		if st, ok := u.status().(uplink.Status); ok {
 			s.Uplinks = append(s.Uplinks, st)
+		}
+	}
+	for _, n := range nodes {
+		if st, ok := n.status().(sparkplug.Status); ok {
+			s.Nodes = append(s.Nodes, st)
 		}
 	}
 	for _, b := range buses {
@@ -149,6 +157,20 @@ func (s *gatewayStatus) problems() []string {
 	}
 	if s.Store.SetAside != "" {
 		add("store: the previous database could not be used and was set aside as %s", s.Store.SetAside)
+	}
+	for _, n := range s.Nodes {
+		switch n.State {
+		case sparkplug.StateBackingOff:
+			add("sparkplug %s: %s: %s", n.Name, n.State, n.Reason)
+		case sparkplug.StateWaiting:
+			if s.Time.Sub(n.Since) > time.Minute {
+				add("sparkplug %s: %s for %s", n.Name, n.State, s.Time.Sub(n.Since).Round(time.Second))
+			}
+		case sparkplug.StateIdle, sparkplug.StateConnecting, sparkplug.StateUp, sparkplug.StateStopped:
+		}
+		if n.Refused > 0 {
+			add("sparkplug %s: %d values were not sent: too many metrics, or larger than the host's broker takes", n.Name, n.Refused)
+		}
 	}
 	for _, u := range s.Uplinks {
 		switch u.State {

@@ -19,6 +19,7 @@ import (
 	"holdfast/broker/message"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/storeforward"
+	"holdfast/storeforward/sparkplug"
 	"holdfast/storeforward/uplink"
 )
 
@@ -28,6 +29,7 @@ var (
 	_ broker.Auth        = (*access.Access)(nil)
 	_ uplink.Local       = (*broker.Broker)(nil)
 	_ adapters.Publisher = localPublisher{}
+	_ sparkplug.Site     = edgeSite{}
 	_ adapters.Commands  = localCommands{}
 )
 
@@ -76,6 +78,7 @@ type graph struct {
 	readings *adapters.Outbox // between the buses and the broker
 	statuses *adapters.Outbox // between the monitor and the broker
 	repairs  chan storeforward.Repair
+	edges    edgeNodes
 }
 
 // build opens the store and connects the parts that live as long as the
@@ -95,7 +98,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	if err != nil {
 		return nil, err
 	}
-	g = &graph{store: store, repairs: repairs, access: access.New(rules, log)}
+	g = &graph{store: store, repairs: repairs, access: access.New(rules, log), edges: edgeNodes{nodes: map[string]*sparkplug.Node{}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(ctx))
@@ -119,6 +122,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	}
 	gateway, session := cfg.Gateway.ID, store.StartNumber()
 	g.monitor = health.NewMonitor(func(c health.Change) {
+		g.edges.tell(c)
 		g.statuses.Put(c.Device, &message.Message{
 			Topic:   config.DeviceStatusTopic(gateway, c.Device),
 			Payload: c.AppendJSON(nil, session),

@@ -1,6 +1,7 @@
 package sparkplug
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -103,6 +104,9 @@ type Node struct {
 	status Status   // guarded by mu
 }
 
+// RecipientName is how the broker knows the edge node called name.
+func RecipientName(name string) string { return queuePrefix + name }
+
 // queuePrefix keeps the queues of edge nodes apart from those of uplinks, whose
 // names hold no slash.
 const queuePrefix = "sparkplug/"
@@ -110,10 +114,10 @@ const queuePrefix = "sparkplug/"
 // New opens the node's queue in the store. From then on the broker may append to
 // it; Run connects it.
 func New(name string, opts Options, store *storeforward.Store, site Site, log *slog.Logger) (*Node, error) {
-	if err := opts.Validate(); err != nil {
+	if err := errors.Join(opts.Options.Validate(), opts.Validate()); err != nil {
 		return nil, fmt.Errorf("sparkplug %s: %w", name, err)
 	}
-	queue, _, err := store.OpenUplink(queuePrefix + name)
+	queue, _, err := store.OpenUplink(RecipientName(name))
 	if err != nil {
 		return nil, fmt.Errorf("sparkplug %s: open queue: %w", name, err)
 	}
@@ -129,7 +133,7 @@ func New(name string, opts Options, store *storeforward.Store, site Site, log *s
 }
 
 // Name is how the broker knows the node.
-func (n *Node) Name() string { return queuePrefix + n.name }
+func (n *Node) Name() string { return RecipientName(n.name) }
 
 // Queue is the node's queue in the store.
 func (n *Node) Queue() durable.QueueID { return n.queue }

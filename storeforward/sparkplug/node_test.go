@@ -74,7 +74,7 @@ func newGateway(t *testing.T, change func(*Options)) *gateway {
 	g.watcher = brokertest.Connect(t, g.host.Pipe(), brokertest.V5("host"))
 	g.watcher.Subscribe(1, "spBv1.0/+/+/+/#")
 	g.opts = DefaultOptions()
-	g.opts.URL, g.opts.Group, g.opts.Gateway = "mqtt://host", "plant", "gw"
+	g.opts.URL, g.opts.Group, g.opts.Gateway, g.opts.Topics = "mqtt://host", "plant", "gw", []string{"sensors/#"}
 	g.opts.Dial = func(context.Context, string, string) (net.Conn, error) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -551,7 +551,7 @@ func TestOptions(t *testing.T) {
 		{func(o *Options) { o.Topics = nil }, "topics: is empty"},
 	} {
 		o := DefaultOptions()
-		o.URL, o.Group, o.Gateway = "mqtt://host", "plant", "gw"
+		o.URL, o.Group, o.Gateway, o.Topics = "mqtt://host", "plant", "gw", []string{"sensors/#"}
 		c.change(&o)
 		says := ""
 		if err := o.Validate(); err != nil {

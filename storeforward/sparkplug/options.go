@@ -47,7 +47,8 @@ type Options struct {
 	// is measured waits in the store until its STATE says online. Empty sends
 	// to whoever listens.
 	PrimaryHost string `toml:"primary_host"`
-	// Topics are the filters of the local topics that carry readings.
+	// Topics are the filters of the local topics that carry readings; an empty
+	// list is filled in by the configuration.
 	Topics []string `toml:"topics"`
 	// Aliases has data name its metrics by number (§6.4.5).
 	Aliases bool `toml:"aliases"`
@@ -64,15 +65,13 @@ type Options struct {
 func DefaultOptions() Options {
 	return Options{
 		Options: dial.DefaultOptions(), Protocol: "auto", KeepAlive: 30 * time.Second, ConnectTimeout: 20 * time.Second,
-		ReconnectMin: time.Second, ReconnectMax: time.Minute, Topics: []string{"sensors/#"}, Aliases: true, Birth: 2 * time.Second,
+		ReconnectMin: time.Second, ReconnectMax: time.Minute, Aliases: true, Birth: 2 * time.Second,
 	}
 }
 
-// Validate reports the first value out of range, naming its key.
+// Validate reports the first value out of range, naming its key; of the way to the
+// host's broker dial.Options does that.
 func (o *Options) Validate() error {
-	if err := o.Options.Validate(); err != nil {
-		return err
-	}
 	for _, id := range []struct{ key, value string }{{"group", o.Group}, {"node", o.node()}} {
 		if err := validID(id.value); err != nil {
 			return fmt.Errorf("%s: %w", id.key, err)

@@ -20,6 +20,7 @@ import (
 	"holdfast/broker/listen"
 	"holdfast/broker/topic"
 	"holdfast/storeforward"
+	"holdfast/storeforward/sparkplug"
 	"holdfast/storeforward/uplink"
 	"holdfast/storeforward/uplink/dial"
 )
@@ -35,8 +36,10 @@ type Config struct {
 	Broker    broker.Options            `toml:"broker"`
 	Store     storeforward.Options      `toml:"store"`
 	Uplinks   map[string]uplink.Options `toml:"uplink"`
-	Ports     map[string]Port           `toml:"port"`
-	Devices   map[string]Device         `toml:"device"`
+	// Nodes are the Sparkplug edge nodes.
+	Nodes   map[string]sparkplug.Options `toml:"sparkplug"`
+	Ports   map[string]Port              `toml:"port"`
+	Devices map[string]Device            `toml:"device"`
 }
 
 // Gateway says who this gateway is.
@@ -139,7 +142,8 @@ func Default() Config {
 // elementDefaults is where maps of Options that live in other packages get
 // their defaults from.
 var elementDefaults = map[reflect.Type]func() any{
-	reflect.TypeFor[uplink.Options](): func() any { return uplink.DefaultOptions() },
+	reflect.TypeFor[uplink.Options]():    func() any { return uplink.DefaultOptions() },
+	reflect.TypeFor[sparkplug.Options](): func() any { return sparkplug.DefaultOptions() },
 }
 
 // Load reads the file and its drop-ins: every *.toml in the folder beside it
@@ -242,6 +246,13 @@ func (c *Config) Resolve() {
 		u.Gateway = c.Gateway.ID
 		c.Uplinks[name] = u
 	}
+	for name, n := range c.Nodes {
+		n.Gateway = c.Gateway.ID
+		if len(n.Topics) == 0 {
+			n.Topics = []string{c.Gateway.Readings + "/#"}
+		}
+		c.Nodes[name] = n
+	}
 }
 
 func (c *Config) defaultSocket() string {
@@ -311,6 +322,15 @@ func (c *Config) Validate() error {
 			add(fmt.Errorf("%s: the name is not one topic level (no / + # $)", key))
 		}
 		add(rekey(c.Uplinks[name].Validate(), "uplink", key))
+	}
+	for _, name := range sortedKeys(c.Nodes) {
+		key := join("sparkplug", name)
+		if !oneLevel(name) {
+			add(fmt.Errorf("%s: the name is not one topic level (no / + # $)", key))
+		}
+		n := c.Nodes[name]
+		add(rekey(n.Options.Validate(), "uplink", key))
+		add(rekey(n.Validate(), "", key))
 	}
 	c.validateClientIDs(add)
 	c.validateDevices(add)

@@ -16,6 +16,7 @@ import (
 	"holdfast/broker/access"
 	"holdfast/broker/durable"
 	"holdfast/storeforward/pack"
+	"holdfast/storeforward/sparkplug"
 	"holdfast/storeforward/uplink"
 )
 
@@ -83,7 +84,8 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 		"gateway": def.Gateway, "log": def.Log, "control": def.Control, "broker": def.Broker, "store": def.Store,
 		"access": def.Access, "access.rule": access.Rule{}, "user.pump-7": access.User{},
 		"listener": def.Listeners[0], "uplink.*": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
-		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
+		"sparkplug.*": sparkplug.DefaultOptions(),
+		"port.rs485":  defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
 		serialDevices: DefaultSerial(), serialDevices + ".point": defaultField(),
 	} {
 		nodes := []*node{{value: table}} // keys that exclude each other stand in different ones
@@ -272,6 +274,8 @@ func TestValuesOutOfRangeNameTheirPlace(t *testing.T) {
 		"confirm":       {"[uplink.c]\nurl='mqtt://h'\nconfirm='1s'\n", `h.toml:3: uplink.c.confirm: 1s is outside 10s..24h0m0s`},
 		"same broker":   {"[uplink.a]\nurl='mqtt://h'\n[uplink.b]\nurls=['mqtt://i','mqtt://h:1883']\n", `h.toml:3: uplink.b.client_id: "`},
 		"route":         {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='out'\nfilter='a/#/b'\n", `h.toml:5: uplink.c.route[0].filter: `},
+		"sparkplug":     {"[sparkplug.s]\nurl='mqtt://h'\ngroup='a/b'\n", `h.toml:3: sparkplug.s.group: "a/b" holds a character that a Sparkplug id cannot: / + #`},
+		"edge node url": {"[sparkplug.s]\ngroup='g'\n", `h.toml:1: sparkplug.s.url: is missing`},
 		"port":          {"[port.p]\ndevice='/dev/x'\ndriver='tarm'\nparity='even'\n", `h.toml:4: port.p.parity: driver "tarm" cannot do even parity`},
 		"bus":           {"[port.p]\ndevice='/dev/x'\nsilence='5s'\n", `h.toml:3: port.p.silence: 5s is outside`},
 		"no adapter":    {"[device.d]\nport='p'\n", `h.toml:1: device.d.adapter: is missing`},
