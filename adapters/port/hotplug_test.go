@@ -240,9 +240,9 @@ func TestBackoff(t *testing.T) {
 func TestLogOfALooseContactIsBounded(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
-	l, err := NewLine("meter", Options{
-		Device: "/dev/none", Driver: DriverBugst, Baud: 9600, DataBits: 8, Parity: ParityNone, StopBits: 1, WriteTimeout: time.Second,
-	}, slog.New(slog.NewTextHandler(&log, nil)))
+	o := DefaultOptions()
+	o.Device = "/dev/none"
+	l, err := NewLine("meter", o, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,8 @@ type Line struct {
 	opts  Options
 	log   *slog.Logger
 	count counters
+	modem func(fd int) modem
+	rs485 func(fd int) ioctlRS485
 
 	mu      sync.Mutex
 	path    string    // guarded by mu
@@ -74,10 +76,11 @@ func NewLine(name string, opts Options, log *slog.Logger) (*Line, error) {
 	}
 	l := &Line{
 		name: name, opts: opts, state: "closed",
+		modem: func(fd int) modem { return fdModem(fd) }, rs485: rs485Of,
 		log: log.With("component", "port", "port", name),
 	}
 	for _, w := range opts.Warnings() {
-		l.log.Warn("port may not be found again", "device", opts.Device, "reason", w)
+		l.log.Warn("port is likely to make trouble", "device", opts.Device, "reason", w)
 	}
 	return l, nil
 }

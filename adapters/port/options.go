@@ -44,6 +44,8 @@ type Options struct {
 	// WriteTimeout is how long a write may take before the port counts as
 	// stuck and is closed, 10ms to 10m.
 	WriteTimeout time.Duration `toml:"write_timeout"`
+	// RS485 says who switches a half-duplex line.
+	RS485 RS485 `toml:",inline"`
 	// Sysfs is where the kernel describes devices; empty means /sys.
 	Sysfs string `toml:"-"`
 	// Dev is where device files are; empty means /dev.
@@ -56,6 +58,7 @@ func DefaultOptions() Options {
 	return Options{
 		Driver: DriverBugst, Baud: 9600, DataBits: 8, Parity: ParityNone, StopBits: 1,
 		WriteTimeout: 5 * time.Second, // 4 KiB, what a tty holds, take 4.3 s at 9600 baud
+		RS485:        defaultRS485(),
 	}
 }
 
@@ -89,6 +92,9 @@ func (o Options) Validate() error {
 	if o.WriteTimeout < 10*time.Millisecond || o.WriteTimeout > 10*time.Minute {
 		return fmt.Errorf("write_timeout: %v is outside 10ms..10m", o.WriteTimeout)
 	}
+	if err := o.RS485.validate(); err != nil {
+		return err
+	}
 	if o.Driver == DriverTarm {
 		return o.validateTarm()
 	}
@@ -112,12 +118,13 @@ func (o Options) validateTarm() error {
 
 // Warnings returns what is allowed and yet likely to end in trouble.
 func (o Options) Warnings() []string {
+	out := o.RS485.warnings()
 	name, bare := strings.CutPrefix(o.Device, "/dev/")
-	if !bare || !strings.HasPrefix(name, "ttyUSB") && !strings.HasPrefix(name, "ttyACM") {
-		return nil
+	if bare && (strings.HasPrefix(name, "ttyUSB") || strings.HasPrefix(name, "ttyACM")) {
+		out = append(out, fmt.Sprintf("device: %s may be another device after a restart; "+
+			"use its name in /dev/serial/by-id or by-path, or usb:VID:PID", o.Device))
 	}
-	return []string{fmt.Sprintf("device: %s may be another device after a restart; "+
-		"use its name in /dev/serial/by-id or by-path, or usb:VID:PID", o.Device)}
+	return out
 }
 
 // CharTime is how long one character takes on the line: start bit, data bits,

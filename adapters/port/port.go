@@ -31,6 +31,9 @@ type Port struct {
 	// not get in the way of reading.
 	hup *os.File
 
+	modem    func(fd int) modem // nil unless rs485 = "rts"
+	undirect func()             // nil unless rs485 = "kernel"
+
 	writing sync.Mutex // one Write at a time, so that frames do not mix
 
 	// use is read-locked around calls of the driver, none of which waits, and
@@ -87,12 +90,37 @@ func open(l *Line, path string) (_ *Port, err error) {
 		}
 		return nil, fmt.Errorf("driver %s: %w", l.opts.Driver, err)
 	}
-	if err := claim(fd, p.drv.fd(), l.opts); err != nil {
+	err = claim(fd, p.drv.fd(), l.opts)
+	if err == nil {
+		err = p.direct(fd)
+	}
+	if err != nil {
 		return nil, errors.Join(err, p.drv.close())
 	}
 	l.setState("open", nil) // before watch may say otherwise
 	p.wg.Go(p.watch)
 	return p, nil
+}
+
+// direct sets up who switches a half-duplex line.
+func (p *Port) direct(fd int) error {
+	r := p.line.opts.RS485
+	switch r.Mode {
+	case RS485Kernel:
+		call := p.line.rs485(fd)
+		before, err := setKernelRS485(call, r)
+		// Whoever has the port next finds it as it was: the kernel keeps
+		// this beyond the last close. An error: the device is gone.
+		p.undirect = func() { _ = call(unix.TIOCSRS485, &before) }
+		return err
+	case RS485RTS:
+		p.modem = p.line.modem
+		if err := p.modem(fd).setRTS(r.RTSAfterSend); err != nil {
+			return fmt.Errorf("rs485: the port has no RTS line: %w", err)
+		}
+	default:
+	}
+	return nil
 }
 
 // tryRead returns what is there without waiting. An error means that the port
@@ -197,13 +225,22 @@ const writeRecheck = 50 * time.Millisecond
 // Write writes all of b to the kernel, which sends it at the line's pace. If
 // that takes longer than Options.WriteTimeout the port is stuck (a full
 // adapter, flow control, a device that reads no more): it is closed, and the
-// error is both [ErrTimeout] and [ErrClosed]. n is what the kernel took.
+// error is both [ErrTimeout] and [ErrClosed]. n is what the kernel took. With
+// rs485 = "rts" it returns when all is on the line and that is given back.
 func (p *Port) Write(b []byte) (n int, err error) {
 	p.writing.Lock()
 	defer p.writing.Unlock()
 	if err := p.Err(); err != nil {
 		return 0, err
 	}
+	if p.modem != nil && len(b) > 0 {
+		return p.transmit(b)
+	}
+	return p.write(b)
+}
+
+// write is Write without the lock, and without a look at the direction.
+func (p *Port) write(b []byte) (n int, err error) {
 	deadline := time.Now().Add(p.line.opts.WriteTimeout)
 	for n < len(b) {
 		if err := p.setWriteDeadline(earlier(deadline, time.Now().Add(writeRecheck))); err != nil {
@@ -383,6 +420,9 @@ func (p *Port) shutdown(cause error, count *atomic.Uint64) bool {
 		// The kernel would otherwise wait up to 30 s in close(2) for output
 		// that a stuck device does not take. Errors: it is unplugged.
 		_ = unix.IoctlSetInt(int(fd), unix.TCFLSH, unix.TCIOFLUSH)
+		if p.undirect != nil {
+			p.undirect()
+		}
 		_ = unix.IoctlSetInt(int(fd), unix.TIOCNXCL, 0)
 	})
 	err = errors.Join(err, drv.close(), p.hup.Close(), p.own.Close())
