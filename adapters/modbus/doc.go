@@ -12,11 +12,15 @@
 //     something else makes all it says suspect. What remains: an answer later
 //     than three timeouts after its request, of the same function and length as
 //     the one awaited then; a second copy of an answer that comes once the next
-//     request is out; and bytes hurt so that the CRC fits, 1 in 65536 of those
-//     garbled.
+//     request is out; bytes hurt so that the CRC fits, 1 in 65536 of those
+//     garbled; and noise in place of a late answer that has its three first
+//     bytes and its length, 1 in 2^24 bursts of it: it counts as the answer,
+//     garbled, and the request is repeated at once.
 //   - A unit that does not answer takes at most a tenth of the bus from the
 //     others, whether it is dead (probed at 1 to 60 s back-off) or answers now
 //     and then.
+//   - A bus that has more to do than it can is late for all alike: each interval
+//     is stretched by the same factor, which [Options.Forecast] knows beforehand.
 //   - One register that a unit refuses costs itself, not its block: the block is
 //     halved until it is found, and it is asked again after a minute to an hour.
 //   - A register without a value is null with quality "bad", never 0.

@@ -78,8 +78,11 @@ func scanAnswer(buf []byte, r Request, adu []byte, echo echoMode, final bool) (s
 			return s
 		default:
 			s.partial = s.partial || mine && n > len(rest)
-			s.garbled = s.garbled || mine && n == len(rest)
-			s.hurt = s.hurt || mine && n < len(rest) || final && len(rest) >= ours && likely(rest, r)
+			// Two bytes of noise look like the start of a refusal too
+			// often: the answer may still be to come.
+			refusal := mine && n == 5 && rest[1]&exceptionBit != 0
+			s.garbled = s.garbled || mine && n == len(rest) && !refusal
+			s.hurt = s.hurt || mine && n < len(rest) || refusal || final && len(rest) >= ours && likely(rest, r)
 			s.skipped++
 			i++
 		}
