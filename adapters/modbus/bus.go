@@ -568,8 +568,12 @@ func (b *Bus) answered(parts []*block, x *exchange) {
 	for _, k := range parts {
 		for _, p := range k.points {
 			r := reading.Reading{Device: d.name, Point: p.name, Unit: p.unit, Time: stamp}
-			if r.Value, r.Reason = p.decode(x.req, x.data); r.Reason != "" {
+			switch r.Value, r.Reason = p.decode(x.req, x.data); {
+			case r.Reason == "":
+			case r.Value == nil:
 				r.Quality = reading.Bad
+			default:
+				r.Quality = reading.Uncertain
 			}
 			p.bad = false
 			b.sink.Put(d.name, r.Message(b.opts.Prefix, d.qos))

@@ -15,6 +15,7 @@ const (
 	reasonInvalid = "invalid value"
 	reasonNaN     = "not a number"
 	reasonBCD     = "not BCD"
+	reasonUnnamed = "a number without a name"
 	reasonPower   = "scale factor not implemented"
 )
 
@@ -40,24 +41,35 @@ func typeRegisters(typ string) int {
 	}
 }
 
-// order says where the bytes of a value are on the wire, in two independent
+// order says where the bytes of a value are on the wire, in three independent
 // steps: A is the most significant byte, and a register carries its first byte
 // first (MODBUS Application Protocol V1.1b3 §4.2).
 type order struct {
-	wordsReversed bool // the least significant register comes first
-	bytesSwapped  bool // within each register the low byte comes first
+	dwordsSwapped bool // of four registers the less significant two come first
+	wordsSwapped  bool // of each two registers the less significant one
+	bytesSwapped  bool // within each register the low byte
 }
 
 // parseOrder reads the name of an order; width is how many registers it names.
+// An order of two registers holds for four in the way that devices mean it:
+// CDAB has the least significant register first, so it is GHEFCDAB.
 func parseOrder(s string) (o order, width int, ok bool) {
 	switch s {
 	case "AB", "ABCD", "ABCDEFGH":
 	case "BA", "BADC", "BADCFEHG":
-		o.bytesSwapped = true
+		o = order{bytesSwapped: true}
 	case "CDAB", "GHEFCDAB":
-		o.wordsReversed = true
+		o = order{dwordsSwapped: true, wordsSwapped: true}
 	case "DCBA", "HGFEDCBA":
-		o = order{wordsReversed: true, bytesSwapped: true}
+		o = order{dwordsSwapped: true, wordsSwapped: true, bytesSwapped: true}
+	case "EFGHABCD":
+		o = order{dwordsSwapped: true}
+	case "FEHGBADC":
+		o = order{dwordsSwapped: true, bytesSwapped: true}
+	case "CDABGHEF":
+		o = order{wordsSwapped: true}
+	case "DCBAHGFE":
+		o = order{wordsSwapped: true, bytesSwapped: true}
 	default:
 		return order{}, 0, false
 	}
@@ -72,17 +84,21 @@ func orderNames(n int) string {
 	case 2:
 		return "ABCD, DCBA, BADC or CDAB"
 	default:
-		return "ABCDEFGH, HGFEDCBA, BADCFEHG or GHEFCDAB (or their short forms ABCD, DCBA, BADC, CDAB)"
+		return "ABCDEFGH, HGFEDCBA, BADCFEHG or GHEFCDAB (or their short forms ABCD, DCBA, BADC, CDAB), EFGHABCD, FEHGBADC, CDABGHEF or DCBAHGFE"
 	}
 }
 
-// arrange puts wire bytes into the order ABCD..., into dst.
+// arrange puts wire bytes into the order ABCD..., into dst. Words are swapped in
+// two or four registers only.
 func (o order) arrange(dst, wire []byte) {
 	n := len(wire) / 2
 	for i := range n {
 		from := i
-		if o.wordsReversed {
-			from = n - 1 - i
+		if o.wordsSwapped && n > 1 {
+			from ^= 1
+		}
+		if o.dwordsSwapped && n > 2 {
+			from ^= 2
 		}
 		hi, lo := wire[2*from], wire[2*from+1]
 		if o.bytesSwapped {
@@ -108,7 +124,15 @@ type format struct {
 	// power is nil, or says where among the n registers the value is, and
 	// where the power of ten to multiply it by.
 	power *power
+	// bits, if bits.n is not 0, are what is taken of an unsigned number.
+	bits bits
+	// names are texts for integers, by the number in two's complement; nil:
+	// the number itself is the value.
+	names map[uint64]string
 }
+
+// bits are n bits of a number from first on, 0 the lowest.
+type bits struct{ first, n int }
 
 // power is the place of a value and its power of ten, in registers from the
 // first of both.
@@ -148,8 +172,8 @@ func (f *format) powered(wire []byte) (value any, reason string) {
 }
 
 // decode turns the wire bytes of the point, 2n of them, into a value; nil with
-// a reason when they are no measurement. A number that is not there must never
-// come out as 0.
+// a reason when they are no measurement, a value with a reason when it is to be
+// taken with care. A number that is not there must never come out as 0.
 func (f *format) decode(wire []byte) (value any, reason string) {
 	if f.power != nil {
 		return f.powered(wire)
@@ -165,7 +189,7 @@ func (f *format) decode(wire []byte) (value any, reason string) {
 		raw = raw<<8 | uint64(x)
 	}
 	if f.bit != noBit {
-		return raw>>f.bit&1 != 0, ""
+		return f.boolean(raw>>f.bit&1 != 0)
 	}
 	if f.typ == "int8" || f.typ == "uint8" {
 		raw &= 0xff
@@ -173,9 +197,12 @@ func (f *format) decode(wire []byte) (value any, reason string) {
 	if slices.Contains(f.invalid, raw) {
 		return nil, reasonInvalid
 	}
+	if f.bits.n > 0 {
+		raw = raw >> f.bits.first & (1<<f.bits.n - 1)
+	}
 	switch f.typ {
 	case "bool":
-		return raw != 0, ""
+		return f.boolean(raw != 0)
 	case "int8":
 		return f.signed(int64(int8(raw)))
 	case "int16":
@@ -203,7 +230,29 @@ func (f *format) decode(wire []byte) (value any, reason string) {
 
 func (f *format) plain() bool { return f.scale == 1 && f.offset == 0 }
 
+func (f *format) boolean(v bool) (any, string) {
+	if f.names == nil {
+		return v, ""
+	}
+	if v {
+		return f.named(1, "1")
+	}
+	return f.named(0, "0")
+}
+
+// named returns the name of a number. One that has none keeps its digits: the
+// device has told something, but not what anybody can rely on.
+func (f *format) named(v uint64, digits string) (any, string) {
+	if name, ok := f.names[v]; ok {
+		return name, ""
+	}
+	return digits, reasonUnnamed
+}
+
 func (f *format) unsigned(v uint64) (any, string) {
+	if f.names != nil {
+		return f.named(v, strconv.FormatUint(v, 10))
+	}
 	if f.plain() {
 		return v, ""
 	}
@@ -211,6 +260,9 @@ func (f *format) unsigned(v uint64) (any, string) {
 }
 
 func (f *format) signed(v int64) (any, string) {
+	if f.names != nil {
+		return f.named(uint64(v), strconv.FormatInt(v, 10))
+	}
 	if f.plain() {
 		return v, ""
 	}

@@ -56,7 +56,7 @@ func TestDecodeEveryTypeInEveryOrder(t *testing.T) {
 	orders := map[int][]string{
 		1: {"AB", "BA"},
 		2: {"ABCD", "DCBA", "BADC", "CDAB"},
-		4: {"ABCDEFGH", "HGFEDCBA", "BADCFEHG", "GHEFCDAB"},
+		4: {"ABCDEFGH", "HGFEDCBA", "BADCFEHG", "GHEFCDAB", "EFGHABCD", "FEHGBADC", "CDABGHEF", "DCBAHGFE"},
 	}
 	short := map[string]string{"ABCDEFGH": "ABCD", "HGFEDCBA": "DCBA", "BADCFEHG": "BADC", "GHEFCDAB": "CDAB"}
 	tested := map[string]bool{"string": true} // has a test of its own
@@ -135,6 +135,23 @@ func TestDecodeNumbers(t *testing.T) {
 		"string empty":                         {Point{Type: "string", Length: 1}, "0000", "", ""},
 		"uint64 above 2^63":                    {Point{Type: "uint64"}, "ffffffffffffffff", uint64(math.MaxUint64), ""},
 		"scale overflows":                      {Point{Type: "float64", Scale: 1e300}, "7fe0000000000000", nil, "not a number"},
+		"bits":                                 {Point{Bits: "4-7"}, "12a4", uint64(0xa), ""},
+		"one bit as a number":                  {Point{Bits: "12"}, "1000", uint64(1), ""},
+		"all bits":                             {Point{Type: "uint64", Bits: "0-63"}, "ffffffffffffffff", uint64(math.MaxUint64), ""},
+		"bits across registers":                {Point{Type: "uint32", Bits: "12-19"}, "000abcde", uint64(0xab), ""},
+		"bits after the order":                 {Point{Type: "uint32", Bits: "0-15", Order: "CDAB"}, "12345678", uint64(0x1234), ""},
+		"bits of a byte":                       {Point{Type: "uint8", Bits: "4-7"}, "12a4", uint64(0xa), ""},
+		"bits scaled":                          {Point{Bits: "8-15", Scale: 0.5}, "0500", 2.5, ""},
+		"bits of an invalid register":          {Point{Bits: "0-3", Invalid: []int64{0xffff}}, "ffff", nil, "invalid value"},
+		"enum":                                 {Point{Enum: map[string]string{"0": "off", "1": "on"}}, "0001", "on", ""},
+		"enum in hexadecimal":                  {Point{Enum: map[string]string{"0x100": "fault"}}, "0100", "fault", ""},
+		"enum of a negative number":            {Point{Type: "int16", Enum: map[string]string{"-1": "none"}}, "ffff", "none", ""},
+		"enum of a negative byte":              {Point{Type: "int8", Enum: map[string]string{"-1": "none"}}, "00ff", "none", ""},
+		"enum of bits":                         {Point{Bits: "8-9", Enum: map[string]string{"2": "manual"}}, "0200", "manual", ""},
+		"enum of a bit":                        {Point{Register: "holding:0.9", Enum: map[string]string{"0": "open", "1": "shut"}}, "0200", "shut", ""},
+		"a number without a name":              {Point{Enum: map[string]string{"0": "off"}}, "0007", "7", "a number without a name"},
+		"a negative one":                       {Point{Type: "int32", Enum: map[string]string{"0": "off"}}, "fffffffe", "-2", "a number without a name"},
+		"invalid is not asked for its name":    {Point{Invalid: []int64{7}, Enum: map[string]string{"7": "seven"}}, "0007", nil, "invalid value"},
 		"integers stay integers with decimals": {Point{Type: "int32", Decimals: new(2)}, "0000002a", int64(42), ""},
 	}
 	for name, tt := range tests {

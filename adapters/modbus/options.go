@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -104,9 +106,17 @@ type Point struct {
 	Length int `toml:"length"`
 	// Order is the byte order, most significant byte A: "AB" or "BA" for one
 	// register, "ABCD", "DCBA", "BADC", "CDAB" for two, the same names or
-	// "ABCDEFGH", "HGFEDCBA", "BADCFEHG", "GHEFCDAB" for four. Empty means
-	// the device's.
+	// "ABCDEFGH", "HGFEDCBA", "BADCFEHG", "GHEFCDAB", "EFGHABCD", "FEHGBADC",
+	// "CDABGHEF", "DCBAHGFE" for four. Empty means the device's.
 	Order string `toml:"order"`
+	// Bits are what is taken of an unsigned number, as another number: "4-7",
+	// "12". 0 is the lowest, after the order. Empty: all of it. A single bit
+	// of a register as a bool is a Register such as "holding:100.3".
+	Bits string `toml:"bits"`
+	// Enum are texts for the numbers of an integer or bool, decimal or 0x
+	// hexadecimal: {0 = "off", 1 = "on"}. A number that is not among them
+	// becomes its digits, with quality "uncertain".
+	Enum map[string]string `toml:"enum"`
 	// Scale and Offset make the value: raw*scale+offset. A Scale of 0 means 1.
 	Scale  float64 `toml:"scale"`
 	Offset float64 `toml:"offset"`
@@ -231,7 +241,7 @@ func (p *point) end() int { return int(p.reg.Addr) + p.f.n }
 
 // describe tells what the point measures.
 func (p *point) describe() adapters.Point {
-	return adapters.Describe(adapters.Point{Name: p.name, Unit: p.unit, DeviceClass: p.device, StateClass: p.state}, p.f.number())
+	return adapters.Describe(adapters.Point{Name: p.name, Unit: p.unit, DeviceClass: p.device, StateClass: p.state}, p.f.number() && p.f.names == nil)
 }
 
 func compile(d *Device) (*compiled, error) {
@@ -339,6 +349,7 @@ func compilePoint(o *Point, common order, c *compiled) (*point, error) {
 	}
 	f.n = typeRegisters(f.typ)
 	if f.typ == "string" {
+		f.order = order{bytesSwapped: f.order.bytesSwapped} // text is never read backwards
 		if o.Length < 1 || o.Length > c.maxRegs {
 			return nil, fmt.Errorf("length: %d is outside 1..%d registers", o.Length, c.maxRegs)
 		}
@@ -358,6 +369,9 @@ func compilePoint(o *Point, common order, c *compiled) (*point, error) {
 		return nil, err
 	}
 	if err := compileNumber(o, f, single); err != nil {
+		return nil, err
+	}
+	if err := compileMeaning(o, f); err != nil {
 		return nil, err
 	}
 	if o.ScaleRegister != "" {
@@ -405,6 +419,63 @@ func compileOrder(o *Point, f *format) error {
 	return nil
 }
 
+// compileMeaning reads what the bits and numbers of a point stand for.
+func compileMeaning(o *Point, f *format) error {
+	width := f.width()
+	if o.Bits != "" {
+		if f.bit != noBit || !strings.HasPrefix(f.typ, "uint") {
+			return fmt.Errorf("bits: only an unsigned number has bits to take, not a %s", f.typ)
+		}
+		first, last, ok := strings.Cut(o.Bits, "-")
+		if !ok {
+			last = first
+		}
+		lo, err := strconv.ParseUint(first, 10, 8)
+		hi, err2 := strconv.ParseUint(last, 10, 8)
+		if err != nil || err2 != nil || lo > hi || int(hi) >= width {
+			return fmt.Errorf("bits: %q is no such thing as \"4-7\" or \"12\", within 0..%d", o.Bits, width-1)
+		}
+		width = int(hi-lo) + 1
+		f.bits = bits{first: int(lo), n: width}
+	}
+	if len(o.Enum) == 0 {
+		return nil
+	}
+	low, high := int64(0), int64(1)<<min(width, 62) // high is outside
+	switch {
+	case f.typ == "bool":
+		high = 2
+	case strings.HasPrefix(f.typ, "int"):
+		low, high = -1<<min(width-1, 62), 1<<min(width-1, 62)
+	case strings.HasPrefix(f.typ, "uint"):
+	default:
+		return fmt.Errorf("enum: only an integer or bool has names, not a %s", f.typ)
+	}
+	if !f.plain() || o.Decimals != nil || o.ScaleRegister != "" {
+		return errors.New("enum: a number with names has no scale, offset, decimals or scale_register")
+	}
+	f.names = make(map[uint64]string, len(o.Enum))
+	for _, key := range slices.Sorted(maps.Keys(o.Enum)) {
+		v, err := strconv.ParseInt(key, 0, 64)
+		if err != nil || v < low || v >= high {
+			return fmt.Errorf("enum: %q is not a number within %d..%d", key, low, high-1)
+		}
+		if _, twice := f.names[uint64(v)]; twice {
+			return fmt.Errorf("enum: %q is there twice", key)
+		}
+		f.names[uint64(v)] = o.Enum[key]
+	}
+	return nil
+}
+
+// width is how many bits of its registers the value has.
+func (f *format) width() int {
+	if f.typ == "int8" || f.typ == "uint8" {
+		return 8
+	}
+	return 16 * f.n
+}
+
 func compileNumber(o *Point, f *format, single bool) error {
 	number := f.number()
 	finite := func(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
@@ -423,10 +494,7 @@ func compileNumber(o *Point, f *format, single bool) error {
 	if f.scale == 0 {
 		f.scale = 1
 	}
-	width := 16 * f.n
-	if f.typ == "int8" || f.typ == "uint8" {
-		width = 8
-	}
+	width := f.width()
 	float := strings.HasPrefix(f.typ, "float")
 	for i, v := range o.Invalid {
 		bits := uint64(v)

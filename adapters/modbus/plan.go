@@ -109,7 +109,7 @@ func (b *block) end() int { return int(b.req.Addr) + int(b.req.Count) }
 func (p *point) decode(r Request, data []byte) (value any, reason string) {
 	i := int(p.reg.Addr - r.Addr)
 	if p.reg.Table.Bits() {
-		return data[i/8]>>(i%8)&1 != 0, ""
+		return p.f.boolean(data[i/8]>>(i%8)&1 != 0)
 	}
 	return p.f.decode(data[2*i : 2*(i+p.f.n)])
 }
