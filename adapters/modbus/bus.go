@@ -576,12 +576,19 @@ func (b *Bus) answered(parts []*block, x *exchange) {
 				r.Quality = reading.Uncertain
 			}
 			p.bad = false
-			b.sink.Put(d.name, r.Message(b.opts.Prefix, d.qos))
+			b.report(d, p, &r, x.at)
 		}
 	}
 	if healed {
 		b.log.Info("refused register read again", "device", d.name, "unit_id", u.id, "request", x.req.String())
 		b.replan(d, time.Now())
+	}
+}
+
+// report publishes a reading if the point's rule wants it.
+func (b *Bus) report(d *device, p *point, r *reading.Reading, at time.Time) {
+	if p.report.Take(r, at) {
+		b.sink.Put(d.name, r.Message(b.opts.Prefix, d.qos))
 	}
 }
 
@@ -603,7 +610,7 @@ func (b *Bus) lose(d *device, points []*point, at time.Time, reason string) {
 		}
 		p.bad = true
 		r := reading.Reading{Device: d.name, Point: p.name, Unit: p.unit, Quality: reading.Bad, Reason: reason, Time: stamp}
-		b.sink.Put(d.name, r.Message(b.opts.Prefix, d.qos))
+		b.report(d, p, &r, at)
 	}
 }
 

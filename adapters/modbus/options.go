@@ -132,6 +132,8 @@ type Point struct {
 	// follows from the unit, "none" that there is none.
 	DeviceClass string `toml:"device_class"`
 	StateClass  string `toml:"state_class"`
+	// Report says which of the values are published.
+	reading.Report
 	// Invalid are register contents that mean "no value" and become null:
 	// bit patterns (0x8000), for signed types also the number itself
 	// (-32768), for floats also the number (-9999).
@@ -231,17 +233,22 @@ type point struct {
 	every  time.Duration
 	reg    Register
 	f      format
+	// report is the bus goroutine's.
+	report reading.Reporter
 	// bad: the last reading said that the point cannot be read. It is said
 	// once, not in every cycle.
 	bad bool
 }
+
+// numeric says whether the values are numbers.
+func (p *point) numeric() bool { return p.f.number() && p.f.names == nil }
 
 // end is the address behind the point.
 func (p *point) end() int { return int(p.reg.Addr) + p.f.n }
 
 // describe tells what the point measures.
 func (p *point) describe() adapters.Point {
-	return adapters.Describe(adapters.Point{Name: p.name, Unit: p.unit, DeviceClass: p.device, StateClass: p.state}, p.f.number() && p.f.names == nil)
+	return adapters.Describe(adapters.Point{Name: p.name, Unit: p.unit, DeviceClass: p.device, StateClass: p.state}, p.numeric())
 }
 
 func compile(d *Device) (*compiled, error) {
@@ -374,6 +381,10 @@ func compilePoint(o *Point, common order, c *compiled) (*point, error) {
 	if err := compileMeaning(o, f); err != nil {
 		return nil, err
 	}
+	if err := o.Report.Validate(p.numeric()); err != nil {
+		return nil, err
+	}
+	p.report = reading.NewReporter(o.Report)
 	if o.ScaleRegister != "" {
 		if err := compilePower(o, p, c); err != nil {
 			return nil, fmt.Errorf("scale_register: %w", err)

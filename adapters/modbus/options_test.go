@@ -86,6 +86,8 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"enum out of range":   {func(_ *Options, d *Device) { d.Points[1].Enum = map[string]string{"65536": "off"} }, `device.boiler.point[1].enum: "65536" is not a number within 0..65535`},
 		"enum of few bits":    {func(_ *Options, d *Device) { d.Points[1].Bits, d.Points[1].Enum = "0-1", map[string]string{"4": "off"} }, `device.boiler.point[1].enum: "4" is not a number within 0..3`},
 		"enum twice":          {func(_ *Options, d *Device) { d.Points[1].Enum = map[string]string{"1": "a", "0x1": "b"} }, `device.boiler.point[1].enum: "1" is there twice`},
+		"report":              {func(_ *Options, d *Device) { d.Points[1].Report.Report = "never" }, `device.boiler.point[1].report: "never" is not one of`},
+		"deadband of an enum": {func(_ *Options, d *Device) { d.Points[1].Enum, d.Points[1].Deadband = map[string]string{"0": "off"}, 1 }, `device.boiler.point[1].deadband: only a number has one`},
 		"silence":             {func(o *Options, _ *Device) { o.Silence = time.Minute }, "silence: 1m0s is outside 0s..1s"},
 		"change pause":        {func(o *Options, _ *Device) { o.ChangePause = -1 }, "change_pause: "},
 		"warm-up":             {func(o *Options, _ *Device) { o.WarmUp = -1 }, "warm_up: "},
