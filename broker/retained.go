@@ -95,6 +95,13 @@ func (r *retained) matchingLocked(filter string) []*message.Message {
 	return ms
 }
 
+// Retained returns the retained messages for a filter, in no order.
+func (b *Broker) Retained(filter string) []*message.Message {
+	b.retained.mu.Lock()
+	defer b.retained.mu.Unlock()
+	return b.retained.matchingLocked(filter)
+}
+
 // sweep forgets those that have expired (MQTT 5.0 §3.3.2.3.3 [MQTT-3.3.2-5]).
 // The store leaves them out by itself.
 func (r *retained) sweep(now time.Time) int {

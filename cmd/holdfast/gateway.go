@@ -66,6 +66,7 @@ type gateway struct {
 	listeners map[string]*running // guarded by mu; by address
 	buses     map[string]*running // guarded by mu; by port
 	nodes     map[string]*running // guarded by mu; Sparkplug edge nodes
+	announced announcements       // of the goroutine of runGateway alone
 	reloads   reloadStatus        // guarded by mu
 	reverted  map[string]string   // guarded by mu; by uplink: why its configuration is not that of the file
 	trials    map[string]trial    // by uplink; of the goroutine of runGateway alone
@@ -100,7 +101,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 		log: log.With("component", "gateway"), parts: log, sup: supervisor{log}, clock: reading.NewClock(), started: time.Now(), cfg: cfg,
 		inherited: listen.FromSystemd(), connectTimeout: cfg.Broker.ConnectTimeout,
 		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
-		nodes: map[string]*running{},
+		nodes: map[string]*running{}, announced: announcements{births: make(chan struct{}, 1)},
 	}
 	gw.log.Info("gateway started", "gateway", cfg.Gateway.ID, "version", version, "commit", buildCommit())
 	defer func() { err = errors.Join(err, gw.inherited.Close()) }()
@@ -115,6 +116,8 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	defer func() {
 		gw.sup.stopping()
 		gw.log.Info("gateway stopping")
+		gw.announced.close()
+		gw.tellState(life, cfg.Gateway.ID, "offline", "stopped")
 		grace, cancel := context.WithTimeout(life, stopTimeout)
 		defer cancel()
 		err = errors.Join(err, gw.stop(grace))
@@ -127,6 +130,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 		return fmt.Errorf("start broker: %w", err)
 	}
 	background.Go(func() { gw.publishRepairs(life, cfg.Gateway.ID) })
+	gw.tellState(ctx, cfg.Gateway.ID, "online", "")
 	control, err := console.Listen(life, cfg.Control.Socket)
 	switch {
 	case storeforward.DiskRefuses(err):
@@ -163,6 +167,11 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 			gw.confirm(life, ctx, time.Now())
 		case <-reload:
 			gw.reload(life, ctx, load)
+		case <-gw.announced.births:
+			gw.announced.born()
+		case <-gw.announced.again:
+			gw.announced.again = nil
+			gw.announce(&gw.cfg, true)
 		}
 	}
 }
@@ -297,7 +306,8 @@ func (gw *gateway) reconcile(life, patience context.Context, cfg config.Config) 
 		gw.g.broker.RemoveRecipient(name)
 	}
 	gw.update(func() { gw.cfg = cfg })
-	return nil
+	gw.announce(&cfg, false)
+	return gw.announced.listen(gw.g.broker, cfg.HomeAssistant)
 }
 
 // lockData makes sure that one process owns the data folder. It is the folder that

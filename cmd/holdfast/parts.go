@@ -32,6 +32,8 @@ type running struct {
 	// upFor is how long an uplink has been up, 0 while it is not; nil for others.
 	upFor   func() time.Duration
 	cleanup func()
+	// devices are those behind a port; nil for other parts.
+	devices func() []adapters.Device
 }
 
 // stop ends the part; why is what it tells others, such as the cloud. It is an
@@ -206,6 +208,9 @@ func (gw *gateway) startBus(ctx context.Context, name, readings string, bus conf
 		s.Run(ctx)
 		return nil
 	})
+	if l, ok := adapter.(lister); ok {
+		r.devices = l.Devices
+	}
 	r.status = func() any { return busStatus{Name: name, Supervisor: s.Status(), Bus: status()} }
 	r.cleanup = forget
 	return r, nil

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 
+	"holdfast/adapters/discovery"
 	"holdfast/broker"
 	"holdfast/broker/access"
 	"holdfast/broker/listen"
@@ -37,9 +38,11 @@ type Config struct {
 	Store     storeforward.Options      `toml:"store"`
 	Uplinks   map[string]uplink.Options `toml:"uplink"`
 	// Nodes are the Sparkplug edge nodes.
-	Nodes   map[string]sparkplug.Options `toml:"sparkplug"`
-	Ports   map[string]Port              `toml:"port"`
-	Devices map[string]Device            `toml:"device"`
+	Nodes map[string]sparkplug.Options `toml:"sparkplug"`
+	// HomeAssistant is how the devices are announced to it.
+	HomeAssistant discovery.Options `toml:"home_assistant"`
+	Ports         map[string]Port   `toml:"port"`
+	Devices       map[string]Device `toml:"device"`
 }
 
 // Gateway says who this gateway is.
@@ -130,12 +133,13 @@ func Default() Config {
 	store := storeforward.DefaultOptions()
 	store.Path = "" // in the data folder
 	return Config{
-		Gateway:   Gateway{Readings: "sensors"},
-		Log:       Log{Level: "info", Format: "text"},
-		Listeners: []Listener{l},
-		Access:    access.DefaultOptions(),
-		Broker:    broker.DefaultOptions(),
-		Store:     store,
+		Gateway:       Gateway{Readings: "sensors"},
+		Log:           Log{Level: "info", Format: "text"},
+		Listeners:     []Listener{l},
+		Access:        access.DefaultOptions(),
+		Broker:        broker.DefaultOptions(),
+		HomeAssistant: discovery.DefaultOptions(),
+		Store:         store,
 	}
 }
 
@@ -332,6 +336,7 @@ func (c *Config) Validate() error {
 		add(rekey(n.Options.Validate(), "uplink", key))
 		add(rekey(n.Validate(), "", key))
 	}
+	add(rekey(c.HomeAssistant.Validate(), "", "home_assistant"))
 	c.validateClientIDs(add)
 	c.validateDevices(add)
 	return errors.Join(errs...)

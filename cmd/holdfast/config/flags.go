@@ -37,6 +37,10 @@ func (c *Config) Override(data string, listen []string) error {
 // OwnTopics is what the topics start with on which the gateway tells of itself.
 const OwnTopics = "holdfast/"
 
+// GatewayStatusTopic is where the gateway's own retained status goes, for local
+// clients.
+func GatewayStatusTopic(gateway string) string { return OwnTopics + gateway + "/status" }
+
 // DeviceStatusTopic is where a device's retained status goes.
 func DeviceStatusTopic(gateway, device string) string {
 	return OwnTopics + gateway + "/device/" + device + "/status"

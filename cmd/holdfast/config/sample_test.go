@@ -84,8 +84,8 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 		"gateway": def.Gateway, "log": def.Log, "control": def.Control, "broker": def.Broker, "store": def.Store,
 		"access": def.Access, "access.rule": access.Rule{}, "user.pump-7": access.User{},
 		"listener": def.Listeners[0], "uplink.*": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
-		"sparkplug.*": sparkplug.DefaultOptions(),
-		"port.rs485":  defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
+		"home_assistant": def.HomeAssistant, "sparkplug.*": sparkplug.DefaultOptions(),
+		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
 		serialDevices: DefaultSerial(), serialDevices + ".point": defaultField(),
 	} {
 		nodes := []*node{{value: table}} // keys that exclude each other stand in different ones
