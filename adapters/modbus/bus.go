@@ -68,6 +68,7 @@ type device struct {
 	*compiled
 	unit    *unit
 	tracker *health.Tracker
+	finding *finding // nil unless the device says itself what it has
 }
 
 // Bus polls the devices behind one serial line. It is an adapters.Adapter.
@@ -143,7 +144,7 @@ func (b *Bus) add(c *compiled, now time.Time) *device {
 		u = &unit{id: c.unit, since: now}
 		b.units = append(b.units, u)
 	}
-	d := &device{compiled: c, unit: u}
+	d := &device{compiled: c, unit: u, finding: c.finding}
 	u.devices = append(u.devices, d)
 	u.timeout = max(u.timeout, c.timeout)
 	u.pause = max(u.pause, c.pause)
@@ -271,6 +272,7 @@ func (b *Bus) start(now time.Time) {
 					k.due = now
 				}
 			}
+			u.hold(now)
 		}
 	})
 }
@@ -446,6 +448,7 @@ func (b *Bus) probed(x *exchange, idle bool) {
 		}
 		if alive {
 			b.revive(u, x.at)
+			u.hold(now)
 		} else {
 			u.fails++
 			u.lastErr = x.err.Error()
@@ -459,6 +462,9 @@ func (b *Bus) probed(x *exchange, idle bool) {
 	}
 	for _, d := range u.devices {
 		d.tracker.Bad(now, x.err)
+	}
+	if k := u.blocks[0]; k.asks() && k.req.Addr == x.req.Addr {
+		b.told(k, nil, x.err) // it may answer elsewhere
 	}
 }
 
@@ -518,6 +524,9 @@ func (b *Bus) serve(ctx context.Context, t transport, k *block) error {
 // served draws the consequences of a read.
 func (b *Bus) served(parts []*block, x *exchange) {
 	u, k := x.unit, parts[0]
+	if k.stale() {
+		return
+	}
 	refusal, refused := errors.AsType[*ExceptionError](x.err)
 	switch {
 	case x.err == nil:
@@ -564,6 +573,10 @@ func (b *Bus) answered(parts []*block, x *exchange) {
 		}
 	})
 	d.tracker.Good(x.at)
+	if parts[0].asks() {
+		b.told(parts[0], x.data, nil)
+		return
+	}
 	stamp := b.stamp(x.at)
 	for _, k := range parts {
 		for _, p := range k.points {
@@ -605,7 +618,7 @@ func (b *Bus) stamp(at time.Time) reading.Stamp {
 func (b *Bus) lose(d *device, points []*point, at time.Time, reason string) {
 	stamp := b.stamp(at)
 	for _, p := range points {
-		if p.bad {
+		if p.bad || p.ask {
 			continue
 		}
 		p.bad = true
@@ -664,6 +677,9 @@ func (b *Bus) failed(k *block, x *exchange) {
 			d.tracker.Bad(now, err)
 			b.lose(d, d.points, now, reasonOf(err))
 		}
+		if k.asks() {
+			b.told(k, nil, err)
+		}
 		return
 	case split:
 		b.split(k, now, err)
@@ -671,6 +687,12 @@ func (b *Bus) failed(k *block, x *exchange) {
 	k.dev.tracker.Bad(now, err)
 	if missed {
 		b.lose(k.dev, k.points, now, reasonOf(err))
+	}
+	switch {
+	case !k.asks():
+		b.update(func() { u.hold(now) })
+	case missed:
+		b.told(k, nil, err)
 	}
 }
 
@@ -696,11 +718,15 @@ const (
 
 // Devices lists what is behind the bus.
 func (b *Bus) Devices() []adapters.Device {
+	b.mu.Lock() // what a device says of itself comes and goes
+	defer b.mu.Unlock()
 	all := make([]adapters.Device, 0, len(b.devices))
 	for _, d := range b.devices {
 		a := adapters.Device{Name: d.name, Adapter: "modbus", Port: b.name, Interval: d.every}
 		for _, p := range d.points {
-			a.Points = append(a.Points, p.describe())
+			if !p.ask {
+				a.Points = append(a.Points, p.describe())
+			}
 		}
 		all = append(all, a)
 	}

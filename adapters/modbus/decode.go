@@ -158,8 +158,8 @@ func (f *format) powered(wire []byte) (value any, reason string) {
 	value, reason = own.decode(wire[2*f.power.value : 2*(f.power.value+f.power.n)])
 	var v float64
 	switch raw := value.(type) {
-	case nil:
-		return nil, reason
+	default: // nothing, or a name: no number to multiply
+		return raw, reason
 	case uint64:
 		v = float64(raw)
 	case int64:

@@ -89,6 +89,9 @@ type Device struct {
 	QoS *int `toml:"qos"`
 	// Points are the values read.
 	Points []Point `toml:"point"`
+	// Discover finds out at first contact what the device has besides; nil:
+	// it has Points.
+	Discover Discoverer `toml:"-"`
 }
 
 // Point is one value of a device.
@@ -217,6 +220,7 @@ type compiled struct {
 	holes   []span
 	qos     byte
 	points  []*point
+	finding *finding // see Device.Discover
 }
 
 // fastest is the shortest interval of a point.
@@ -235,6 +239,7 @@ type point struct {
 	f      format
 	// report is the bus goroutine's.
 	report reading.Reporter
+	ask    bool // no value but a question: see finding
 	// bad: the last reading said that the point cannot be read. It is said
 	// once, not in every cycle.
 	bad bool
@@ -289,7 +294,7 @@ func compile(d *Device) (*compiled, error) {
 		return nil, fmt.Errorf("%s: %d is outside 1..2000", at("max_bits"), c.maxBits)
 	case d.QoS != nil && (*d.QoS < 0 || *d.QoS > 2):
 		return nil, fmt.Errorf("%s: %d is outside 0..2", at("qos"), *d.QoS)
-	case len(d.Points) == 0:
+	case len(d.Points) == 0 && d.Discover == nil:
 		return nil, fmt.Errorf("%s: there is no point to read", at("point"))
 	}
 	for i, h := range d.Holes {
@@ -318,6 +323,9 @@ func compile(d *Device) (*compiled, error) {
 		}
 		names[p.name] = true
 		c.points = append(c.points, p)
+	}
+	if d.Discover != nil {
+		c.finding = newFinding(d, c)
 	}
 	return c, nil
 }

@@ -9,6 +9,10 @@ import (
 func (b *Bus) refusal(k *block, e *ExceptionError, at time.Time) {
 	now := time.Now()
 	d := k.dev
+	if k.asks() && e.Code != Acknowledge && e.Code != ServerDeviceBusy {
+		b.told(k, nil, e)
+		return
+	}
 	switch e.Code {
 	case IllegalDataAddress, IllegalDataValue:
 		if len(k.points) > 1 {
@@ -90,7 +94,7 @@ func (b *Bus) replan(d *device, now time.Time) {
 	kept := make([]*block, 0, len(u.blocks))
 	for _, k := range u.blocks {
 		switch {
-		case k.dev != d:
+		case k.dev != d, k.asks():
 			kept = append(kept, k)
 		case k.refused > 0:
 			kept = append(kept, k)

@@ -24,6 +24,8 @@ type Status struct {
 	StrayBytes    uint64       `json:"stray_bytes"`
 	ForeignFrames uint64       `json:"foreign_frames"`
 	Units         []UnitStatus `json:"units"`
+	// Described are the devices that say themselves what they have.
+	Described []DescribedStatus `json:"described,omitempty"`
 	// Asked are the requests from outside.
 	Asked RequestStatus `json:"asked"`
 }
@@ -83,6 +85,7 @@ func (b *Bus) Status() Status {
 	for _, u := range b.units {
 		s.Units = append(s.Units, u.status())
 	}
+	s.Described = b.described()
 	return s
 }
 

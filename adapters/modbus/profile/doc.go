@@ -6,5 +6,8 @@
 // What is not certain is not in a map: each register stands in two independent
 // public sources at least, which the file names.
 //
+// Devices that describe themselves by SunSpec models have no map but are asked:
+// [SunSpec] walks their models and plans points from them.
+//
 // It opens nothing, starts no goroutines and sends nothing: the bus does.
 package profile

@@ -67,6 +67,9 @@ func (ps *Profiles) Get(name string) (*profile.Profile, error) {
 }
 
 func (ps *Profiles) load(name string) (*profile.Profile, error) {
+	if name == profile.SunSpecName {
+		return nil, errors.New("sunspec has no register map: the device says what it has")
+	}
 	if !profile.ValidName(name) {
 		return nil, fmt.Errorf("%q is no name of a profile, such as \"eastron/sdm120\"", name)
 	}
@@ -82,7 +85,7 @@ func (ps *Profiles) load(name string) (*profile.Profile, error) {
 	data, ok := profile.Open(name)
 	if !ok {
 		names, _ := ps.Names()
-		return nil, fmt.Errorf("there is no profile %q%s", name, suggest(name, names))
+		return nil, fmt.Errorf("there is no profile %q%s", name, suggest(name, append(names, profile.SunSpecName)))
 	}
 	return decodeProfile(name+profile.Suffix, name, data)
 }
@@ -115,7 +118,7 @@ func (ps *Profiles) Own() ([]string, error) {
 		}
 		name, isProfile := strings.CutSuffix(filepath.ToSlash(rel), profile.Suffix)
 		if isProfile && !e.IsDir() {
-			if !profile.ValidName(name) {
+			if !profile.ValidName(name) || name == profile.SunSpecName {
 				return fmt.Errorf("%s: a profile is MODEL.toml or MAKER/MODEL.toml, in lower case letters, digits, - and _", path)
 			}
 			names = append(names, name)
@@ -215,6 +218,11 @@ func (d *decoder) applyProfile(key string, table map[string]*node, c *Choice, de
 	case c.Profile == "" && len(c.Points) > 0:
 		d.problem(table["points"].at, join(key, "points"), "chooses among the points of a profile, and there is none")
 	case c.Profile == "":
+	case c.Profile == profile.SunSpecName:
+		dev.Discover = profile.SunSpec{Points: c.Points}
+		// The models are read as they are: a scale factor stands beside its
+		// values.
+		dev.MaxGap = new(modbus.MaxReadRegisters - 1)
 	default:
 		p, err := d.profiles.Get(c.Profile)
 		if err != nil {
