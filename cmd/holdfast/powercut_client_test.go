@@ -44,7 +44,7 @@ func (m *memory) clone() memory {
 }
 
 // dial opens a session that outlives its connection.
-func dial(ctx context.Context, addr, id string) (net.Conn, *packet.Reader, error) {
+func dialed(ctx context.Context, addr, id string) (net.Conn, *packet.Reader, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -86,7 +86,7 @@ func (m *memory) frame(f flight, dup bool) ([]byte, error) {
 // publish resumes the session and sends until the memory has count messages and
 // all are through, at most one message each pause and window under way.
 func (m *memory) publish(ctx context.Context, w *world, addr string, count, window int, pause time.Duration) error {
-	c, r, err := dial(ctx, addr, m.name)
+	c, r, err := dialed(ctx, addr, m.name)
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func (m *memory) answer(w *world, c net.Conn, in packet.Packet) error {
 
 // subscribe makes the session and leaves.
 func subscribe(ctx context.Context, addr, id, filter string) error {
-	c, r, err := dial(ctx, addr, id)
+	c, r, err := dialed(ctx, addr, id)
 	if err != nil {
 		return err
 	}
@@ -238,7 +238,7 @@ type arrivals struct {
 // collect resumes the session and takes everything up to the last message of
 // every publisher.
 func collect(ctx context.Context, addr, id string, want map[string]*memory) (*arrivals, error) {
-	c, r, err := dial(ctx, addr, id)
+	c, r, err := dialed(ctx, addr, id)
 	if err != nil {
 		return nil, err
 	}
