@@ -40,4 +40,7 @@ type Device struct {
 	Interval time.Duration `json:"interval_ns"`
 	// Points are what it measures.
 	Points []Point `json:"points"`
+	// Pending says that the device tells itself what it measures, and has not
+	// yet.
+	Pending bool `json:"pending,omitempty"`
 }

@@ -724,7 +724,9 @@ func (b *Bus) Devices() []adapters.Device {
 	for _, d := range b.devices {
 		a := adapters.Device{Name: d.name, Adapter: "modbus", Port: b.name, Interval: d.every}
 		for _, p := range d.points {
-			if !p.ask {
+			if p.ask {
+				a.Pending = true
+			} else {
 				a.Points = append(a.Points, p.describe())
 			}
 		}

@@ -187,6 +187,9 @@ func (b *Bus) adopt(d *device, found Discovered, now time.Time) error {
 		}
 		d.unit.swap(d, append(blocks, f.same(d, now.Add(sameEvery))))
 	})
+	if b.opts.OnDevices != nil {
+		b.opts.OnDevices()
+	}
 	return nil
 }
 

@@ -41,6 +41,9 @@ type Options struct {
 	Prefix string `toml:"-"`
 	// Devices are what is polled.
 	Devices []Device `toml:"-"`
+	// OnDevices is called by the bus goroutine when what Bus.Devices returns
+	// has changed; it must not block. May be nil.
+	OnDevices func() `toml:"-"`
 }
 
 // DefaultOptions are right for an ordinary RS-485 line.

@@ -79,6 +79,7 @@ func (gw *gateway) announce(cfg *config.Config, anew bool) {
 	opts := cfg.HomeAssistant
 	want := map[string]*message.Message{}
 	of := map[string]string{} // topic -> device
+	keep := map[string]bool{} // topics of devices that will say what they have
 	if opts.Enabled {
 		g := discovery.Gateway{
 			ID: cfg.Gateway.ID, Version: version, Readings: cfg.Gateway.Readings,
@@ -87,6 +88,9 @@ func (gw *gateway) announce(cfg *config.Config, anew bool) {
 		}
 		for _, bus := range values(gw.buses) {
 			for _, d := range bus.devices() {
+				if d.Pending {
+					keep[opts.Topic(g.ID, d.Name)] = true
+				}
 				m, err := opts.Message(g, d)
 				if errors.Is(err, discovery.ErrNothing) {
 					continue
@@ -101,6 +105,7 @@ func (gw *gateway) announce(cfg *config.Config, anew bool) {
 	}
 	for _, old := range gw.g.broker.Retained(opts.Topic(cfg.Gateway.ID, "+")) {
 		switch m := want[old.Topic]; {
+		case m == nil && keep[old.Topic]:
 		case m == nil:
 			gw.g.statuses.Put("", cleared(old.Topic))
 		case !anew && bytes.Equal(m.Payload, old.Payload):

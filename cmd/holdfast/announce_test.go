@@ -90,6 +90,11 @@ func TestDevicesAreAnnouncedAndTakenBack(t *testing.T) {
 		t.Errorf("%d messages though nothing has changed", n)
 	}
 
+	// One that says itself what it measures keeps what was announced until it has.
+	write(head + port + device("two", "2") + "[device.one]\nadapter = \"modbus\"\nport = \"bus\"\nunit = 1\nprofile = \"sunspec\"\n")
+	reload()
+	expectTopics(t, gw, discovery, "homeassistant/device/holdfast_gw/one/config", "homeassistant/device/holdfast_gw/two/config")
+
 	write(head + port + device("two", "2"))
 	reload()
 	expectTopics(t, gw, discovery, "homeassistant/device/holdfast_gw/two/config")

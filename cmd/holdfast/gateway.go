@@ -172,6 +172,8 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 		case <-gw.announced.again:
 			gw.announced.again = nil
 			gw.announce(&gw.cfg, true)
+		case <-gw.g.described:
+			gw.announce(&gw.cfg, false)
 		}
 	}
 }

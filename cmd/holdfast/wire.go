@@ -78,7 +78,9 @@ type graph struct {
 	readings *adapters.Outbox // between the buses and the broker
 	statuses *adapters.Outbox // between the monitor and the broker
 	repairs  chan storeforward.Repair
-	edges    edgeNodes
+	// described, of 1, tells that a device has said what it measures.
+	described chan struct{}
+	edges     edgeNodes
 }
 
 // build opens the store and connects the parts that live as long as the
@@ -98,7 +100,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	if err != nil {
 		return nil, err
 	}
-	g = &graph{store: store, repairs: repairs, access: access.New(rules, log), edges: edgeNodes{nodes: map[string]*sparkplug.Node{}}}
+	g = &graph{store: store, repairs: repairs, described: make(chan struct{}, 1), access: access.New(rules, log), edges: edgeNodes{nodes: map[string]*sparkplug.Node{}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(ctx))
@@ -141,7 +143,14 @@ func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clo
 	}
 	switch bus.Adapter {
 	case config.AdapterModbus:
-		b, err := modbus.New(name, bus.Modbus(readings), modbus.PortLine(line), g.readings, g.monitor, log)
+		opts := bus.Modbus(readings)
+		opts.OnDevices = func() {
+			select {
+			case g.described <- struct{}{}:
+			default: // one is enough
+			}
+		}
+		b, err := modbus.New(name, opts, modbus.PortLine(line), g.readings, g.monitor, log)
 		if err != nil {
 			return nil, nil, fmt.Errorf("port %s: %w", name, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -106,7 +107,7 @@ func (v *values) get(point string) string {
 
 // runSunSpec polls the slave's unit 7 with profile = "sunspec" on a fake clock
 // and calls check.
-func runSunSpec(t *testing.T, keys string, slave *modbustest.Slave, check func(bus *modbus.Bus, v *values)) {
+func runSunSpec(t *testing.T, keys string, slave *modbustest.Slave, check func(bus *modbus.Bus, v *values), onDevices ...func()) {
 	t.Helper()
 	root, err := parse("h.toml", []byte("[port.p]\ndevice='/dev/x'\n[device.d]\nadapter='modbus'\nport='p'\nunit=7\nprofile='sunspec'\n"+keys))
 	if err != nil {
@@ -128,6 +129,9 @@ func runSunSpec(t *testing.T, keys string, slave *modbustest.Slave, check func(b
 		wg.Go(func() { _ = slave.Serve(ctx, far) })
 		opts := modbus.DefaultOptions()
 		opts.CharTime, opts.Devices = char, []modbus.Device{dev}
+		for _, fn := range onDevices {
+			opts.OnDevices = fn
+		}
 		v := &values{last: map[string]string{}}
 		bus, err := modbus.New("p", opts, end{master}, v, health.NewMonitor(func(health.Change) {}), slog.New(slog.DiscardHandler))
 		if err != nil {
@@ -324,4 +328,25 @@ func TestSunSpecOfAnotherKindOfDevice(t *testing.T) {
 			t.Errorf("LastError = %q", s.LastError)
 		}
 	})
+}
+
+// Who announces devices is told when one has said what it measures.
+func TestSunSpecDeviceIsAnnouncedWhenItHasSpoken(t *testing.T) {
+	slave := modbustest.New(modbustest.Options{})
+	s := newSunSpec(slave.Unit(7), 40000, "A1")
+	s.inverter()
+	s.end()
+	var told atomic.Int32
+	runSunSpec(t, "", slave, func(bus *modbus.Bus, _ *values) {
+		if d := bus.Devices()[0]; !d.Pending || len(d.Points) != 0 {
+			t.Errorf("before: %+v", d)
+		}
+		wait(time.Minute)
+		if n := told.Load(); n != 1 {
+			t.Errorf("told %d times, want once", n)
+		}
+		if d := bus.Devices()[0]; d.Pending || len(d.Points) == 0 {
+			t.Errorf("after: %+v", d)
+		}
+	}, func() { told.Add(1) })
 }
