@@ -258,6 +258,31 @@ func (s *Store) Acked(q durable.QueueID, seq durable.Seq) {
 	call(done, nil)
 }
 
+// AckedAll is Acked for many of one queue, as they come in one read from a
+// socket: the lock is taken for many at a time, and whoever waits for them is told
+// one right after the other.
+func (s *Store) AckedAll(q durable.QueueID, seqs []durable.Seq) {
+	var room [ackedAtOnce]func(error)
+	for some := range slices.Chunk(seqs, ackedAtOnce) {
+		calls := room[:0]
+		s.mu.Lock()
+		to := s.queues[q]
+		for _, seq := range some {
+			if done := s.finishLocked(to, 1, seq); done != nil {
+				calls = append(calls, done)
+			}
+		}
+		s.mu.Unlock()
+		for _, done := range calls {
+			done(nil)
+		}
+	}
+}
+
+// ackedAtOnce is how many acknowledgements are taken in before another goroutine
+// may have the lock.
+const ackedAtOnce = 64
+
 // finishLocked ends a delivery; when that makes the message safe it returns
 // what to call.
 func (s *Store) finishLocked(q *queue, qos byte, seq durable.Seq) (done func(error)) {

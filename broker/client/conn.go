@@ -39,6 +39,7 @@ type Conn struct {
 	ended   chan struct{} // closed when the connection is over
 	wrote   chan struct{} // closed when Run's writer is done
 	pings   pings
+	handled func() // see Handled
 
 	mu      sync.Mutex
 	err     error             // guarded by mu until ended is closed; why it is over
@@ -127,6 +128,11 @@ func (c *Conn) Run(ctx context.Context, handler func(packet.Packet) error) error
 	wg.Wait()
 	return c.err // not written again
 }
+
+// Handled has fn called after the handler, from Run's goroutine, whenever no
+// further packet is waiting in the read buffer, and when nothing more will be read:
+// what many packets ask for can be done at once then. Handled is called before Run.
+func (c *Conn) Handled(fn func()) { c.handled = fn }
 
 // complain tells the server what it did wrong, if it listens (MQTT 5.0
 // §4.13.1), and swallows what it is still sending: a socket that is closed with
@@ -223,6 +229,9 @@ func (c *Conn) goodbye(ctx context.Context, reason packet.ReasonCode) error {
 
 // read is the read loop.
 func (c *Conn) read(handler func(packet.Packet) error) error {
+	if c.handled != nil {
+		defer c.handled() // before what takes time, as telling the server what it did wrong
+	}
 	for {
 		p, err := c.reader.Next()
 		if err != nil {
@@ -233,6 +242,9 @@ func (c *Conn) read(handler func(packet.Packet) error) error {
 			return err
 		}
 		if !c.reader.More() {
+			if c.handled != nil {
+				c.handled()
+			}
 			c.Flush()
 		}
 	}

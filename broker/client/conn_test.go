@@ -556,6 +556,8 @@ func TestAnswersGoOutTogether(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		handled := 0
+		c.Handled(func() { handled++ })
 		result := running(c, func(p packet.Packet) error { return c.Queue(&packet.Puback{PacketID: p.(*packet.Publish).PacketID}) })
 		before := counted.writes.Load()
 		ps := make([]packet.Packet, 50)
@@ -572,9 +574,15 @@ func TestAnswersGoOutTogether(t *testing.T) {
 		if got := counted.writes.Load() - before; got != 1 {
 			t.Errorf("50 answers went out in %d writes, want 1", got)
 		}
+		if handled != 1 {
+			t.Errorf("told %d times that all was handled, want once", handled)
+		}
 		c.Abort()
 		far.Close()
 		<-result
+		if handled != 2 {
+			t.Errorf("not told that nothing more will be read")
+		}
 	})
 }
 

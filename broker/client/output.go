@@ -89,15 +89,16 @@ func (c *Conn) Queue(p packet.Packet) error {
 	return nil
 }
 
-// Flush has everything queued so far written. It does not wait for that; a
-// write that fails ends [Conn.Run].
-func (c *Conn) Flush() {
+// Flush has everything queued so far written, and says whether there was
+// something. It does not wait for that; a write that fails ends [Conn.Run].
+func (c *Conn) Flush() bool {
 	c.out.mu.Lock()
 	waiting := len(c.out.buf) > 0
 	c.out.mu.Unlock()
 	if waiting {
 		c.out.signal()
 	}
+	return waiting
 }
 
 func (o *output) signal() {

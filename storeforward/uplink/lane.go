@@ -24,6 +24,10 @@ type lane struct {
 	streams [3]stream    // by QoS
 	turn    byte         // the QoS whose turn it is
 
+	// acked are messages that the cloud has and the store does not yet know of;
+	// of the connection's reader, see tellAcked.
+	acked []durable.Seq
+
 	appended uint64 // to the queue, when that was last looked at
 	comes    flow   // what is appended to it
 }

@@ -61,6 +61,7 @@ type link struct {
 	batches  []*batch       // of the routes that have them
 	pub      packet.Publish // encoded and forgotten
 	full     bool           // the connection takes no PUBLISH until it has drained
+	content  bool           // nothing waits for room or an answer: the writer need not know of a PUBACK
 
 	lines     [3][]*receipt      // by QoS: the cloud's messages in order of arrival
 	completes []packet.Pubcomp   // to be sent
@@ -137,6 +138,7 @@ func (u *Uplink) serve(ctx context.Context, conn *client.Conn) error {
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var wg sync.WaitGroup
+	conn.Handled(l.tellAcked)
 	wg.Go(func() { l.fail(conn.Run(reading, l.receive)) })
 	err := l.write(ctx)
 	if ctx.Err() != nil && err == nil {
@@ -380,6 +382,9 @@ func (u *Uplink) storeFailedLocked(err error) {
 }
 
 func (u *Uplink) wakeLocked() {
+	if u.link != nil {
+		u.link.content = false
+	}
 	select {
 	case u.wake <- struct{}{}:
 	default: // it will look anyway

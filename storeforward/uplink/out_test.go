@@ -67,6 +67,83 @@ func TestQoS1GoesOutAndIsAcknowledged(t *testing.T) {
 	})
 }
 
+// Acknowledgements that come in one segment make everything safe that they are
+// for, though the connection ends right behind them.
+func TestAcknowledgementsInOneSegment(t *testing.T) {
+	tests := map[string][]packet.Packet{
+		"the connection stays":       nil,
+		"the cloud breaks the rules": {&packet.Pingreq{}},
+		"the cloud goes":             {&packet.Disconnect{Reason: packet.ReasonServerShuttingDown}},
+	}
+	for name, behind := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, nil)
+				p := r.cloud.welcome(t, packet.Connack{})
+				p.subscribed()
+				var waits []chan struct{}
+				var out []byte
+				for i := range 100 {
+					waits = append(waits, r.put("s/a", strconv.Itoa(i), 1))
+				}
+				for i := range waits {
+					q := p.expectPublish(strconv.Itoa(i), 1, false)
+					out, _ = (&packet.Puback{PacketID: q.PacketID}).AppendTo(out, p.v)
+				}
+				for _, q := range behind {
+					out, _ = q.AppendTo(out, p.v)
+				}
+				if _, err := p.nc.Write(out); err != nil {
+					t.Fatal(err)
+				}
+				for _, safe := range waits {
+					<-safe
+				}
+				if w := r.store.Status().Written; w != 0 {
+					t.Errorf("%d messages written, want none: all were acknowledged", w)
+				}
+			})
+		})
+	}
+}
+
+// Who comes after a pause goes out at once; who comes right behind waits a 32nd of
+// a round trip at most, and needs no write of its own.
+func TestWriterRestsBetweenWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		p := r.cloud.welcome(t, packet.Connack{})
+		p.subscribed()
+		const trip = 64 * time.Millisecond
+		answer := func(payload string) {
+			q := p.expectPublish(payload, 1, false)
+			pass(trip)
+			p.send(&packet.Puback{PacketID: q.PacketID})
+			synctest.Wait()
+		}
+		r.put("s/a", "1", 1) // from this the trip is known
+		answer("1")
+		pass(time.Second)
+		began := time.Now()
+		safe := r.put("s/a", "2", 1)
+		q2 := p.expectPublish("2", 1, false)
+		if d := time.Since(began); d != 0 {
+			t.Errorf("a message after a pause waited %v", d)
+		}
+		r.put("s/a", "3", 1)
+		q3 := p.expectPublish("3", 1, false)
+		if d := time.Since(began); d == 0 || d > trip/32 {
+			t.Errorf("a message right behind another waited %v, want up to %v", d, trip/32)
+		}
+		p.send(&packet.Puback{PacketID: q2.PacketID})
+		<-safe
+		if d := time.Since(began); d > trip/32 {
+			t.Errorf("an acknowledgement was told after %v", d)
+		}
+		p.send(&packet.Puback{PacketID: q3.PacketID})
+	})
+}
+
 // A message that the cloud does not acknowledge in the commit window is safe
 // on disk, and still the cloud's to acknowledge.
 func TestSafeWithoutTheCloud(t *testing.T) {

@@ -12,6 +12,9 @@ import (
 
 // receive handles one packet of the cloud; the connection's reader calls it.
 func (l *link) receive(p packet.Packet) error {
+	if p.Type() != packet.TypePuback {
+		l.tellAcked() // order; and what follows may wait for somebody
+	}
 	switch p := p.(type) {
 	case *packet.Publish:
 		return l.received(p)
@@ -23,7 +26,10 @@ func (l *link) receive(p packet.Packet) error {
 	defer l.unlock()
 	switch p := p.(type) {
 	case *packet.Puback:
-		l.pubackLocked(p)
+		if l.pubackLocked(p); l.content {
+			l.window.idle() // as the writer would
+			return nil
+		}
 	case *packet.Pubrec:
 		l.pubrecLocked(p)
 	case *packet.Pubcomp:
@@ -38,6 +44,25 @@ func (l *link) receive(p packet.Packet) error {
 	l.u.wakeLocked()
 	return nil
 }
+
+// tellAcked tells the store what the cloud has acknowledged. The reader calls it
+// when it has handled all that came at once: that makes the messages of many
+// publishers safe, and one waking does for all their acknowledgements.
+func (l *link) tellAcked() {
+	for _, ln := range l.lanes {
+		if len(ln.acked) == 0 {
+			continue
+		}
+		l.u.store.AckedAll(ln.queue, ln.acked)
+		if ln.acked = ln.acked[:0]; cap(ln.acked) > keepAcked {
+			ln.acked = nil
+		}
+	}
+}
+
+// keepAcked is for how many sequence numbers there is room while nothing comes:
+// a read has some 1500 PUBACKs at most.
+const keepAcked = 2048
 
 // answeredLocked returns the flight that waits for this kind of answer under
 // this id, and takes it off the list; nil when there is none, which is counted:
@@ -113,7 +138,10 @@ func (l *link) pubackLocked(p *packet.Puback) {
 	l.measureLocked(f)
 	switch {
 	case f.seq == 0:
-		l.said = l.said || f == l.last
+		if f == l.last {
+			l.said = true
+			u.wakeLocked()
+		}
 		if p.Reason.Failed() {
 			l.warn("", "status message refused", "topic", f.remote, "reason", p.Reason)
 		}
@@ -132,11 +160,10 @@ func (l *link) pubackLocked(p *packet.Puback) {
 		l.countAckedLocked(f.count())
 		l.acceptedLocked(f)
 		s.remove(f)
-		l.later(func() {
-			for seq := range f.seqs() {
-				u.store.Acked(u.queueOf(f), seq)
-			}
-		})
+		ln := l.lanes[f.lane]
+		for seq := range f.seqs() {
+			ln.acked = append(ln.acked, seq)
+		}
 	}
 }
 
@@ -205,6 +232,7 @@ func (l *link) pubcompLocked(p *packet.Pubcomp) {
 func (l *link) refusedLocked(f *flight, reason packet.ReasonCode) {
 	u, s := l.u, l.sess
 	f.sent = false
+	u.wakeLocked() // it may have to ask again
 	if forNow(reason) {
 		u.status.RefusedForNow++
 		l.holdLocked(f, reason)

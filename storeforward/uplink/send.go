@@ -15,6 +15,9 @@ import (
 // write is the writer: it moves what is due into the connection, reads on from
 // the store when there is room, and watches the clock. It returns why the link
 // is over, or nil when ctx has ended.
+//
+// After each write it rests for a moment, so that many messages cost one write and
+// one waking. Who comes after a pause waits for nothing.
 func (l *link) write(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -23,16 +26,16 @@ func (l *link) write(ctx context.Context) error {
 		l.pack()
 		l.u.mu.Lock()
 		now := time.Now()
-		l.fillLocked(now)
+		l.content = l.fillLocked(now)
 		next := l.checkLocked(now)
 		hungry, qos := l.hungryLocked()
 		err := l.err
-		gather := l.gatherLocked()
+		rest := l.restLocked()
 		l.unlock()
 		if err != nil {
 			return err
 		}
-		l.conn.Flush()
+		wrote := l.conn.Flush()
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -42,6 +45,14 @@ func (l *link) write(ctx context.Context) error {
 			}
 			continue
 		}
+		if wrote && rest > 0 {
+			timer.Reset(rest)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				return nil
+			}
+		}
 		timer.Reset(time.Until(next))
 		select {
 		case <-l.u.wake:
@@ -49,22 +60,13 @@ func (l *link) write(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if gather > 0 {
-			timer.Reset(gather)
-			select {
-			case <-timer.C:
-			case <-ctx.Done():
-				return nil
-			}
-		}
 	}
 }
 
-// gatherLocked is how long what comes next may wait for more, so that many
-// messages cost one write and one waking: too little of a round trip for
-// anybody to notice.
-func (l *link) gatherLocked() time.Duration {
-	return min(l.window.trip/64, time.Millisecond)
+// restLocked is how long the writer rests after a write: too little of a round trip
+// for anybody to notice.
+func (l *link) restLocked() time.Duration {
+	return min(l.window.trip/32, 4*time.Millisecond)
 }
 
 // checkLocked looks at the clock: is the cloud stuck, is it time for another
@@ -142,10 +144,12 @@ func (l *link) oldestLocked() (oldest time.Time, ok bool) {
 // fillLocked queues everything that may go out now: acknowledgements first,
 // since others wait for them, our own status, PUBRELs, which make room,
 // subscriptions, what is to be sent again, QoS 0, and new messages as the
-// scheduler of the lanes says. It stops when the connection is full.
-func (l *link) fillLocked(now time.Time) {
+// scheduler of the lanes says. It stops when the connection is full. It returns
+// true if nothing more is to be done before somebody wakes the writer, whatever
+// is acknowledged meanwhile.
+func (l *link) fillLocked(now time.Time) (content bool) {
 	if l.err != nil {
-		return
+		return false
 	}
 	l.now, l.held = now, l.pace.waits(now)
 	l.acknowledgeLocked(now)
@@ -166,7 +170,7 @@ func (l *link) fillLocked(now time.Time) {
 		l.unsent = l.unsent[1:]
 	}
 	if l.leaving {
-		return
+		return false
 	}
 	for !l.full && l.err == nil && l.used < l.quota && len(l.resend) > 0 && l.window.fits(l.resend[0].size) {
 		f := l.resend[0]
@@ -180,11 +184,11 @@ func (l *link) fillLocked(now time.Time) {
 		ln.tidyLocked(now)
 	}
 	if len(l.resend) > 0 {
-		return // nothing new before what is old
+		return false // nothing new before what is old
 	}
 	l.probeLocked(now)
 	if l.statesLocked(now); len(l.states) > 0 {
-		return
+		return false
 	}
 	for !l.full && l.err == nil {
 		f, idle := l.pickLocked(now)
@@ -192,7 +196,8 @@ func (l *link) fillLocked(now time.Time) {
 			if idle {
 				l.window.idle()
 			}
-			return
+			return idle && l.held == 0 && len(l.own) == 0 && len(l.qos0) == 0 && len(l.batches) == 0 &&
+				len(l.sess.holds) == 0 && len(l.u.changes) == 0
 		}
 		if f.seq != 0 { // it may have been the head
 			l.lanes[f.lane].tidyLocked(now)
@@ -202,6 +207,7 @@ func (l *link) fillLocked(now time.Time) {
 			l.sched.sent(f.lane, max(f.size, 1))
 		}
 	}
+	return false
 }
 
 // admitOldLocked takes a delivery with a durable id that came outside load: its
