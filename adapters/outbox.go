@@ -22,6 +22,24 @@ import (
 //	               +--------------+-------------------+
 //	             back to the head, in the old order, if Retry(err)
 
+// OutboxPolicy is what a full outbox does. All of them drop, and count it for the
+// device.
+type OutboxPolicy string
+
+// The policies. The first and the last take from the device that has most waiting:
+// one that talks too much harms itself.
+const (
+	// DropOldest drops the oldest message.
+	DropOldest OutboxPolicy = "drop_oldest"
+	// DropNewest drops the message that comes.
+	DropNewest OutboxPolicy = "drop_newest"
+	// Thin drops every other message of each topic: the older, the fewer are
+	// left, and the first and the last stay.
+	Thin OutboxPolicy = "thin"
+)
+
+var outboxPolicies = []OutboxPolicy{DropOldest, DropNewest, Thin}
+
 // OutboxOptions bound an outbox.
 type OutboxOptions struct {
 	// MaxMessages is how many messages wait at most, 1 to 1000000.
@@ -29,6 +47,9 @@ type OutboxOptions struct {
 	// MaxBytes is how much their topics and payloads weigh at most, in
 	// bytes, 1024 to 1 GiB.
 	MaxBytes int `toml:"max_bytes"`
+	// Policy is what happens when there is no room. What the publisher has taken
+	// and given back, and finds none, is as with "drop_oldest".
+	Policy OutboxPolicy `toml:"policy"`
 	// Window is how many messages may be published and not yet safe, 1 to
 	// 100000. They count neither for MaxMessages nor for MaxBytes.
 	Window int `toml:"window"`
@@ -46,7 +67,7 @@ type OutboxOptions struct {
 // second, within 4 MiB.
 func DefaultOutboxOptions() OutboxOptions {
 	return OutboxOptions{
-		MaxMessages: 10_000, MaxBytes: 4 << 20,
+		MaxMessages: 10_000, MaxBytes: 4 << 20, Policy: DropOldest,
 		Window:   1000, // some seconds of a busy bus; the store commits twice a second
 		RetryMin: 100 * time.Millisecond, RetryMax: 5 * time.Second,
 	}
@@ -59,6 +80,9 @@ func (o OutboxOptions) Validate() error {
 	}
 	if o.MaxBytes < 1024 || o.MaxBytes > 1<<30 {
 		return fmt.Errorf("max_bytes: %d is outside 1024..%d", o.MaxBytes, 1<<30)
+	}
+	if !slices.Contains(outboxPolicies, o.Policy) {
+		return fmt.Errorf("policy: %q is not one of %q", o.Policy, outboxPolicies)
 	}
 	if o.Window < 1 || o.Window > 100_000 {
 		return fmt.Errorf("window: %d is outside 1..100000", o.Window)
@@ -110,8 +134,7 @@ type OutboxStatus struct {
 // publisher, which may refuse. It hands them over in the order of Put, refusals
 // included. Only a message that the publisher took and gave back after a later
 // one was safe goes out after it: late beats lost, and its time says so. When
-// it is full, the oldest message of the device that has most waiting is dropped
-// and counted: a device that talks too much harms itself.
+// it is full, its policy says what is dropped.
 type Outbox struct {
 	name string
 	pub  Publisher
@@ -177,22 +200,73 @@ func NewOutbox(name string, pub Publisher, opts OutboxOptions, log *slog.Logger)
 	return o, nil
 }
 
-// Put hands over a message of a device. It never blocks; when there is no room
-// the oldest message of the device with most bytes waiting is dropped.
+// Put hands over a message of a device. It never blocks.
 func (o *Outbox) Put(device string, m *message.Message) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	d := o.deviceLocked(device)
 	d.count.Put++
-	if o.closed || m.Size() > o.opts.MaxBytes {
+	full := o.queued >= o.opts.MaxMessages || o.bytes+m.Size() > o.opts.MaxBytes
+	if o.closed || m.Size() > o.opts.MaxBytes || full && o.opts.Policy == DropNewest {
 		d.count.Dropped++
+		if full && !o.closed {
+			o.complainLocked(d)
+		}
 		return
 	}
 	e := &outboxEntry{m: m, dev: d, seq: o.nextSeq}
 	o.nextSeq++
 	o.pushBackLocked(e)
+	if o.opts.Policy == Thin && (o.queued > o.opts.MaxMessages || o.bytes > o.opts.MaxBytes) {
+		o.thinLocked(o.worstLocked())
+	}
 	o.trimLocked()
 	o.poke()
+}
+
+// complainLocked logs once in an episode that something is dropped; the counters
+// have the rest.
+func (o *Outbox) complainLocked(d *outboxDevice) {
+	if !o.complain {
+		o.complain = true
+		o.log.Warn("outbox full, readings are dropped", "device", d.name, "policy", o.opts.Policy, "queued", o.queued, "bytes", o.bytes)
+	}
+}
+
+// worstLocked is the device with most bytes waiting; of two, the one with the oldest.
+func (o *Outbox) worstLocked() (worst *outboxDevice) {
+	for _, d := range o.devices {
+		if d.first == nil {
+			continue
+		}
+		if worst == nil || d.bytes > worst.bytes || d.bytes == worst.bytes && d.first.seq < worst.first.seq {
+			worst = d
+		}
+	}
+	return worst
+}
+
+// thinLocked drops every other message of each topic of d, but not the last.
+func (o *Outbox) thinLocked(d *outboxDevice) {
+	left := make(map[string]int) // by topic
+	for e := d.first; e != nil; e = e.younger {
+		left[e.m.Topic]++
+	}
+	odd := make(map[string]bool, len(left))
+	var before *outboxEntry // the device's one before
+	for e := d.first; e != nil; {
+		next, topic := e.younger, e.m.Topic
+		left[topic]--
+		if odd[topic] && left[topic] > 0 {
+			o.removeLocked(e, before)
+			d.count.Dropped++
+			o.complainLocked(d)
+		} else {
+			before = e
+		}
+		odd[topic] = !odd[topic]
+		e = next
+	}
 }
 
 func (o *Outbox) deviceLocked(name string) *outboxDevice {
@@ -214,21 +288,10 @@ func (o *Outbox) poke() {
 // trimLocked drops until the queue is within its bounds.
 func (o *Outbox) trimLocked() {
 	for o.queued > o.opts.MaxMessages || o.bytes > o.opts.MaxBytes {
-		var worst *outboxDevice
-		for _, d := range o.devices {
-			if d.first == nil {
-				continue
-			}
-			if worst == nil || d.bytes > worst.bytes || d.bytes == worst.bytes && d.first.seq < worst.first.seq {
-				worst = d
-			}
-		}
+		worst := o.worstLocked()
 		o.removeFirstLocked(worst)
 		worst.count.Dropped++
-		if !o.complain {
-			o.complain = true // once per episode; the counters have the rest
-			o.log.Warn("outbox full, oldest readings are dropped", "device", worst.name, "queued", o.queued, "bytes", o.bytes)
-		}
+		o.complainLocked(worst)
 	}
 }
 
@@ -267,9 +330,21 @@ func (o *Outbox) pushFrontLocked(e *outboxEntry) {
 // removeFirstLocked takes the oldest entry of d out of the queue.
 func (o *Outbox) removeFirstLocked(d *outboxDevice) *outboxEntry {
 	e := d.first
-	d.first = e.younger
-	if d.first == nil {
-		d.last = nil
+	o.removeLocked(e, nil)
+	return e
+}
+
+// removeLocked takes e out of the queue; before is its device's one before it, nil
+// for none.
+func (o *Outbox) removeLocked(e, before *outboxEntry) {
+	d := e.dev
+	if before == nil {
+		d.first = e.younger
+	} else {
+		before.younger = e.younger
+	}
+	if d.last == e {
+		d.last = before
 	}
 	if e.prev != nil {
 		e.prev.next = e.next
@@ -283,7 +358,6 @@ func (o *Outbox) removeFirstLocked(d *outboxDevice) *outboxEntry {
 	}
 	e.prev, e.next, e.younger = nil, nil, nil
 	o.weighLocked(e, -1)
-	return e
 }
 
 func (o *Outbox) weighLocked(e *outboxEntry, sign int) {

@@ -13,7 +13,6 @@ import (
 	"holdfast/adapters/health"
 	"holdfast/adapters/port"
 	"holdfast/adapters/reading"
-	"holdfast/broker/message"
 )
 
 // The way of a poll, all in the goroutine of Run:
@@ -57,10 +56,10 @@ func (l portLine) Open(ctx context.Context) (Wire, error) {
 // PortLine is the line of a configured port.
 func PortLine(l *port.Line) Line { return portLine{l} }
 
-// Sink takes readings to be published; *adapters.Outbox is one. Put must not
+// Sink takes readings to be published; *adapters.Readings is one. Put must not
 // block: it is called by the bus goroutine.
 type Sink interface {
-	Put(device string, m *message.Message)
+	Put(prefix string, qos byte, rs ...reading.Reading)
 }
 
 // device is a configured device with its place on the bus.
@@ -578,6 +577,7 @@ func (b *Bus) answered(parts []*block, x *exchange) {
 		return
 	}
 	stamp := b.stamp(x.at)
+	var rs []reading.Reading
 	for _, k := range parts {
 		for _, p := range k.points {
 			r := reading.Reading{Device: d.name, Point: p.name, Unit: p.unit, Time: stamp}
@@ -589,19 +589,23 @@ func (b *Bus) answered(parts []*block, x *exchange) {
 				r.Quality = reading.Uncertain
 			}
 			p.bad = false
-			b.report(d, p, &r, x.at)
+			if p.report.Take(&r, x.at) {
+				rs = append(rs, r)
+			}
 		}
 	}
+	b.put(d, rs)
 	if healed {
 		b.log.Info("refused register read again", "device", d.name, "unit_id", u.id, "request", x.req.String())
 		b.replan(d, time.Now())
 	}
 }
 
-// report publishes a reading if the point's rule wants it.
-func (b *Bus) report(d *device, p *point, r *reading.Reading, at time.Time) {
-	if p.report.Take(r, at) {
-		b.sink.Put(d.name, r.Message(b.opts.Prefix, d.qos))
+// put hands on those readings of one answer that the rules of their points want
+// published.
+func (b *Bus) put(d *device, rs []reading.Reading) {
+	if len(rs) > 0 {
+		b.sink.Put(b.opts.Prefix, d.qos, rs...)
 	}
 }
 
@@ -617,14 +621,18 @@ func (b *Bus) stamp(at time.Time) reading.Stamp {
 // lose publishes once that points have no value.
 func (b *Bus) lose(d *device, points []*point, at time.Time, reason string) {
 	stamp := b.stamp(at)
+	var rs []reading.Reading
 	for _, p := range points {
 		if p.bad || p.ask {
 			continue
 		}
 		p.bad = true
 		r := reading.Reading{Device: d.name, Point: p.name, Unit: p.unit, Quality: reading.Bad, Reason: reason, Time: stamp}
-		b.report(d, p, &r, at)
+		if p.report.Take(&r, at) {
+			rs = append(rs, r)
+		}
 	}
+	b.put(d, rs)
 }
 
 // failed handles a block that brought no answer.

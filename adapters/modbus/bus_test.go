@@ -16,6 +16,7 @@ import (
 	"holdfast/adapters/health"
 	"holdfast/adapters/modbus/modbustest"
 	"holdfast/adapters/port"
+	"holdfast/adapters/reading"
 	"holdfast/broker/message"
 )
 
@@ -120,7 +121,13 @@ func (r *rig) Wait(ctx context.Context) error {
 }
 
 // Put is the sink.
-func (r *rig) Put(_ string, m *message.Message) {
+func (r *rig) Put(prefix string, qos byte, rs ...reading.Reading) {
+	for i := range rs {
+		r.put(rs[i].Message(prefix, qos))
+	}
+}
+
+func (r *rig) put(m *message.Message) {
 	if r.onMessage != nil {
 		r.onMessage(m)
 	}

@@ -17,7 +17,7 @@ import (
 	"holdfast/adapters/health"
 	"holdfast/adapters/modbus/modbustest"
 	"holdfast/adapters/port"
-	"holdfast/broker/message"
+	"holdfast/adapters/reading"
 )
 
 // patience only ends a test that would hang.
@@ -61,10 +61,13 @@ type collector struct {
 
 func newCollector() *collector { return &collector{new: make(chan struct{}, 1)} }
 
-// Put keeps a message.
-func (c *collector) Put(_ string, m *message.Message) {
+// Put keeps readings as messages.
+func (c *collector) Put(prefix string, qos byte, rs ...reading.Reading) {
 	c.mu.Lock()
-	c.all = append(c.all, m.Topic+" "+string(m.Payload))
+	for i := range rs {
+		m := rs[i].Message(prefix, qos)
+		c.all = append(c.all, m.Topic+" "+string(m.Payload))
+	}
 	c.mu.Unlock()
 	select {
 	case c.new <- struct{}{}:

@@ -27,17 +27,24 @@ type Stamp struct {
 	Device time.Time
 }
 
+// Whose word the time of a measurement is.
+const (
+	clockDevice         = "device"
+	clockSynchronised   = "synchronised"
+	clockUnsynchronised = "unsynchronised"
+)
+
 // Measured is the time of the measurement as it is to be published, and whose
 // word that is: "device", or the gateway's clock, "synchronised" or not
 // ("unsynchronised").
 func (s Stamp) Measured() (t time.Time, clock string) {
 	switch {
 	case !s.Device.IsZero():
-		return s.Device, "device"
+		return s.Device, clockDevice
 	case s.Synchronised:
-		return s.Wall, "synchronised"
+		return s.Wall, clockSynchronised
 	default:
-		return s.Wall, "unsynchronised"
+		return s.Wall, clockUnsynchronised
 	}
 }
 

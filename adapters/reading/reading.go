@@ -1,6 +1,7 @@
 package reading
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,6 +52,11 @@ type Reading struct {
 	Reason string
 	// Time is when the value was measured, as near as the gateway knows.
 	Time Stamp
+	// Seq counts the messages of a topic from 1, and Session is the number of
+	// the gateway's start, the one in its status: a number left out is a
+	// reading that was lost, a new session a restart. Both are 0 when nobody
+	// has counted.
+	Seq, Session uint64
 }
 
 // timeFormat has milliseconds, always three digits, so that equal lengths
@@ -59,29 +65,52 @@ const timeFormat = "2006-01-02T15:04:05.000Z"
 
 // AppendJSON appends the reading as one JSON object:
 //
-//	{"value":21.5,"unit":"°C","quality":"good","time":"2026-01-02T15:04:05.123Z","clock":"synchronised"}
+//	{"value":21.5,"unit":"°C","quality":"good","time":"2026-01-02T15:04:05.123Z","clock":"synchronised","session":7,"seq":345}
 //
 // The keys always come in this order; "unit" and "reason" are left out when
-// empty. Numbers take the shortest form that reads back as the same number.
+// empty, "session" and "seq" when nobody has counted. Numbers take the shortest form that reads back as the same number.
 func (r *Reading) AppendJSON(b []byte) []byte {
+	b = r.appendWhat(append(b, '{'), true)
+	b = r.appendWhen(append(b, ','))
+	return append(b, '}')
+}
+
+// told returns quality and reason as they are to be told: what has no place in
+// JSON is no measurement.
+func (r *Reading) told() (Quality, string) {
 	quality, reason := r.Quality, r.Reason
-	b = append(b, `{"value":`...)
-	mark := len(b)
-	if quality != Bad {
-		var ok bool
-		if b, ok = appendValue(b, r.Value); !ok {
-			quality = Bad
-			if reason == "" {
-				reason = "not a number"
-			}
+	switch f := r.Value.(type) {
+	case nil, int64, uint64, bool, string:
+	case float64:
+		if quality != Bad && (math.IsNaN(f) || math.IsInf(f, 0)) {
+			return Bad, cmp.Or(reason, notANumber)
+		}
+	default:
+		if quality != Bad {
+			return Bad, cmp.Or(reason, notANumber)
 		}
 	}
-	if len(b) == mark {
+	return quality, reason
+}
+
+const notANumber = "not a number"
+
+// appendWhat appends value, unit, quality and reason as members of an object;
+// that the quality is good only if always is set.
+func (r *Reading) appendWhat(b []byte, always bool) []byte {
+	quality, reason := r.told()
+	b = append(b, `"value":`...)
+	if quality == Bad {
 		b = append(b, "null"...)
+	} else {
+		b = appendValue(b, r.Value)
 	}
 	if r.Unit != "" {
 		b = append(b, `,"unit":`...)
 		b = appendString(b, r.Unit)
+	}
+	if quality == Good && !always {
+		return b
 	}
 	b = append(b, `,"quality":"`...)
 	b = append(b, quality.String()...)
@@ -90,35 +119,42 @@ func (r *Reading) AppendJSON(b []byte) []byte {
 		b = append(b, `,"reason":`...)
 		b = appendString(b, reason)
 	}
+	return b
+}
+
+// appendWhen appends time, clock and number as members of an object.
+func (r *Reading) appendWhen(b []byte) []byte {
 	measured, clock := r.Time.Measured()
-	b = append(b, `,"time":"`...)
+	b = append(b, `"time":"`...)
 	b = measured.UTC().AppendFormat(b, timeFormat)
 	b = append(b, `","clock":"`...)
 	b = append(b, clock...)
-	return append(b, `"}`...)
+	b = append(b, '"')
+	if r.Session != 0 {
+		b = strconv.AppendUint(append(b, `,"session":`...), r.Session, 10)
+	}
+	if r.Seq != 0 {
+		b = strconv.AppendUint(append(b, `,"seq":`...), r.Seq, 10)
+	}
+	return b
 }
 
-// appendValue appends v, or returns b as it was and false when v has no place
-// in JSON. A nil value is null and fine: there simply was none.
-func appendValue(b []byte, v any) ([]byte, bool) {
+// appendValue appends v, which has a place in JSON. A nil value is null and fine:
+// there simply was none.
+func appendValue(b []byte, v any) []byte {
 	switch v := v.(type) {
-	case nil:
-		return b, true
 	case float64:
-		if math.IsNaN(v) || math.IsInf(v, 0) {
-			return b, false
-		}
-		return appendFloat(b, v), true
+		return appendFloat(b, v)
 	case int64:
-		return strconv.AppendInt(b, v, 10), true
+		return strconv.AppendInt(b, v, 10)
 	case uint64:
-		return strconv.AppendUint(b, v, 10), true
+		return strconv.AppendUint(b, v, 10)
 	case bool:
-		return strconv.AppendBool(b, v), true
+		return strconv.AppendBool(b, v)
 	case string:
-		return appendString(b, v), true
+		return appendString(b, v)
 	default:
-		return b, false
+		return append(b, "null"...)
 	}
 }
 
@@ -176,7 +212,7 @@ func (r *Reading) Message(prefix string, qos byte) *message.Message {
 	}
 	return &message.Message{
 		Topic:    prefix + "/" + r.Device + "/" + r.Point,
-		Payload:  r.AppendJSON(make([]byte, 0, 160)), // a typical reading has 90 to 130 bytes
+		Payload:  r.AppendJSON(make([]byte, 0, 160)), // a typical reading has 90 to 150 bytes
 		QoS:      qos,
 		Received: received,
 	}

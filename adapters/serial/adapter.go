@@ -52,7 +52,7 @@ type Adapter struct {
 	opts    Options
 	dec     *decoder
 	line    *port.Line
-	out     *adapters.Outbox
+	out     *adapters.Readings
 	tracker *health.Tracker
 	clock   *reading.Clock
 	log     *slog.Logger
@@ -67,7 +67,7 @@ type Adapter struct {
 
 // New returns an adapter for the device of that name. Its readings go to out,
 // its outcomes to tracker.
-func New(device string, opts Options, line *port.Line, out *adapters.Outbox, tracker *health.Tracker,
+func New(device string, opts Options, line *port.Line, out *adapters.Readings, tracker *health.Tracker,
 	clock *reading.Clock, log *slog.Logger,
 ) (*Adapter, error) {
 	if err := reading.ValidName(device); err != nil {
@@ -224,8 +224,8 @@ func (a *Adapter) frame(frame []byte, at reading.Stamp) {
 		a.tracker.Bad(at.Wall, err)
 		return
 	}
-	for i := range res.readings {
-		a.out.Put(a.device, res.readings[i].Message(a.opts.TopicPrefix, byte(a.opts.QoS)))
+	if len(res.readings) > 0 {
+		a.out.Put(a.opts.TopicPrefix, byte(a.opts.QoS), res.readings...)
 	}
 	a.count(func(s *Status) {
 		s.Readings += uint64(len(res.readings))

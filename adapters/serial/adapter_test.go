@@ -69,7 +69,11 @@ func start(t *testing.T, driver string, o serial.Options) *rig {
 	if r.outbox, err = adapters.NewOutbox("scale", r.out, adapters.DefaultOutboxOptions(), log); err != nil {
 		t.Fatal(err)
 	}
-	if r.adapter, err = serial.New("scale", o, line, r.outbox, tracker, reading.NewClock(), log); err != nil {
+	readings, err := adapters.NewReadings(r.outbox, "gw", 0, adapters.DefaultReadingsOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.adapter, err = serial.New("scale", o, line, readings, tracker, reading.NewClock(), log); err != nil {
 		t.Fatal(err)
 	}
 	r.plug()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/adapters/reading"
 	"holdfast/storeforward/pack"
 )
 
@@ -23,7 +24,8 @@ func unpackCommand() *cobra.Command {
 		Short: "Take apart what an uplink has put into one message",
 		Long: `Take apart the payloads of batches, as the routes of an uplink with the key batch
 make them, and print a line for each message in them. Compression and form are
-told by the first bytes. Without a file it reads one payload from standard input.
+told by the first bytes. The readings in SenML packs come as JSON, with the units
+of SenML. Without a file it reads one payload from standard input.
 
 The form json has one object a line, with topic, time, and payload, text or
 base64; text has the topic and the payload, as mosquitto_sub -v prints them.`,
@@ -63,7 +65,16 @@ func unpack(name string, r io.Reader, show func(pack.Record) error) error {
 	if err != nil {
 		return fmt.Errorf("unpack: read %s: %w", name, err)
 	}
-	if err := pack.Unpack(b, unpackMost, show); err != nil {
+	if b, err = pack.Decompress(b, unpackMost); err == nil {
+		if reading.LooksLikeSenML(b) {
+			err = reading.UnpackSenML(b, func(u reading.Unpacked) error {
+				return show(pack.Record{Topic: u.Topic, Time: u.Time, Payload: u.Payload})
+			})
+		} else {
+			err = pack.Read(b, show)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("unpack: %s: %w", name, err)
 	}
 	return nil

@@ -25,6 +25,7 @@ var layers = map[string]struct {
 	// Leaves: values and bytes.
 	"broker/message": {},
 	"broker/durable": {own: []string{"broker/message"}},
+	"broker/cbor":    {},
 	"broker/packet":  {},
 	"broker/scram":   {},
 	"broker/topic":   {},
@@ -40,7 +41,7 @@ var layers = map[string]struct {
 
 	// adapters: the field.
 	"adapters":                   {own: []string{"adapters/health", "adapters/port", "adapters/reading", "broker/message"}},
-	"adapters/reading":           {own: []string{"broker/message"}, third: []string{"golang.org/x/sys"}},
+	"adapters/reading":           {own: []string{"broker/cbor", "broker/message"}, third: []string{"golang.org/x/sys"}},
 	"adapters/discovery":         {own: []string{"adapters", "broker/message"}},
 	"adapters/health":            {own: []string{"adapters/reading", "broker/message"}},
 	"adapters/port":              {third: []string{"go.bug.st/serial", "github.com/tarm/goserial", "golang.org/x/sys"}},
@@ -54,7 +55,7 @@ var layers = map[string]struct {
 	"storeforward":                  {own: []string{"broker/durable", "broker/message", "broker/packet", "broker/topic"}, third: []string{"github.com/mattn/go-sqlite3", "golang.org/x/sys"}},
 	"storeforward/storetest":        {third: []string{"github.com/mattn/go-sqlite3", "github.com/psanford/sqlite3vfs"}},
 	"storeforward/uplink/relaytest": {},
-	"storeforward/pack":             {third: []string{"github.com/klauspost/compress"}},
+	"storeforward/pack":             {own: []string{"broker/cbor"}, third: []string{"github.com/klauspost/compress"}},
 	"storeforward/sparkplug":        {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward", "storeforward/uplink/dial"}, third: []string{"google.golang.org/protobuf"}},
 	"storeforward/uplink":           {own: []string{"broker/client", "broker/durable", "broker/message", "broker/packet", "broker/topic", "storeforward", "storeforward/pack", "storeforward/uplink/dial"}},
 	"storeforward/uplink/dial":      {third: []string{"github.com/coder/websocket", "golang.org/x/sys"}}, // no MQTT

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"holdfast/adapters"
+	"holdfast/adapters/reading"
 	"holdfast/broker"
 	"holdfast/broker/listen"
 	"holdfast/cmd/holdfast/config"
@@ -129,6 +130,10 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	}
 	opts.ClockSynchronised = func() bool { return gw.clock.Now().Synchronised }
 	opts.Epoch = machineID() + "/" + gw.g.store.ID()
+	opts.Rendering = func(form, template string) (uplink.Rendering, error) {
+		r, err := reading.NewRenderer(reading.Form(form), template, opts.Gateway)
+		return rendering{r}, err
+	}
 	opts.Routes = append(slices.Clone(opts.Routes), config.StatusRoute(opts.Gateway))
 	u, err := uplink.New(name, opts, gw.g.store, gw.g.broker, gw.parts)
 	if err != nil {

@@ -64,7 +64,7 @@ func (gw *gateway) applyReload(life, patience context.Context, load func() (conf
 	fixed := fixedKeys(&old, &cfg)
 	if len(fixed) > 0 {
 		gw.log.Warn("changes wait for a restart", "keys", strings.Join(fixed, " "))
-		cfg.Gateway, cfg.Broker, cfg.Store, cfg.Control, cfg.Log = old.Gateway, old.Broker, old.Store, old.Control, old.Log
+		cfg.Gateway, cfg.Broker, cfg.Store, cfg.Readings, cfg.Control, cfg.Log = old.Gateway, old.Broker, old.Store, old.Readings, old.Control, old.Log
 		cfg.Resolve()
 	}
 	// Before the listeners: a new one may be meant for the new users.
@@ -106,11 +106,12 @@ func (gw *gateway) enforce(rules, before *access.Rules, old, fresh *config.Confi
 func fixedKeys(old, fresh *config.Config) []string {
 	var keys []string
 	for key, pair := range map[string][2]any{
-		"gateway": {old.Gateway, fresh.Gateway},
-		"broker":  {old.Broker, fresh.Broker},
-		"store":   {old.Store, fresh.Store},
-		"control": {old.Control, fresh.Control},
-		"log":     {old.Log, fresh.Log},
+		"gateway":  {old.Gateway, fresh.Gateway},
+		"broker":   {old.Broker, fresh.Broker},
+		"store":    {old.Store, fresh.Store},
+		"readings": {old.Readings, fresh.Readings},
+		"control":  {old.Control, fresh.Control},
+		"log":      {old.Log, fresh.Log},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
 			keys = append(keys, key)

@@ -19,6 +19,7 @@ import (
 	"holdfast/broker/message"
 	"holdfast/cmd/holdfast/config"
 	"holdfast/storeforward"
+	"holdfast/storeforward/pack"
 	"holdfast/storeforward/sparkplug"
 	"holdfast/storeforward/uplink"
 )
@@ -30,8 +31,22 @@ var (
 	_ uplink.Local       = (*broker.Broker)(nil)
 	_ adapters.Publisher = localPublisher{}
 	_ sparkplug.Site     = edgeSite{}
+	_ uplink.Rendering   = rendering{}
+	_ modbus.Sink        = (*adapters.Readings)(nil)
 	_ adapters.Commands  = localCommands{}
 )
+
+// rendering is how uplinks render readings, without knowing what one is.
+type rendering struct{ *reading.Renderer }
+
+func (r rendering) Pack(b []byte, records []pack.Record) []byte {
+	messages := make([]reading.Packed, len(records))
+	for i := range records {
+		c := &records[i]
+		messages[i] = reading.Packed{Local: c.Local, Remote: c.Topic, Time: c.Time, Payload: c.Payload}
+	}
+	return r.Renderer.Pack(b, messages)
+}
 
 // localPublisher is the adapters' way into the broker's route.
 type localPublisher struct{ b *broker.Broker }
@@ -75,8 +90,9 @@ type graph struct {
 	access   *access.Access
 	broker   *broker.Broker
 	monitor  *health.Monitor
-	readings *adapters.Outbox // between the buses and the broker
-	statuses *adapters.Outbox // between the monitor and the broker
+	readings *adapters.Outbox   // between the buses and the broker
+	sink     *adapters.Readings // what the buses put into it
+	statuses *adapters.Outbox   // between the monitor and the broker
 	repairs  chan storeforward.Repair
 	// described, of 1, tells that a device has said what it measures.
 	described chan struct{}
@@ -116,7 +132,12 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	oopts := adapters.DefaultOutboxOptions()
 	oopts.Retry = retryable
 	pub := localPublisher{g.broker}
-	if g.readings, err = adapters.NewOutbox("readings", pub, oopts, log); err != nil {
+	ropts := cfg.Readings
+	ropts.Retry = retryable
+	if g.readings, err = adapters.NewOutbox("readings", pub, ropts.OutboxOptions, log); err != nil {
+		return nil, err
+	}
+	if g.sink, err = adapters.NewReadings(g.readings, cfg.Gateway.ID, store.StartNumber(), ropts); err != nil {
 		return nil, err
 	}
 	if g.statuses, err = adapters.NewOutbox("statuses", pub, oopts, log); err != nil {
@@ -150,7 +171,7 @@ func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clo
 			default: // one is enough
 			}
 		}
-		b, err := modbus.New(name, opts, modbus.PortLine(line), g.readings, g.monitor, log)
+		b, err := modbus.New(name, opts, modbus.PortLine(line), g.sink, g.monitor, log)
 		if err != nil {
 			return nil, nil, fmt.Errorf("port %s: %w", name, err)
 		}
@@ -163,7 +184,7 @@ func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clo
 			}
 			opts := settings.Serial.Options
 			opts.TopicPrefix = readings
-			a, err := serial.New(device, opts, line, g.readings, tracker, clock, log)
+			a, err := serial.New(device, opts, line, g.sink, tracker, clock, log)
 			if err != nil {
 				g.monitor.Remove(device)
 				return nil, nil, fmt.Errorf("device %s: %w", device, err)

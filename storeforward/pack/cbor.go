@@ -1,56 +1,26 @@
 package pack
 
 import (
-	"encoding/binary"
 	"math"
 	"time"
 	"unicode/utf8"
+
+	"holdfast/broker/cbor"
 )
 
-// The major types of CBOR (RFC 8949 §3.1).
 const (
-	majorUint  = 0
-	majorNint  = 1
-	majorBytes = 2
-	majorText  = 3
-	majorArray = 4
-
-	cborNull = 0xf6
 	// selfDescribed is the tag 55799 (RFC 8949 §3.4.6).
 	selfDescribed = "\xd9\xd9\xf7"
 	// A record has three elements, or more.
 	leastElements, mostElements = 3, 6
 )
 
-func appendHead(b []byte, major byte, n uint64) []byte {
-	m := major << 5
-	switch {
-	case n < 24:
-		return append(b, m|byte(n))
-	case n <= math.MaxUint8:
-		return append(b, m|24, byte(n))
-	case n <= math.MaxUint16:
-		return binary.BigEndian.AppendUint16(append(b, m|25), uint16(n))
-	case n <= math.MaxUint32:
-		return binary.BigEndian.AppendUint32(append(b, m|26), uint32(n))
-	default:
-		return binary.BigEndian.AppendUint64(append(b, m|27), n)
-	}
-}
-
-func appendInt(b []byte, n int64) []byte {
-	if n < 0 {
-		return appendHead(b, majorNint, uint64(-1-n))
-	}
-	return appendHead(b, majorUint, uint64(n))
-}
-
 func appendBlob(b, p []byte) []byte {
-	major := byte(majorBytes)
+	major := byte(cbor.Bytes)
 	if utf8.Valid(p) {
-		major = majorText
+		major = cbor.Text
 	}
-	return append(appendHead(b, major, uint64(len(p))), p...)
+	return append(cbor.AppendHead(b, major, uint64(len(p))), p...)
 }
 
 // appendCBOR appends a record; topics and last are those of the batch so far.
@@ -64,29 +34,29 @@ func appendCBOR(b []byte, r *Record, topics map[string]uint64, last *int64) []by
 	case r.QoS > 0:
 		n = 4
 	}
-	b = appendHead(b, majorArray, uint64(n))
+	b = cbor.AppendHead(b, cbor.Array, uint64(n))
 	if i, known := topics[r.Topic]; known {
-		b = appendHead(b, majorUint, i)
+		b = cbor.AppendHead(b, cbor.Uint, i)
 	} else {
 		topics[r.Topic] = uint64(len(topics))
-		b = append(appendHead(b, majorText, uint64(len(r.Topic))), r.Topic...)
+		b = append(cbor.AppendHead(b, cbor.Text, uint64(len(r.Topic))), r.Topic...)
 	}
 	at := r.Time.UnixMilli()
-	b = appendInt(b, at-*last)
+	b = cbor.AppendInt(b, at-*last)
 	*last = at
 	b = appendBlob(b, r.Payload)
 	if n > 3 {
-		b = appendHead(b, majorUint, uint64(r.QoS))
+		b = cbor.AppendHead(b, cbor.Uint, uint64(r.QoS))
 	}
 	if n > 4 {
 		if r.HasExpiry {
-			b = appendHead(b, majorUint, uint64(r.Expiry))
+			b = cbor.AppendHead(b, cbor.Uint, uint64(r.Expiry))
 		} else {
-			b = append(b, cborNull)
+			b = append(b, cbor.Null)
 		}
 	}
 	if n > 5 {
-		b = append(appendHead(b, majorBytes, uint64(len(r.Properties))), r.Properties...)
+		b = append(cbor.AppendHead(b, cbor.Bytes, uint64(len(r.Properties))), r.Properties...)
 	}
 	return b
 }
@@ -95,29 +65,11 @@ func appendCBOR(b []byte, r *Record, topics map[string]uint64, last *int64) []by
 type cborReader struct{ b []byte }
 
 func (c *cborReader) head() (major byte, n uint64, err error) {
-	if len(c.b) == 0 {
-		return 0, 0, wrong("it is cut off")
+	major, n, _, rest, err := cbor.Head(c.b)
+	if err != nil {
+		return 0, 0, wrong("%v", err)
 	}
-	first := c.b[0]
-	major, n = first>>5, uint64(first&31)
-	size := 0
-	switch {
-	case n < 24:
-	case n <= 27:
-		size = 1 << (n - 24)
-	default:
-		return 0, 0, wrong("CBOR byte 0x%02x is not used in batches", first)
-	}
-	if len(c.b) < 1+size {
-		return 0, 0, wrong("it is cut off")
-	}
-	if size > 0 {
-		n = 0
-		for _, x := range c.b[1 : 1+size] {
-			n = n<<8 | uint64(x)
-		}
-	}
-	c.b = c.b[1+size:]
+	c.b = rest
 	return major, n, nil
 }
 
@@ -144,7 +96,7 @@ func (c *cborReader) blob(what string, text bool) ([]byte, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case major != majorBytes && (!text || major != majorText):
+	case major != cbor.Bytes && (!text || major != cbor.Text):
 		return nil, wrong("%s is of CBOR type %d", what, major)
 	}
 	return c.cut(n)
@@ -152,7 +104,7 @@ func (c *cborReader) blob(what string, text bool) ([]byte, error) {
 
 // null takes a null if there is one.
 func (c *cborReader) null() bool {
-	if len(c.b) > 0 && c.b[0] == cborNull {
+	if len(c.b) > 0 && c.b[0] == cbor.Null {
 		c.b = c.b[1:]
 		return true
 	}
@@ -164,11 +116,11 @@ func (c *cborReader) topic(topics *[]string) (string, error) {
 	switch {
 	case err != nil:
 		return "", err
-	case major == majorUint && n < uint64(len(*topics)):
+	case major == cbor.Uint && n < uint64(len(*topics)):
 		return (*topics)[n], nil
-	case major == majorUint:
+	case major == cbor.Uint:
 		return "", wrong("topic %d of %d", n, len(*topics))
-	case major != majorText:
+	case major != cbor.Text:
 		return "", wrong("topic is of CBOR type %d", major)
 	}
 	p, err := c.cut(n)
@@ -186,9 +138,9 @@ func (c *cborReader) time(last *int64) (time.Time, error) {
 		return time.Time{}, err
 	case n > 1<<53:
 		return time.Time{}, wrong("time %d is too far away", n)
-	case major == majorUint:
+	case major == cbor.Uint:
 		*last += int64(n)
-	case major == majorNint:
+	case major == cbor.Nint:
 		*last += -1 - int64(n)
 	default:
 		return time.Time{}, wrong("time is of CBOR type %d", major)
@@ -197,7 +149,7 @@ func (c *cborReader) time(last *int64) (time.Time, error) {
 }
 
 func (c *cborReader) record(topics *[]string, last *int64) (r Record, err error) {
-	n, err := c.expect("record", majorArray)
+	n, err := c.expect("record", cbor.Array)
 	if err != nil {
 		return r, err
 	}
@@ -214,14 +166,14 @@ func (c *cborReader) record(topics *[]string, last *int64) (r Record, err error)
 		return r, err
 	}
 	if n > 3 {
-		qos, err := c.expect("qos", majorUint)
+		qos, err := c.expect("qos", cbor.Uint)
 		if err != nil || qos > 2 {
 			return r, wrong("qos %d: %v", qos, err)
 		}
 		r.QoS = byte(qos)
 	}
 	if n > 4 && !c.null() {
-		expiry, err := c.expect("expiry", majorUint)
+		expiry, err := c.expect("expiry", cbor.Uint)
 		if err != nil || expiry > math.MaxUint32 {
 			return r, wrong("expiry %d: %v", expiry, err)
 		}
@@ -237,7 +189,7 @@ func (c *cborReader) record(topics *[]string, last *int64) (r Record, err error)
 
 func readCBOR(b []byte, fn func(Record) error) error {
 	c := cborReader{b[len(selfDescribed):]}
-	n, err := c.expect("batch", majorArray)
+	n, err := c.expect("batch", cbor.Array)
 	if err != nil {
 		return err
 	}

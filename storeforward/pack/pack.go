@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
+
+	"holdfast/broker/cbor"
 )
 
 // Packer makes batches of one format and compression, one after the other. It
@@ -17,6 +19,7 @@ import (
 type Packer struct {
 	format      Format
 	compression Compression
+	foreign     func(b []byte, records []Record) []byte
 	body        []byte
 	zstd        *zstd.Encoder
 	gzip        *gzip.Writer
@@ -44,12 +47,21 @@ func NewPacker(f Format, c Compression) (*Packer, error) {
 	return p, nil
 }
 
+// NewPackerOf returns a packer of a foreign format: write appends the batch to b.
+func NewPackerOf(f Format, c Compression, write func(b []byte, records []Record) []byte) (*Packer, error) {
+	p, err := NewPacker(f, c)
+	if err == nil {
+		p.foreign = write
+	}
+	return p, err
+}
+
 // Pack returns the payload of a message that carries the records.
 func (p *Packer) Pack(records []Record) ([]byte, error) {
 	b := p.body[:0]
 	switch p.format {
 	case FormatCBOR:
-		b = appendHead(append(b, selfDescribed...), majorArray, uint64(len(records)))
+		b = cbor.AppendHead(append(b, selfDescribed...), cbor.Array, uint64(len(records)))
 		topics, last := make(map[string]uint64), int64(0)
 		for i := range records {
 			b = appendCBOR(b, &records[i], topics, &last)
@@ -63,6 +75,11 @@ func (p *Packer) Pack(records []Record) ([]byte, error) {
 		for i := range records {
 			b = append(appendJSON(b, &records[i]), '\n')
 		}
+	default:
+		if p.foreign == nil {
+			return nil, fmt.Errorf("%s: nothing here writes it", p.format)
+		}
+		b = p.foreign(b, records)
 	}
 	p.body = b
 	switch p.compression {
@@ -87,10 +104,15 @@ func (p *Packer) Pack(records []Record) ([]byte, error) {
 // and its format, are told by its first bytes. Decompressed it may have most
 // bytes. The slices of a record stay valid.
 func Unpack(batch []byte, most int, fn func(Record) error) error {
-	b, err := decompress(batch, most)
+	b, err := Decompress(batch, most)
 	if err != nil {
 		return err
 	}
+	return Read(b, fn)
+}
+
+// Read calls fn with each record of a batch that is not compressed.
+func Read(b []byte, fn func(Record) error) error {
 	switch {
 	case strings.HasPrefix(string(b[:min(len(b), 3)]), selfDescribed):
 		return readCBOR(b, fn)
@@ -101,7 +123,9 @@ func Unpack(batch []byte, most int, fn func(Record) error) error {
 	}
 }
 
-func decompress(b []byte, most int) ([]byte, error) {
+// Decompress returns a batch without its compression, which its first bytes tell,
+// at most most bytes. What is not compressed is returned as it is.
+func Decompress(b []byte, most int) ([]byte, error) {
 	var r io.Reader
 	switch {
 	case bytes.HasPrefix(b, []byte{0x28, 0xb5, 0x2f, 0xfd}):

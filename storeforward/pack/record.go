@@ -3,6 +3,7 @@ package pack
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -17,10 +18,20 @@ const (
 	FormatJSONLines Format = "jsonl"
 	FormatJSON      Format = "json"
 	FormatCBOR      Format = "cbor"
+	// FormatSenML and FormatSenMLCBOR are packs of SenML (RFC 8428), which others
+	// write and read: see [NewPackerOf].
+	FormatSenML     Format = "senml"
+	FormatSenMLCBOR Format = "senml_cbor"
 )
 
-// Formats are all of them.
-var Formats = []Format{FormatJSONLines, FormatJSON, FormatCBOR}
+// Formats are those that this package writes, and ForeignFormats the others.
+var (
+	Formats        = []Format{FormatJSONLines, FormatJSON, FormatCBOR}
+	ForeignFormats = []Format{FormatSenML, FormatSenMLCBOR}
+)
+
+// Foreign says that the records are not written by this package.
+func (f Format) Foreign() bool { return slices.Contains(ForeignFormats, f) }
 
 // ContentType is the content type of a batch before compression.
 func (f Format) ContentType() string {
@@ -29,6 +40,10 @@ func (f Format) ContentType() string {
 		return "application/x-ndjson"
 	case FormatJSON:
 		return "application/json"
+	case FormatSenML:
+		return "application/senml+json"
+	case FormatSenMLCBOR:
+		return "application/senml+cbor"
 	default:
 		return "application/cbor"
 	}
@@ -65,6 +80,8 @@ func Suffix(f Format, c Compression) string {
 // Record is one message in a batch.
 type Record struct {
 	Topic string
+	// Local is the topic at the gateway, for those who write other formats.
+	Local string
 	// Time is when it was accepted, kept to the millisecond.
 	Time    time.Time
 	Payload []byte

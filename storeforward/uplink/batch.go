@@ -62,10 +62,12 @@ func (r *Route) validateBatch(gateway string) error {
 		return nil
 	}
 	switch {
-	case !slices.Contains(pack.Formats, r.Batch):
-		return fmt.Errorf("batch: %q is not one of %q", r.Batch, pack.Formats)
+	case !r.Batch.Foreign() && !slices.Contains(pack.Formats, r.Batch):
+		return fmt.Errorf("batch: %q is not one of %q", r.Batch, slices.Concat(pack.Formats, pack.ForeignFormats))
 	case r.Direction != DirectionOut:
 		return errors.New("batch: is for direction \"out\" only; the other side takes batches apart with holdfast unpack")
+	case r.Batch.Foreign() && r.Render != "" && r.Render != string(r.Batch):
+		return fmt.Errorf("render: %q contradicts batch = %q, in whose form all readings of the route go", r.Render, r.Batch)
 	case r.QoS != nil && *r.QoS == 0:
 		return errors.New("batch: needs acknowledgements; set qos to 1 or 2")
 	case r.Compression != "" && !slices.Contains(pack.Compressions, r.Compression):
@@ -247,11 +249,11 @@ func (u *Uplink) packed(w *way, ds []durable.Delivery, most int) ([]*flight, err
 		d := &ds[0]
 		return []*flight{{seq: d.Seq, msg: d.Message, qos: 1, retain: d.Retain, state: flightReady, with: w.batch}}, nil
 	}
-	p, err := u.packer(w.batch)
+	p, err := u.packer(w)
 	if err != nil {
 		return nil, err
 	}
-	now, before := time.Now(), 0
+	now, before, foreign := time.Now(), 0, uint64(0)
 	records := make([]pack.Record, len(ds))
 	seqs := make([]durable.Seq, len(ds))
 	for i := range ds {
@@ -260,8 +262,15 @@ func (u *Uplink) packed(w *way, ds []durable.Delivery, most int) ([]*flight, err
 		seqs[i] = ds[i].Seq
 		_, remote := w.carry(m.Topic)
 		left, limited, _ := w.remaining(m, now)
+		payload := m.Payload
+		if !w.batch.format.Foreign() {
+			var odd bool
+			if payload, odd = w.rendered(m, remote); odd {
+				foreign++
+			}
+		}
 		records[i] = pack.Record{
-			Topic: remote, Time: m.Received, Payload: m.Payload, QoS: m.QoS,
+			Topic: remote, Local: m.Topic, Time: m.Received, Payload: payload, QoS: m.QoS,
 			HasExpiry: limited, Expiry: max(left, 1), Properties: propertiesOut(m),
 		}
 		if !limited {
@@ -282,6 +291,7 @@ func (u *Uplink) packed(w *way, ds []durable.Delivery, most int) ([]*flight, err
 	}
 	u.mu.Lock()
 	u.status.Batches++
+	u.status.NotRendered += foreign
 	u.status.Batched += uint64(len(ds))
 	u.status.BatchedBytes += uint64(before)
 	u.status.BatchBytes += uint64(len(payload))
@@ -292,12 +302,18 @@ func (u *Uplink) packed(w *way, ds []durable.Delivery, most int) ([]*flight, err
 
 // packer returns the packer for a way of batching, made at its first use; of Run's
 // goroutine.
-func (u *Uplink) packer(b *batching) (*pack.Packer, error) {
+func (u *Uplink) packer(w *way) (*pack.Packer, error) {
+	b := w.batch
 	key := pack.Suffix(b.format, b.compression)
 	p := u.packers[key]
 	if p == nil {
 		var err error
-		if p, err = pack.NewPacker(b.format, b.compression); err != nil {
+		if b.format.Foreign() {
+			p, err = pack.NewPackerOf(b.format, b.compression, w.render.Pack)
+		} else {
+			p, err = pack.NewPacker(b.format, b.compression)
+		}
+		if err != nil {
 			return nil, err
 		}
 		u.packers[key] = p

@@ -154,6 +154,9 @@ type Options struct {
 	// ClockFloor is a time that has certainly passed, such as when this program
 	// was built: a clock before it is wrong. Zero is not known.
 	ClockFloor time.Time `toml:"-"`
+	// Rendering returns what renders readings in a form of [Route.Form]; nil
+	// knows none.
+	Rendering func(form, template string) (Rendering, error) `toml:"-"`
 	// ClockSynchronised says whether days and months can be told; nil is
 	// always.
 	ClockSynchronised func() bool `toml:"-"`

@@ -31,6 +31,10 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 		} else if way.strip {
 			p.Retain = false
 		}
+		var foreign bool
+		if p.Payload, foreign = way.rendered(f.msg, remote); foreign && !f.sent {
+			u.status.NotRendered++
+		}
 		if u.loops(f.msg) {
 			reason = dropLoop
 		}
@@ -185,10 +189,11 @@ func (l *link) publish0Locked(now time.Time) {
 		return
 	}
 	way, remote := u.carries(m.Topic)
+	payload, foreign := way.rendered(m, remote)
 	p := &l.pub
 	*p = packet.Publish{
 		Retain: m.Retain && !way.strip && l.limits.Retain,
-		Topic:  l.topic(remote), Properties: propertiesOut(m), Payload: m.Payload,
+		Topic:  l.topic(remote), Properties: propertiesOut(m), Payload: payload,
 	}
 	p.MessageExpiry, p.HasExpiry, _ = way.remaining(m, now)
 	l.aliasLocked(p, remote)
@@ -202,5 +207,8 @@ func (l *link) publish0Locked(now time.Time) {
 	}
 	l.aliases.Used(remote, p.TopicAlias)
 	u.status.MessagesOut++
+	if foreign {
+		u.status.NotRendered++
+	}
 	l.qos0 = l.qos0[1:]
 }

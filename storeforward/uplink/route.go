@@ -77,8 +77,15 @@ type Route struct {
 	// full). Empty means refuse. What has been sent is never dropped.
 	Policy durable.Policy `toml:"policy"`
 
+	// Render is the form in which readings go to the cloud, and Template that of
+	// the form "template"; empty leaves them as they are. What is no reading goes
+	// as it is, and is counted. The forms are those of [Options.Rendering].
+	Render   string `toml:"render"`
+	Template string `toml:"template"`
+
 	// Batch puts many QoS 1 messages into one on BatchTopic, as "jsonl", "json"
-	// or "cbor" (see package pack); empty does not. QoS 2 and what is retained
+	// or "cbor" (see package pack), or "senml" or "senml_cbor", in which form
+	// those readings go too that go alone; empty does not. QoS 2 and what is retained
 	// go alone. Messages here keep their order, and each is finished when its
 	// batch is acknowledged.
 	Batch pack.Format `toml:"batch"`
@@ -152,7 +159,7 @@ func (r *Route) validate(gateway string) error {
 		return fmt.Errorf("expiry: %v is not whole seconds up to %v", r.Expiry, maxExpiry)
 	}
 	if r.Direction == DirectionIn {
-		for key, set := range map[string]bool{"lane": r.Lane != nil, "latest": r.Latest, "expiry": r.Expiry != 0} {
+		for key, set := range map[string]bool{"lane": r.Lane != nil, "latest": r.Latest, "expiry": r.Expiry != 0, "render": r.Render != ""} {
 			if set {
 				return fmt.Errorf("%s: means nothing for direction \"in\"", key)
 			}
@@ -198,6 +205,7 @@ type way struct {
 	// fromLevels and toLevels rename; nil where the prefixes say it all.
 	fromLevels, toLevels []level
 	batch                *batching // nil for messages that go alone
+	render               Rendering // nil for readings that go as they are
 	expiry               time.Duration
 }
 

@@ -109,6 +109,8 @@ type Status struct {
 	StuckConnections uint64 `json:"stuck_connections"`   // replaced for want of acknowledgements
 	SubscribeRefused uint64 `json:"subscribe_refused"`   // routes in that the cloud did not grant
 	StoreErrors      uint64 `json:"store_errors"`        // connections given up because the store failed
+	// NotRendered went as they are by a route that renders: they are no readings.
+	NotRendered uint64 `json:"not_rendered"`
 	// Batches are the messages that carried Batched others. Of their bytes
 	// (topic, payload, properties) BatchBytes were left, so that BatchSaving is
 	// the share that was saved, 0 to 1.

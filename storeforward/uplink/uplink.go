@@ -103,6 +103,9 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 	u.changes = u.newChanges(lanes)
 	u.again = newBackoff(opts.ReconnectMin, opts.ReconnectMax)
 	u.out, u.in = compile(opts.Routes, opts.Gateway)
+	if err := u.useRenderings(); err != nil {
+		return nil, fmt.Errorf("uplink %s: %w", name, err)
+	}
 	u.budget = newBudget(name, &u.opts, store)
 	u.status = Status{
 		Name: name, URL: u.at.Target.String(), ClientID: opts.clientID(),

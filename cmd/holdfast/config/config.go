@@ -7,6 +7,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +16,9 @@ import (
 	"slices"
 	"strings"
 
+	"holdfast/adapters"
 	"holdfast/adapters/discovery"
+	"holdfast/adapters/reading"
 	"holdfast/broker"
 	"holdfast/broker/access"
 	"holdfast/broker/listen"
@@ -37,6 +40,7 @@ type Config struct {
 	Broker    broker.Options            `toml:"broker"`
 	Store     storeforward.Options      `toml:"store"`
 	Uplinks   map[string]uplink.Options `toml:"uplink"`
+	Readings  adapters.ReadingsOptions  `toml:"readings"`
 	// Nodes are the Sparkplug edge nodes.
 	Nodes map[string]sparkplug.Options `toml:"sparkplug"`
 	// HomeAssistant is how the devices are announced to it.
@@ -140,6 +144,7 @@ func Default() Config {
 		Broker:        broker.DefaultOptions(),
 		HomeAssistant: discovery.DefaultOptions(),
 		Store:         store,
+		Readings:      adapters.DefaultReadingsOptions(),
 	}
 }
 
@@ -320,12 +325,21 @@ func (c *Config) Validate() error {
 	c.validateAccess(add)
 	add(c.Broker.Validate())
 	add(c.Store.Validate())
+	add(rekey(c.Readings.Validate(), "", "readings"))
 	for _, name := range sortedKeys(c.Uplinks) {
 		key := join("uplink", name)
 		if !oneLevel(name) {
 			add(fmt.Errorf("%s: the name is not one topic level (no / + # $)", key))
 		}
 		add(rekey(c.Uplinks[name].Validate(), "uplink", key))
+		for i, r := range c.Uplinks[name].Routes {
+			if r.Form() == "" && r.Template == "" {
+				continue
+			}
+			if _, err := reading.NewRenderer(reading.Form(cmp.Or(r.Form(), string(reading.FormJSON))), r.Template, ""); err != nil {
+				add(fmt.Errorf("%s.%w", index(key+".route", i), err))
+			}
+		}
 	}
 	for _, name := range sortedKeys(c.Nodes) {
 		key := join("sparkplug", name)

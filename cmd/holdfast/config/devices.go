@@ -5,6 +5,7 @@ import (
 	"maps"
 	"reflect"
 
+	"holdfast/adapters"
 	"holdfast/adapters/health"
 	"holdfast/adapters/modbus"
 	"holdfast/adapters/port"
@@ -219,6 +220,16 @@ func (c *Config) Warnings() []string {
 	for _, name := range sortedKeys(c.Ports) {
 		if !used[name] {
 			out = append(out, join("port", name)+": no device uses it")
+		}
+	}
+	if plain := c.Readings.Render == reading.FormJSON && c.Readings.Per == adapters.PerPoint; !plain && (c.HomeAssistant.Enabled || len(c.Nodes) > 0) {
+		out = append(out, `readings.render: Home Assistant and Sparkplug need readings as render = "json", per = "point"`)
+	}
+	for _, name := range sortedKeys(c.Uplinks) {
+		for i, r := range c.Uplinks[name].Routes {
+			if r.Form() != "" && c.Readings.Render != reading.FormJSON {
+				out = append(out, fmt.Sprintf("%s.render: readings are %s here already (readings.render) and go as they are", index(join("uplink", name)+".route", i), c.Readings.Render))
+			}
 		}
 	}
 	buses := c.Buses()

@@ -18,6 +18,7 @@ import (
 	"holdfast/adapters/modbus"
 	"holdfast/adapters/modbus/modbustest"
 	"holdfast/adapters/modbus/profile"
+	"holdfast/adapters/reading"
 	"holdfast/broker/message"
 )
 
@@ -137,7 +138,13 @@ type sink struct {
 	done chan struct{} // closed when want topics have come
 }
 
-func (s *sink) Put(_ string, m *message.Message) {
+func (s *sink) Put(prefix string, qos byte, rs ...reading.Reading) {
+	for i := range rs {
+		s.put(rs[i].Message(prefix, qos))
+	}
+}
+
+func (s *sink) put(m *message.Message) {
 	var r struct {
 		Value json.RawMessage
 	}

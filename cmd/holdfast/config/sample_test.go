@@ -82,7 +82,7 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 	shown := map[string]bool{}
 	for key, want := range map[string]any{
 		"gateway": def.Gateway, "log": def.Log, "control": def.Control, "broker": def.Broker, "store": def.Store,
-		"access": def.Access, "access.rule": access.Rule{}, "user.pump-7": access.User{},
+		"readings": def.Readings, "access": def.Access, "access.rule": access.Rule{}, "user.pump-7": access.User{},
 		"listener": def.Listeners[0], "uplink.*": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
 		"home_assistant": def.HomeAssistant, "sparkplug.*": sparkplug.DefaultOptions(),
 		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
@@ -272,6 +272,12 @@ func TestValuesOutOfRangeNameTheirPlace(t *testing.T) {
 		"uplink proxy":  {"[uplink.c]\nurl='mqtt://h'\nproxy='https://p:1'\n", `h.toml:3: uplink.c.proxy: TLS to the proxy itself is not offered`},
 		"interfaces":    {"[uplink.c]\nurl='mqtt://h'\ninterfaces=['eth0',\n'eth0']\n", `h.toml:4: uplink.c.interfaces[1]: eth0 is in the list already`},
 		"confirm":       {"[uplink.c]\nurl='mqtt://h'\nconfirm='1s'\n", `h.toml:3: uplink.c.confirm: 1s is outside 10s..24h0m0s`},
+		"readings":      {"[readings]\nrender='xml'\n", `h.toml:2: readings.render: "xml" is not one of`},
+		"readings, RAM": {"[readings]\n\npolicy='wait'\n", `h.toml:3: readings.policy: "wait" is not one of`},
+		"render":        {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='out'\nfilter='a'\nrender='xml'\n", `h.toml:6: uplink.c.route[0].render: "xml" is not one of`},
+		"template":      {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='out'\nfilter='a'\ntemplate='x'\n", `h.toml:6: uplink.c.route[0].template: means nothing`},
+		"render, batch": {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='out'\nfilter='a'\nrender='raw'\nbatch='senml'\n", `h.toml:6: uplink.c.route[0].render: "raw" contradicts batch`},
+		"render, in":    {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='in'\nfilter='a'\nrender='raw'\n", `h.toml:6: uplink.c.route[0].render: means nothing for direction "in"`},
 		"same broker":   {"[uplink.a]\nurl='mqtt://h'\n[uplink.b]\nurls=['mqtt://i','mqtt://h:1883']\n", `h.toml:3: uplink.b.client_id: "`},
 		"route":         {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='out'\nfilter='a/#/b'\n", `h.toml:5: uplink.c.route[0].filter: `},
 		"sparkplug":     {"[sparkplug.s]\nurl='mqtt://h'\ngroup='a/b'\n", `h.toml:3: sparkplug.s.group: "a/b" holds a character that a Sparkplug id cannot: / + #`},

@@ -14,7 +14,7 @@ import (
 	"holdfast/adapters/health"
 	"holdfast/adapters/modbus"
 	"holdfast/adapters/modbus/modbustest"
-	"holdfast/broker/message"
+	"holdfast/adapters/reading"
 )
 
 // sunSpec is a device with models, as a slave's registers.
@@ -88,15 +88,16 @@ type values struct {
 	last map[string]string // guarded by mu
 }
 
-func (v *values) Put(_ string, m *message.Message) {
-	var r struct {
-		Value   json.RawMessage
-		Quality string
+func (v *values) Put(_ string, _ byte, rs ...reading.Reading) {
+	for i := range rs {
+		var r struct {
+			Value json.RawMessage
+		}
+		_ = json.Unmarshal(rs[i].AppendJSON(nil), &r)
+		v.mu.Lock()
+		v.last[rs[i].Point] = string(r.Value)
+		v.mu.Unlock()
 	}
-	_ = json.Unmarshal(m.Payload, &r)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.last[strings.TrimPrefix(m.Topic, "sensors/d/")] = string(r.Value)
 }
 
 func (v *values) get(point string) string {

@@ -1,0 +1,159 @@
+package reading
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// object is a reading as JSON, and a message of a device's readings.
+type object struct {
+	Value   json.RawMessage   `json:"value"`
+	Unit    string            `json:"unit"`
+	Quality string            `json:"quality"`
+	Reason  string            `json:"reason"`
+	Time    string            `json:"time"`
+	Clock   string            `json:"clock"`
+	Session uint64            `json:"session"`
+	Seq     uint64            `json:"seq"`
+	Points  map[string]object `json:"points"`
+}
+
+// Parse reads what [Reading.AppendJSON] or [AppendDevice] wrote, and the
+// messages of others that look the same. Device and Point are taken from the
+// topic, which ends in /DEVICE/POINT or, when whole says that the message is of
+// a device, in /DEVICE. ok false: it is no reading.
+func Parse(topic string, payload []byte) (rs []Reading, whole, ok bool) {
+	// Most of what is no reading is found out without parsing it.
+	if len(payload) < len(`{"value":0}`) || payload[0] != '{' {
+		return nil, false, false
+	}
+	var o object
+	if json.Unmarshal(payload, &o) != nil {
+		return nil, false, false
+	}
+	at, ok := stamp(o.Time, o.Clock)
+	if !ok {
+		return nil, false, false
+	}
+	before, last := cutLast(topic)
+	if o.Points == nil {
+		_, device := cutLast(before)
+		r, ok := o.reading(device, last, at)
+		r.Session, r.Seq = o.Session, o.Seq
+		return []Reading{r}, false, ok
+	}
+	for _, name := range slices.Sorted(maps.Keys(o.Points)) {
+		p := o.Points[name]
+		own := at
+		if p.Time != "" {
+			if own, ok = stamp(p.Time, p.Clock); !ok {
+				return nil, false, false
+			}
+		}
+		r, ok := p.reading(last, name, own)
+		if !ok {
+			return nil, false, false
+		}
+		r.Session, r.Seq = o.Session, o.Seq
+		rs = append(rs, r)
+	}
+	return rs, true, len(rs) > 0
+}
+
+// cutLast cuts the last level off a topic.
+func cutLast(topic string) (before, last string) {
+	i := strings.LastIndexByte(topic, '/')
+	if i < 0 {
+		return "", topic
+	}
+	return topic[:i], topic[i+1:]
+}
+
+func stamp(at, clock string) (Stamp, bool) {
+	t, err := time.Parse(time.RFC3339Nano, at)
+	if err != nil {
+		return Stamp{}, false
+	}
+	if clock == clockDevice {
+		return Stamp{Device: t}, true
+	}
+	return Stamp{Wall: t, Synchronised: clock == clockSynchronised}, true
+}
+
+func (o *object) reading(device, point string, at Stamp) (Reading, bool) {
+	r := Reading{Device: device, Point: point, Unit: o.Unit, Reason: o.Reason, Time: at}
+	switch o.Quality {
+	case "", "good":
+	case "uncertain":
+		r.Quality = Uncertain
+	default:
+		r.Quality = Bad
+	}
+	if len(o.Value) == 0 {
+		return r, false
+	}
+	var ok bool
+	r.Value, ok = parseValue(o.Value)
+	return r, ok
+}
+
+// parseValue reads a JSON scalar.
+func parseValue(raw []byte) (any, bool) {
+	switch raw[0] {
+	case 'n':
+		return nil, true
+	case 't', 'f':
+		return raw[0] == 't', true
+	case '"':
+		var s string
+		err := json.Unmarshal(raw, &s)
+		return s, err == nil
+	case '{', '[':
+		return nil, false
+	}
+	return parseNumber(string(raw))
+}
+
+// parseNumber keeps whole numbers exact.
+func parseNumber(text string) (any, bool) {
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		return n, true
+	}
+	if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+		return n, true
+	}
+	f, err := strconv.ParseFloat(text, 64)
+	return f, err == nil
+}
+
+// AppendDevice appends readings of one device as one JSON object, each point with
+// what is its own:
+//
+//	{"time":"...","clock":"synchronised","session":7,"seq":9,"points":{"flow":{"value":1.5,"unit":"m³/h"},
+//	 "level":{"value":null,"quality":"bad","reason":"exception 2"}}}
+//
+// Time, clock, session and number are those of the first; a point measured at
+// another moment has "time" and "clock" of its own. A quality left out is good.
+func AppendDevice(b []byte, rs []Reading) []byte {
+	b = rs[0].appendWhen(append(b, '{'))
+	b = append(b, `,"points":{`...)
+	first, whose := rs[0].Time.Measured()
+	for i := range rs {
+		r := &rs[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendString(b, r.Point), ':', '{')
+		b = r.appendWhat(b, false)
+		if t, clock := r.Time.Measured(); !t.Truncate(time.Millisecond).Equal(first.Truncate(time.Millisecond)) || clock != whose {
+			own := Reading{Time: r.Time}
+			b = own.appendWhen(append(b, ','))
+		}
+		b = append(b, '}')
+	}
+	return append(b, '}', '}')
+}
