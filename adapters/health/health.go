@@ -105,6 +105,9 @@ type DeviceStatus struct {
 	LastError string    `json:"last_error,omitempty"`
 	Good      uint64    `json:"good"`
 	Bad       uint64    `json:"bad"`
+	// Expect is the silence after which it is stale, configured or learned; 0
+	// while it is not known.
+	Expect time.Duration `json:"expect_ns,omitempty"`
 	// Changes counts transitions since the start.
 	Changes uint64 `json:"changes"`
 }
@@ -147,6 +150,7 @@ type Tracker struct {
 	goodRow   int    // successes since the last failure
 	badRow    int    // failures since the last success
 	gone      bool   // offline because of Gone, not of its own failures
+	rhythm    rhythm // when Options.Expect is 0
 }
 
 // outcomes is the length of Tracker.window in bits.
@@ -241,19 +245,23 @@ func (m *Monitor) expire(now time.Time) (next time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, t := range m.sortedLocked() {
-		if t.opts.Expect == 0 || t.state == Stale || t.state == Offline {
+		expect := t.expectLocked()
+		if expect == 0 || t.state == Stale || t.state == Offline {
 			continue
 		}
-		due := t.heard.Add(t.opts.Expect)
+		due := t.heard.Add(expect)
 		if due.After(now) {
 			if next.IsZero() || due.Before(next) {
 				next = due
 			}
 			continue
 		}
-		reason := fmt.Sprintf("silent for more than %v", t.opts.Expect)
-		if t.lastGood.IsZero() {
-			reason = fmt.Sprintf("never heard within %v", t.opts.Expect)
+		reason := fmt.Sprintf("silent for more than %v", expect)
+		switch {
+		case t.lastGood.IsZero():
+			reason = fmt.Sprintf("never heard within %v", expect)
+		case t.opts.Expect == 0:
+			reason += ", which it has not been before"
 		}
 		t.setLocked(Stale, now, reason)
 	}
@@ -265,6 +273,14 @@ func (t *Tracker) Good(at time.Time) {
 	t.m.mu.Lock()
 	defer t.m.mu.Unlock()
 	t.good++
+	before := t.expectLocked()
+	switch {
+	case t.lastGood.IsZero() || t.state == Offline:
+	case t.state == Stale:
+		t.rhythm.wrong()
+	default:
+		t.rhythm.beat(at.Sub(t.lastGood))
+	}
 	t.lastGood, t.heard = at, at
 	t.window <<= 1
 	t.goodRow++
@@ -290,9 +306,17 @@ func (t *Tracker) Good(at time.Time) {
 		t.recoverLocked(at, "")
 	}
 	t.gone = false
-	if t.state != was {
-		t.m.poke() // out of stale or offline: there is a deadline again
+	if expect := t.expectLocked(); t.state != was || expect != 0 && (before == 0 || expect < before) {
+		t.m.poke() // out of stale or offline, or by what was learned: there is an earlier deadline
 	}
+}
+
+// expectLocked is the longest silence that is normal; 0 when that is not known.
+func (t *Tracker) expectLocked() time.Duration {
+	if t.opts.Expect != 0 {
+		return t.opts.Expect
+	}
+	return t.rhythm.silence()
 }
 
 // recoverLocked makes the device online if it has earned it, and otherwise
@@ -357,7 +381,7 @@ func (t *Tracker) statusLocked() DeviceStatus {
 	return DeviceStatus{
 		Device: t.device, State: t.state, Since: t.since, Reason: t.reason,
 		LastGood: t.lastGood, LastBad: t.lastBad, LastError: t.lastError,
-		Good: t.good, Bad: t.bad, Changes: t.changes,
+		Good: t.good, Bad: t.bad, Changes: t.changes, Expect: t.expectLocked(),
 	}
 }
 

@@ -9,7 +9,8 @@ import (
 // entering it, so that a device at the edge does not flap.
 type Options struct {
 	// Expect is the longest silence that is normal; after it the device is
-	// stale. 0 means that silence says nothing. 0 or 100ms to 720h.
+	// stale. 0 has it learned from the device's own rhythm (see [rhythm]), and
+	// until one is known silence says nothing. 0 or 100ms to 720h.
 	Expect time.Duration `toml:"expect"`
 	// OfflineAfter is how many failures in a row make a device offline,
 	// 1 to 100.
