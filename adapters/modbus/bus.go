@@ -589,12 +589,13 @@ func (b *Bus) answered(parts []*block, x *exchange) {
 				r.Quality = reading.Uncertain
 			}
 			p.bad = false
+			p.keep(r)
 			if p.report.Take(&r, x.at) {
 				rs = append(rs, r)
 			}
 		}
 	}
-	b.put(d, rs)
+	b.put(d, d.compute(rs, x.at, stamp))
 	if healed {
 		b.log.Info("refused register read again", "device", d.name, "unit_id", u.id, "request", x.req.String())
 		b.replan(d, time.Now())
@@ -628,11 +629,12 @@ func (b *Bus) lose(d *device, points []*point, at time.Time, reason string) {
 		}
 		p.bad = true
 		r := reading.Reading{Device: d.name, Point: p.name, Unit: p.unit, Quality: reading.Bad, Reason: reason, Time: stamp}
+		p.keep(r)
 		if p.report.Take(&r, at) {
 			rs = append(rs, r)
 		}
 	}
-	b.put(d, rs)
+	b.put(d, d.compute(rs, at, stamp))
 }
 
 // failed handles a block that brought no answer.
@@ -731,7 +733,7 @@ func (b *Bus) Devices() []adapters.Device {
 	all := make([]adapters.Device, 0, len(b.devices))
 	for _, d := range b.devices {
 		a := adapters.Device{Name: d.name, Adapter: "modbus", Port: b.name, Interval: d.every}
-		for _, p := range d.points {
+		for _, p := range slices.Concat(d.points, d.computed) {
 			if p.ask {
 				a.Pending = true
 			} else {

@@ -103,6 +103,13 @@ type Point struct {
 	Name string `toml:"name"`
 	// Register says where the value starts: see [ParseRegister].
 	Register string `toml:"register"`
+	// Expression computes the value from other points of the device, in place
+	// of a register: `voltage * current / 1000`. There are the operators of Go
+	// for numbers, bools and texts, abs, floor, ceil, sqrt, exp, ln, log10,
+	// pow, min, max, round, choose(condition, a, b), and point("a-b") for
+	// names that are no words. The quality is that of the worst input;
+	// division by zero is bad.
+	Expression string `toml:"expression"`
 	// Every is how often the point is read, 10ms to 24h; 0 means the device's.
 	// Points that are due at the same time share a request.
 	Every time.Duration `toml:"every"`
@@ -224,6 +231,8 @@ type compiled struct {
 	qos     byte
 	points  []*point
 	finding *finding // see Device.Discover
+	// computed from points and one another, each behind its inputs
+	computed []*point
 }
 
 // fastest is the shortest interval of a point.
@@ -246,6 +255,7 @@ type point struct {
 	// bad: the last reading said that the point cannot be read. It is said
 	// once, not in every cycle.
 	bad bool
+	computed
 }
 
 // numeric says whether the values are numbers.
@@ -297,8 +307,6 @@ func compile(d *Device) (*compiled, error) {
 		return nil, fmt.Errorf("%s: %d is outside 1..2000", at("max_bits"), c.maxBits)
 	case d.QoS != nil && (*d.QoS < 0 || *d.QoS > 2):
 		return nil, fmt.Errorf("%s: %d is outside 0..2", at("qos"), *d.QoS)
-	case len(d.Points) == 0 && d.Discover == nil:
-		return nil, fmt.Errorf("%s: there is no point to read", at("point"))
 	}
 	for i, h := range d.Holes {
 		sp, err := parseSpan(h)
@@ -317,18 +325,28 @@ func compile(d *Device) (*compiled, error) {
 	}
 	names := map[string]bool{}
 	for i := range d.Points {
+		if names[d.Points[i].Name] {
+			return nil, fmt.Errorf("%s: %q is taken by another point", at(fmt.Sprintf("point[%d].name", i)), d.Points[i].Name)
+		}
+		names[d.Points[i].Name] = true
+		if d.Points[i].Expression != "" {
+			continue
+		}
 		p, err := compilePoint(&d.Points[i], common, c)
 		if err != nil {
 			return nil, fmt.Errorf("%s.%w", at(fmt.Sprintf("point[%d]", i)), err)
 		}
-		if names[p.name] {
-			return nil, fmt.Errorf("%s: %q is taken by another point", at(fmt.Sprintf("point[%d].name", i)), p.name)
-		}
-		names[p.name] = true
 		c.points = append(c.points, p)
 	}
-	if d.Discover != nil {
+	switch {
+	case d.Discover != nil: // what there is to compute from will be known then
 		c.finding = newFinding(d, c)
+		return c, nil
+	case len(c.points) == 0:
+		return nil, fmt.Errorf("%s: there is no point to read", at("point"))
+	}
+	if err := compileComputed(d, c); err != nil {
+		return nil, fmt.Errorf("%s%w", at(""), err)
 	}
 	return c, nil
 }
