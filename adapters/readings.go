@@ -88,6 +88,10 @@ func (s *Readings) Put(prefix string, qos byte, rs ...reading.Reading) {
 	}
 }
 
+// PutMessage hands over what is no reading of a device, such as the answer to a
+// command. It never blocks.
+func (s *Readings) PutMessage(device string, m *message.Message) { s.out.Put(device, m) }
+
 func (s *Readings) putLocked(topic string, qos byte, rs []reading.Reading, whole bool) {
 	s.seqs[topic]++
 	for i := range rs {

@@ -40,29 +40,49 @@ type Status struct {
 	// BadTimes are frames whose own time was unreadable or too far off; their
 	// readings have the gateway's.
 	BadTimes uint64 `json:"bad_times"`
+	// Polls were sent, Skipped ones left out because the line was late, and
+	// NoAnswers came to some, and to commands. Late are frames of a polled
+	// device that answered nothing: they were thrown away.
+	Polls     uint64 `json:"polls"`
+	Skipped   uint64 `json:"skipped"`
+	NoAnswers uint64 `json:"no_answers"`
+	Late      uint64 `json:"late"`
+	// Commands are those of messages.
+	Commands adapters.CommandStatus `json:"commands"`
 	// LastFrame is when the last good frame came, LastReject why the last bad
 	// one was none.
 	LastFrame  time.Time `json:"last_frame,omitzero"`
 	LastReject string    `json:"last_reject,omitempty"`
 }
 
-// Adapter reads one device on one port. It is an [adapters.Adapter].
+// Adapter reads one device on one port, and tells it what it is to do. It is an
+// [adapters.Commanded].
 type Adapter struct {
 	device  string
 	opts    Options
-	dec     *decoder
+	dec     *decoder // nil if there are polls, which have their own
+	conv    conversation
 	line    *port.Line
 	out     *adapters.Readings
 	tracker *health.Tracker
 	clock   *reading.Clock
 	log     *slog.Logger
 
-	framer  framer // of Run's goroutine
-	check   check
-	grumble time.Time // of Run's goroutine; when a bad frame was last logged
+	receiver *adapters.Receiver
+	queue    chan *order // capacity queueLength; what does not fit is refused
+
+	// Of Run's goroutine.
+	framer    framer
+	check     *check
+	asked     *exchange // waits for its answer
+	notBefore time.Time // nothing is sent before
+	heard     time.Time // when the last bytes came
+	inARow    int       // commands since the last poll
+	grumble   time.Time // when a bad frame was last logged
 
 	mu     sync.Mutex
-	status Status // guarded by mu
+	status Status     // guarded by mu
+	open   *port.Port // guarded by mu; nil while commands are refused
 }
 
 // New returns an adapter for the device of that name. Its readings go to out,
@@ -73,22 +93,15 @@ func New(device string, opts Options, line *port.Line, out *adapters.Readings, t
 	if err := reading.ValidName(device); err != nil {
 		return nil, fmt.Errorf("device: name %w", err)
 	}
-	dec, err := newDecoder(device, opts)
+	k, err := opts.compile(device)
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", device, err)
 	}
-	framer, err := opts.newFramer()
-	if err != nil {
-		return nil, fmt.Errorf("device %s: %w", device, err)
-	}
-	check, err := newCheck(&opts)
-	if err != nil {
-		return nil, fmt.Errorf("device %s: %w", device, err)
-	}
+	log = log.With("component", "serial", "device", device)
 	return &Adapter{
-		device: device, opts: opts, dec: dec, line: line, out: out, tracker: tracker, clock: clock,
-		log:    log.With("component", "serial", "device", device),
-		framer: framer, check: check,
+		device: device, opts: opts, dec: k.dec, conv: k.conv, line: line, out: out, tracker: tracker, clock: clock, log: log,
+		receiver: adapters.NewReceiver(out.PutMessage, log), queue: make(chan *order, queueLength),
+		framer: k.framer, check: k.check,
 		status: Status{Device: device},
 	}, nil
 }
@@ -99,8 +112,13 @@ func (a *Adapter) Name() string { return a.device }
 // Devices describes the device.
 func (a *Adapter) Devices() []adapters.Device {
 	d := adapters.Device{Name: a.device, Adapter: "serial", Port: a.line.Name()}
+	for _, q := range a.conv.polls {
+		if d.Interval == 0 || q.Every < d.Interval {
+			d.Interval = q.Every
+		}
+	}
 	for _, p := range a.opts.Points {
-		d.Points = append(d.Points, adapters.Describe(adapters.Point{Name: p.Name, Unit: p.Unit}, p.Type == "" || p.Type == TypeNumber))
+		d.Points = append(d.Points, adapters.Describe(adapters.Point{Name: p.Name, Unit: p.Unit}, p.Type == "" || p.numeric()))
 	}
 	return []adapters.Device{d}
 }
@@ -135,39 +153,59 @@ func (a *Adapter) runOnce(ctx context.Context) (err error) {
 	return a.listen(p)
 }
 
-// listen reads until the port ends.
-func (a *Adapter) listen(p *port.Port) error {
+// listen reads, and asks, until the port ends.
+func (a *Adapter) listen(p *port.Port) (err error) {
 	// What waits in the kernel was sent who knows when.
 	if _, err := p.Discard(); err != nil {
 		return err
 	}
 	a.framer.lost()
-	// A device in the middle of a frame goes on within a few characters; 50 ms
-	// allow for a USB adapter that gathers bytes for 16. Silence for that
-	// long means that the next byte begins a frame.
-	if err := p.SetReadDeadline(time.Now().Add(max(50*time.Millisecond, 20*p.Options().CharTime()))); err != nil {
-		return err
+	a.heard, a.notBefore, a.asked = time.Now(), time.Time{}, nil
+	for _, q := range a.conv.polls {
+		q.due = a.heard
 	}
+	a.connect(p)
+	defer a.connect(nil)
+	defer a.abandon()
+	// Silence means that the next byte begins a frame.
+	quietAt := a.heard.Add(a.pause(p))
 	buf := make([]byte, 4096) // what a tty buffers
 	for {
-		n, err := p.Read(buf)
-		switch {
-		case errors.Is(err, port.ErrTimeout):
-			at := a.clock.Now()
-			a.framer.quiet(func(f frame) bool { return a.take(f, at) })
-		case err != nil:
+		now := time.Now()
+		a.expire(now)
+		waiting := len(a.queue)
+		until, err := a.talk(p, now)
+		if err != nil {
 			return err
-		default:
-			at := a.clock.Now()
-			a.framer.push(buf[:n], func(f frame) bool { return a.take(f, at) })
 		}
-		a.copyCounts()
-		var until time.Time
-		if gap := a.gap(); a.framer.pending() && gap > 0 {
-			until = time.Now().Add(gap)
+		if until.IsZero() || !quietAt.IsZero() && quietAt.Before(until) {
+			until = quietAt
 		}
 		if err := p.SetReadDeadline(until); err != nil {
 			return err
+		}
+		if len(a.queue) > waiting {
+			continue // it came before the deadline was set, and woke nobody
+		}
+		n, err := p.Read(buf)
+		at := a.clock.Now()
+		take := func(f frame) bool { return a.take(f, at) }
+		switch {
+		case errors.Is(err, port.ErrTimeout):
+			if quietAt.IsZero() || at.Wall.Before(quietAt) {
+				continue
+			}
+			a.framer.quiet(take)
+		case err != nil:
+			return err
+		default:
+			a.heard = at.Wall
+			a.framer.push(buf[:n], take)
+		}
+		a.copyCounts()
+		quietAt = time.Time{}
+		if gap := a.gap(); a.framer.pending() && gap > 0 {
+			quietAt = time.Now().Add(gap)
 		}
 	}
 }
@@ -189,31 +227,43 @@ func (a *Adapter) copyCounts() {
 	a.status.Checksum, a.status.Resyncs = c.broken, c.resyncs
 }
 
+// bare takes the "\r" off a line; false if nothing is left.
+func (a *Adapter) bare(f frame) (frame, bool) {
+	if n := len(f.body); a.opts.Framing == FramingDelimiter && a.opts.Delimiter == "\n" && f.body[n-1] == '\r' {
+		return plain(f.body[:n-1]), n > 1
+	}
+	return f, true
+}
+
 // take takes one frame; false if its checksum is wrong. Whether that is an
 // error the framer knows: it may be looking for the beginning of a frame.
 func (a *Adapter) take(f frame, at reading.Stamp) bool {
-	if n := len(f.body); a.opts.Framing == FramingDelimiter && a.opts.Delimiter == "\n" && f.body[n-1] == '\r' {
-		f = plain(f.body[:n-1])
-		if n == 1 {
-			a.count(func(s *Status) { s.Ignored++ })
-			return true
-		}
+	f, some := a.bare(f)
+	if !some {
+		a.count(func(s *Status) { s.Ignored++ })
+		return true
 	}
 	body, err := a.check.verify(f)
 	if err != nil {
 		return false
 	}
-	a.frame(body, at)
+	switch {
+	case a.answered(body, at):
+	case a.polled():
+		a.count(func(s *Status) { s.Late++ })
+	default:
+		a.frame(a.dec, body, at)
+	}
 	return true
 }
 
 // frame takes the body of one whole frame.
-func (a *Adapter) frame(frame []byte, at reading.Stamp) {
-	if a.dec.ignored(frame) {
+func (a *Adapter) frame(dec *decoder, frame []byte, at reading.Stamp) {
+	if dec.ignored(frame) {
 		a.count(func(s *Status) { s.Ignored++ })
 		return
 	}
-	res, err := a.dec.decode(frame, at)
+	res, err := dec.decode(frame, at)
 	if errors.Is(err, errNothing) {
 		a.count(func(s *Status) { s.Ignored++ })
 		return
@@ -272,8 +322,8 @@ func (a *Adapter) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.status
-	s.Port = a.line.Status()
+	s.Port, s.Commands = a.line.Status(), a.receiver.Status()
 	return s
 }
 
-var _ adapters.Adapter = (*Adapter)(nil)
+var _ adapters.Commanded = (*Adapter)(nil)

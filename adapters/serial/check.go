@@ -169,22 +169,22 @@ type check struct {
 }
 
 // newCheck checks the options and returns the check they ask for.
-func newCheck(o *Options) (check, error) {
+func newCheck(o *Options) (*check, error) {
 	if o.Check == "" {
-		return check{}, nil
+		return &check{}, nil
 	}
 	kind, ok := checks[o.Check]
 	if !ok {
-		return check{}, fmt.Errorf("check: %q is none of %s", o.Check, oneOf(checks))
+		return nil, fmt.Errorf("check: %q is none of %s", o.Check, oneOf(checks))
 	}
-	c := check{
+	c := &check{
 		name: o.Check, sum: kind.sum(), size: kind.size, little: kind.little,
 		hex: o.CheckEncoding == EncodingHex, at: o.CheckAt, from: o.CheckFrom, to: o.CheckTo,
 	}
 	switch o.CheckEncoding {
 	case EncodingBinary, EncodingHex:
 	default:
-		return check{}, fmt.Errorf(`check_encoding: %q is neither "binary" nor "hex"`, o.CheckEncoding)
+		return nil, fmt.Errorf(`check_encoding: %q is neither "binary" nor "hex"`, o.CheckEncoding)
 	}
 	if c.hex {
 		c.little = false // digits are written as a number is, unless told otherwise
@@ -196,15 +196,15 @@ func newCheck(o *Options) (check, error) {
 	case OrderLittle:
 		c.little = true
 	default:
-		return check{}, fmt.Errorf(`check_order: %q is neither "big" nor "little"`, o.CheckOrder)
+		return nil, fmt.Errorf(`check_order: %q is neither "big" nor "little"`, o.CheckOrder)
 	}
 	for key, v := range map[string]int{"check_at": o.CheckAt, "check_to": o.CheckTo} {
 		if v < -o.MaxLength || v > o.MaxLength {
-			return check{}, fmt.Errorf("%s: %d is outside -max_length..max_length", key, v)
+			return nil, fmt.Errorf("%s: %d is outside -max_length..max_length", key, v)
 		}
 	}
 	if o.CheckFrom < 0 || o.CheckFrom > o.MaxLength {
-		return check{}, fmt.Errorf("check_from: %d is outside 0..max_length", o.CheckFrom)
+		return nil, fmt.Errorf("check_from: %d is outside 0..max_length", o.CheckFrom)
 	}
 	return c, nil
 }

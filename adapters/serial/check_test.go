@@ -18,7 +18,7 @@ var checkValues = map[string]uint32{
 	"sum8": 0xdd, "sum16": 0x01dd, "sum8-complement": 0x22, "lrc": 0x23, "xor": 0x31, CheckNMEA: 0x31, CheckP1: 0xbb3d,
 }
 
-func checkFor(t testing.TB, name string, change func(*Options)) check {
+func checkFor(t testing.TB, name string, change func(*Options)) *check {
 	t.Helper()
 	o := DefaultOptions()
 	o.Check = name

@@ -32,14 +32,8 @@ type point struct {
 }
 
 // newDecoder checks the options and returns a decoder for them.
-func newDecoder(device string, o Options) (*decoder, error) {
+func newDecoder(device string, o *Options) (*decoder, error) {
 	if err := o.validate(); err != nil {
-		return nil, err
-	}
-	if _, err := o.newFramer(); err != nil {
-		return nil, err
-	}
-	if _, err := newCheck(&o); err != nil {
 		return nil, err
 	}
 	d := &decoder{device: device, timed: o.Time != ""}
@@ -49,7 +43,7 @@ func newDecoder(device string, o Options) (*decoder, error) {
 			return nil, fmt.Errorf("ignore: %w", err)
 		}
 	}
-	if d.time, err = newDeviceTime(&o); err != nil {
+	if d.time, err = newDeviceTime(o); err != nil {
 		return nil, err
 	}
 	if len(o.Points) == 0 {
@@ -58,7 +52,7 @@ func newDecoder(device string, o Options) (*decoder, error) {
 	kind := formats[o.Format]
 	seen := make(map[string]bool, len(o.Points))
 	for i, p := range o.Points {
-		pt := newPoint(&o, p, kind.types[0])
+		pt := newPoint(o, p, kind.types[0])
 		if err := pt.check(o.Format, kind.types); err != nil {
 			return nil, fmt.Errorf("point[%d].%w", i, err)
 		}
@@ -70,9 +64,9 @@ func newDecoder(device string, o Options) (*decoder, error) {
 	}
 	wanted := d.points
 	if d.timed {
-		wanted = append(slices.Clip(wanted), newPoint(&o, Point{Name: "time", Field: o.Time, Type: TypeText}, TypeText))
+		wanted = append(slices.Clip(wanted), newPoint(o, Point{Name: "time", Field: o.Time, Type: TypeText}, TypeText))
 	}
-	if d.format, err = kind.new(&o, wanted); err != nil {
+	if d.format, err = kind.new(o, wanted); err != nil {
 		if rest, ok := strings.CutPrefix(err.Error(), fmt.Sprintf("point[%d].field", len(d.points))); ok {
 			return nil, errors.New("time" + rest)
 		}

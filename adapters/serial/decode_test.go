@@ -125,7 +125,7 @@ func TestDecode(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			d, err := newDecoder("scale", tt.o)
+			d, err := newDecoder("scale", &tt.o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -219,7 +219,7 @@ func FuzzDecode(f *testing.F) {
 		if o.Format == FormatJSON {
 			o.Points[3].Field = "a.0.b"
 		}
-		d, err := newDecoder("device", o)
+		d, err := newDecoder("device", &o)
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -1,6 +1,7 @@
-// Package serial listens to a device on a serial line: it cuts the bytes into
+// Package serial talks with a device on a serial line: it cuts the bytes into
 // frames, checks whether each is whole, finds the fields in it, and publishes
-// them as readings. It keeps no values. The only goroutine is the one that calls
+// them as readings. It sends only what the configuration says, polls and
+// commands, and keeps no values. The only goroutine is the one that calls
 // [Adapter.Run]. It has no errors that callers test for.
 //
 // Framing has a bound: how much of what follows noise may be lost until the

@@ -57,8 +57,8 @@ func newHeaderFramer(o *Options) (*headerFramer, error) {
 		return nil, err
 	}
 	// Split wrongly once, such frames would be split wrongly for ever.
-	if len(sync) == 0 && o.Check == "" {
-		return nil, fmt.Errorf("sync: framing %q needs sync or check, to be back in step after a byte is lost", o.Framing)
+	if len(sync) == 0 && o.Check == "" && len(o.Polls) == 0 {
+		return nil, fmt.Errorf("sync: framing %q needs sync, check or polls, to be back in step after a byte is lost", o.Framing)
 	}
 	return &headerFramer{sync: sync, head: max(1, len(sync)), max: o.MaxLength, checked: o.Check != "", skip: true}, nil
 }

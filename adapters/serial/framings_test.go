@@ -205,7 +205,7 @@ func fill(b []byte) []byte {
 // line is a framer with its check.
 type line struct {
 	framer
-	check check
+	check *check
 	got   []string
 }
 

@@ -162,6 +162,10 @@ type Options struct {
 	QoS int `toml:"qos"`
 	// Points are what is published. At least one.
 	Points []Point `toml:"point"`
+	// Polls are what the device is asked. Without any it talks by itself.
+	Polls []Poll `toml:"poll"`
+	// Commands are what the device can be told by messages.
+	Commands []Command `toml:"command"`
 }
 
 // Point is one measured quantity of a device.
@@ -187,6 +191,8 @@ type Point struct {
 	Bits int `toml:"bits"`
 	// Order is that of Options, for this point; empty for the same.
 	Order string `toml:"order"`
+	// Poll is the one whose answers hold it; empty: all that do.
+	Poll string `toml:"poll"`
 	// Suffixes are what may stand behind a number in the field, such as its
 	// unit.
 	Suffixes []string `toml:"suffixes"`
@@ -240,8 +246,36 @@ func Formats() []string { return slices.Sorted(maps.Keys(formats)) }
 
 // Validate reports the first value that is wrong, naming its key.
 func (o *Options) Validate() error {
-	_, err := newDecoder("device", *o)
+	_, err := o.compile("device")
 	return err
+}
+
+// compiled is what the options say, made ready.
+type compiled struct {
+	framer framer
+	check  *check
+	conv   conversation
+	dec    *decoder // nil if there are polls, which have their own
+}
+
+// compile checks the options and makes them ready.
+func (o *Options) compile(device string) (k compiled, err error) {
+	if err := o.validate(); err != nil {
+		return k, err
+	}
+	if k.framer, err = o.newFramer(); err != nil {
+		return k, err
+	}
+	if k.check, err = newCheck(o); err != nil {
+		return k, err
+	}
+	if k.conv, err = newConversation(device, o, k.check); err != nil {
+		return k, err
+	}
+	if len(o.Polls) == 0 {
+		k.dec, err = newDecoder(device, o)
+	}
+	return k, err
 }
 
 // newFramer checks the options of the framing and returns one.

@@ -188,6 +188,9 @@ type fieldLine struct {
 	Resyncs    uint64  `json:"resyncs"`
 	Garbage    uint64  `json:"garbage_bytes"`
 	LastReject string  `json:"last_reject"`
+	Polls      uint64  `json:"polls"`
+	NoAnswers  uint64  `json:"no_answers"`
+	Late       uint64  `json:"late"`
 }
 
 // printLine says how the line itself is: noise and silence are found here, not
@@ -212,6 +215,9 @@ func printLine(w io.Writer, now time.Time, status any) {
 	if l.Frames != nil {
 		tell(w, "\t\tframes %d, rejected %d, wrong checksum %d, cut short %d; out of step %d times, garbage %d bytes%s\n",
 			*l.Frames, l.Rejected, l.Checksum, l.Partial, l.Resyncs, l.Garbage, because(l.LastReject))
+		if l.Polls > 0 {
+			tell(w, "\t\tasked %d times, no answer %d, answers too late %d\n", l.Polls, l.NoAnswers, l.Late)
+		}
 		return
 	}
 	tell(w, "\t\tin use %.0f %% of the time, wanted %.0f %%, stray %d bytes\n", 100*l.Load, 100*l.Pace.Demand, l.Stray)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -87,6 +88,10 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 		"home_assistant": def.HomeAssistant, "sparkplug.*": sparkplug.DefaultOptions(),
 		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
 		serialDevices: DefaultSerial(), serialDevices + ".point": defaultField(),
+		"device.meter.poll": serial.Poll{Every: 10 * time.Second, Timeout: time.Second},
+		"device.meter.command": serial.Command{
+			Timeout: time.Second, MaxAge: 10 * time.Second, MaxLength: 64, On: "1", Off: "0",
+		},
 	} {
 		nodes := []*node{{value: table}} // keys that exclude each other stand in different ones
 		for part := range strings.SplitSeq(key, ".") {
