@@ -60,5 +60,5 @@ func (r *rhythm) silence() time.Duration {
 	if longest >= mostSilence/mostPatience {
 		return mostSilence
 	}
-	return max(max(r.patience, firstPatience)*longest, leastSilence)
+	return max(longest*max(r.patience, firstPatience), leastSilence) //nolint:durationcheck // patience is a factor
 }
