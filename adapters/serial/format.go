@@ -71,6 +71,7 @@ var formats = map[string]formatKind{
 	FormatKeyValue: {types: texts, new: newKeyValueFormat},
 	FormatCSV:      {types: texts, new: newCSVFormat},
 	FormatBinary:   {types: ByteTypes(), new: newBinaryFormat},
+	FormatOBIS:     {types: texts, new: newOBISFormat},
 }
 
 // oneOf lists the values of a key for an error message.

@@ -19,6 +19,7 @@ const (
 	FormatKeyValue = "key_value"
 	FormatCSV      = "csv"
 	FormatBinary   = "binary"
+	FormatOBIS     = "obis"
 )
 
 // Types of a point.
