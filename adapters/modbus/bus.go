@@ -577,7 +577,11 @@ func (b *Bus) answered(parts []*block, x *exchange) {
 		return
 	}
 	stamp := b.stamp(x.at)
-	var rs []reading.Reading
+	most := len(d.computed)
+	for _, k := range parts {
+		most += len(k.points)
+	}
+	rs := make([]reading.Reading, 0, most)
 	for _, k := range parts {
 		for _, p := range k.points {
 			r := reading.Reading{Device: d.name, Point: p.name, Unit: p.unit, Time: stamp}
