@@ -91,7 +91,7 @@ func shower(w io.Writer, format string) (func(pack.Record) error, error) {
 	case "json":
 		lines, err := pack.NewPacker(pack.FormatJSONLines, pack.CompressionNone)
 		return func(r pack.Record) error {
-			b, err := lines.Pack([]pack.Record{r})
+			b, _, err := lines.Pack([]pack.Record{r})
 			if err != nil {
 				return err
 			}

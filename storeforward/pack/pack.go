@@ -56,8 +56,10 @@ func NewPackerOf(f Format, c Compression, write func(b []byte, records []Record)
 	return p, err
 }
 
-// Pack returns the payload of a message that carries the records.
-func (p *Packer) Pack(records []Record) ([]byte, error) {
+// Pack returns the payload of a message that carries the records, and how it is
+// compressed: what compressing makes no smaller is left as it is, with
+// CompressionNone.
+func (p *Packer) Pack(records []Record) ([]byte, Compression, error) {
 	b := p.body[:0]
 	switch p.format {
 	case FormatCBOR:
@@ -77,11 +79,20 @@ func (p *Packer) Pack(records []Record) ([]byte, error) {
 		}
 	default:
 		if p.foreign == nil {
-			return nil, fmt.Errorf("%s: nothing here writes it", p.format)
+			return nil, CompressionNone, fmt.Errorf("%s: nothing here writes it", p.format)
 		}
 		b = p.foreign(b, records)
 	}
 	p.body = b
+	small, err := p.compress(b)
+	if err != nil || p.compression != CompressionNone && len(small) < len(b) {
+		return small, p.compression, err
+	}
+	return bytes.Clone(b), CompressionNone, nil
+}
+
+// compress returns nothing for CompressionNone.
+func (p *Packer) compress(b []byte) ([]byte, error) {
 	switch p.compression {
 	case CompressionZstd:
 		return p.zstd.EncodeAll(b, nil), nil
@@ -96,7 +107,7 @@ func (p *Packer) Pack(records []Record) ([]byte, error) {
 		}
 		return out.Bytes(), nil
 	default:
-		return bytes.Clone(b), nil
+		return nil, nil
 	}
 }
 

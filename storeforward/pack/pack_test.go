@@ -30,9 +30,18 @@ func packed(t rapid.TB, f Format, c Compression, rs []Record) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := p.Pack(rs)
+	b, how, err := p.Pack(rs)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if how != CompressionNone && how != c {
+		t.Fatalf("compressed with %q, asked for %q", how, c)
+	}
+	if c != CompressionNone {
+		plain := packed(t, f, CompressionNone, rs)
+		if len(b) > len(plain) || how == CompressionNone != bytes.Equal(b, plain) {
+			t.Fatalf("%s with %s, said to be %q: %d bytes, %d without", f, c, how, len(b), len(plain))
+		}
 	}
 	return b
 }

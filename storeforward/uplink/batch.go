@@ -28,8 +28,9 @@ type batching struct {
 	format      pack.Format
 	compression pack.Compression
 	topic       string
-	properties  []byte // MQTT 5.0
-	suffix      string // of the topic in 3.1.1, which has no properties
+	properties  []byte    // MQTT 5.0
+	suffix      string    // of the topic in 3.1.1, which has no properties
+	plain       *batching // the same for what compressing would make no smaller
 	messages    int
 	bytes       int
 	delay       time.Duration
@@ -45,7 +46,16 @@ func (r *Route) batching(gateway string) *batching {
 		messages: cmp.Or(r.BatchMessages, DefaultBatchMessages), bytes: cmp.Or(r.BatchBytes, DefaultBatchBytes),
 		delay: cmp.Or(r.BatchDelay, DefaultBatchDelay),
 	}
-	b.suffix = "/" + pack.Suffix(b.format, b.compression)
+	b.describe()
+	b.plain = new(*b)
+	b.plain.compression = pack.CompressionNone
+	b.plain.describe()
+	return b
+}
+
+// describe sets what tells the other side how a batch is made.
+func (b *batching) describe() {
+	b.suffix, b.properties = "/"+pack.Suffix(b.format, b.compression), nil
 	p := packet.PublishProperties{ContentType: b.format.ContentType()}
 	if b.compression != pack.CompressionNone {
 		p.User = []packet.UserProperty{{Key: pack.EncodingProperty, Value: string(b.compression)}}
@@ -53,7 +63,6 @@ func (r *Route) batching(gateway string) *batching {
 	if properties, err := p.AppendTo(nil); err == nil { // of short constants
 		b.properties = properties
 	}
-	return b
 }
 
 // validateBatch checks the keys of batching.
@@ -277,7 +286,7 @@ func (u *Uplink) packed(w *way, ds []durable.Delivery, most int) ([]*flight, err
 			records[i].Expiry = 0
 		}
 	}
-	payload, err := p.Pack(records)
+	payload, how, err := p.Pack(records)
 	if err != nil {
 		return nil, err
 	}
@@ -296,8 +305,12 @@ func (u *Uplink) packed(w *way, ds []durable.Delivery, most int) ([]*flight, err
 	u.status.BatchedBytes += uint64(before)
 	u.status.BatchBytes += uint64(len(payload))
 	u.mu.Unlock()
-	m := &message.Message{Topic: w.batch.topic, Payload: payload, Properties: w.batch.properties, QoS: 1, Received: now}
-	return []*flight{{seq: seqs[0], members: seqs, msg: m, qos: 1, state: flightReady, with: w.batch}}, nil
+	with := w.batch
+	if how != with.compression {
+		with = with.plain
+	}
+	m := &message.Message{Topic: with.topic, Payload: payload, Properties: with.properties, QoS: 1, Received: now}
+	return []*flight{{seq: seqs[0], members: seqs, msg: m, qos: 1, state: flightReady, with: with}}, nil
 }
 
 // packer returns the packer for a way of batching, made at its first use; of Run's

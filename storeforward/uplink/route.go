@@ -89,11 +89,12 @@ type Route struct {
 	// go alone. Messages here keep their order, and each is finished when its
 	// batch is acknowledged.
 	Batch pack.Format `toml:"batch"`
-	// Compression of a batch: "zstd", "gzip" or "none"; empty means zstd.
+	// Compression of a batch: "zstd", "gzip" or "none"; empty means zstd. A batch
+	// that it makes no smaller goes plain, and says so.
 	Compression pack.Compression `toml:"compression"`
 	// BatchTopic is the cloud's topic of the batches, with {gateway} standing
 	// for the gateway's id; empty means [DefaultBatchTopic]. In 3.1.1 it gets
-	// one more level, such as "cbor.zst".
+	// one more level, "cbor.zst", or "cbor" when zstd makes that batch no smaller.
 	BatchTopic string `toml:"batch_topic"`
 	// BatchMessages and BatchBytes (before compression) are what makes a batch
 	// full; 0 means [DefaultBatchMessages] and [DefaultBatchBytes].

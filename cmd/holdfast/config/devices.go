@@ -245,6 +245,9 @@ func (c *Config) Warnings() []string {
 		if len(c.Uplinks[name].Routes) == 0 {
 			out = append(out, join("uplink", name)+": it has no routes; only statuses go to the cloud")
 		}
+		for _, w := range c.Uplinks[name].Warnings() {
+			out = append(out, join("uplink", name)+": "+w)
+		}
 	}
 	return out
 }
