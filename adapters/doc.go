@@ -1,7 +1,8 @@
 // Package adapters is what all field adapters share: the interfaces between
 // them and the gateway ([Adapter], [Publisher]), [Supervisor] which restarts
 // an adapter with back-off, and [Outbox], the bounded memory queue between a
-// bus and a publisher that may be full. It knows no protocol, opens no port
+// bus and a publisher that may be full. The other way round [Commands] brings
+// what devices are told, and [Receiver] what all adapters do about it. It knows no protocol, opens no port
 // and does not know where messages go.
 //
 // It owns one goroutine per Outbox, which ends with [Outbox.Close].

@@ -20,12 +20,13 @@ type desk struct {
 	answers []string
 }
 
-func newDesk(t *testing.T) *desk {
+func newDesk(tb testing.TB) *desk {
+	tb.Helper()
 	d := &desk{}
 	d.Receiver = adapters.NewReceiver(func(device string, m *message.Message) {
 		var r adapters.Result
 		if err := json.Unmarshal(m.Payload, &r); err != nil || r.Device != device || m.Topic != "answers" {
-			t.Errorf("answer for %s on %s: %s: %v", device, m.Topic, m.Payload, err)
+			tb.Errorf("answer for %s on %s: %s: %v", device, m.Topic, m.Payload, err)
 		}
 		d.answers = append(d.answers, strings.TrimSpace(fmt.Sprintln(r.Outcome, r.Reason, r.ID, r.Repeated)))
 	}, slog.New(slog.DiscardHandler))
@@ -95,7 +96,7 @@ func TestReceiver(t *testing.T) {
 			t.Errorf("status %+v, want %+v", got, status)
 		}
 		// After its time an id is free again.
-		time.Sleep(11 * time.Minute)
+		<-time.After(11 * time.Minute)
 		if take(d, command("1", ""), "a") == nil {
 			t.Error("an id is known for ever")
 		}

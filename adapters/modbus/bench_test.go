@@ -9,6 +9,7 @@ import (
 
 	"holdfast/adapters/health"
 	"holdfast/adapters/reading"
+	"holdfast/broker/message"
 )
 
 // promptWire has a unit at its end that answers each read the moment it is sent.
@@ -38,6 +39,8 @@ func (w *promptWire) Done() <-chan struct{}           { return nil }
 func (w *promptWire) Close() error                    { return nil }
 
 type noSink struct{}
+
+func (noSink) PutMessage(string, *message.Message) {}
 
 func (noSink) Put(string, byte, ...reading.Reading) {}
 

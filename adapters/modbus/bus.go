@@ -13,6 +13,7 @@ import (
 	"holdfast/adapters/health"
 	"holdfast/adapters/port"
 	"holdfast/adapters/reading"
+	"holdfast/broker/message"
 )
 
 // The way of a poll, all in the goroutine of Run:
@@ -60,6 +61,8 @@ func PortLine(l *port.Line) Line { return portLine{l} }
 // block: it is called by the bus goroutine.
 type Sink interface {
 	Put(prefix string, qos byte, rs ...reading.Reading)
+	// PutMessage takes the answer to a command, from any goroutine.
+	PutMessage(device string, m *message.Message)
 }
 
 // device is a configured device with its place on the bus.
@@ -100,7 +103,8 @@ type Bus struct {
 	spent   usage          // by all exchanges
 	polled  usage          // by those that read blocks
 
-	asks asks
+	asks     asks
+	receiver *adapters.Receiver // of commands
 }
 
 // New returns the bus called name, which polls opts.Devices over line and hands
@@ -114,6 +118,7 @@ func New(name string, opts Options, line Line, sink Sink, monitor *health.Monito
 		log:  log.With("component", "modbus", "adapter", name),
 		asks: asks{wake: make(chan struct{}, 1)},
 	}
+	b.receiver = adapters.NewReceiver(sink.PutMessage, b.log)
 	for i := range opts.Devices {
 		c, err := compile(&opts.Devices[i])
 		if err != nil {
@@ -749,4 +754,4 @@ func (b *Bus) Devices() []adapters.Device {
 	return all
 }
 
-var _ adapters.Adapter = (*Bus)(nil)
+var _ adapters.Commanded = (*Bus)(nil)

@@ -127,6 +127,9 @@ func (r *rig) Put(prefix string, qos byte, rs ...reading.Reading) {
 	}
 }
 
+// PutMessage is the sink's for answers to commands.
+func (r *rig) PutMessage(_ string, m *message.Message) { r.put(m) }
+
 func (r *rig) put(m *message.Message) {
 	if r.onMessage != nil {
 		r.onMessage(m)

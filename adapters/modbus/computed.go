@@ -113,7 +113,7 @@ func newComputed(o *Point, e *expression, c *compiled) (*point, error) {
 	case p.every < minEvery || p.every > maxEvery:
 		return nil, fmt.Errorf("every: %v is outside 10ms..24h", o.Every)
 	case o.Register != "" || o.Type != "" || o.Length != 0 || o.Order != "" || o.Bits != "" || len(o.Enum) > 0 ||
-		(o.Scale != 0 && o.Scale != 1) || o.Offset != 0 || o.ScaleRegister != "" || len(o.Invalid) > 0:
+		(o.Scale != 0 && o.Scale != 1) || o.Offset != 0 || o.ScaleRegister != "" || len(o.Invalid) > 0 || o.Write:
 		return nil, fmt.Errorf("expression: a point that is computed has no register, and nothing that is of one")
 	case o.Decimals != nil && (*o.Decimals < 0 || *o.Decimals > 15 || e.kind != aNumber):
 		return nil, fmt.Errorf("decimals: %d is outside 0..15, or the value is no number", *o.Decimals)

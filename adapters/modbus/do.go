@@ -67,6 +67,8 @@ type asks struct {
 	mu      sync.Mutex
 	open    bool   // guarded by mu; the bus takes requests
 	waiting []*ask // guarded by mu; oldest first, at most maxAsks
+	// stale are points to be polled soon, for they were written; guarded by mu.
+	stale []written
 
 	n askCounters // guarded by mu
 }
@@ -195,6 +197,39 @@ func (b *Bus) admit(open bool, err error) {
 	q.waiting = nil
 }
 
+// refresh has a point polled soon, for others to see that it was written.
+func (b *Bus) refresh(p written) {
+	q := &b.asks
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.stale) < maxAsks {
+		q.stale = append(q.stale, p)
+	}
+	q.poke()
+}
+
+// written names a point of a device.
+type written struct{ device, point string }
+
+// hurryLocked makes due what refresh named.
+func (b *Bus) hurryLocked(now time.Time) {
+	q := &b.asks
+	if len(q.stale) == 0 {
+		return
+	}
+	b.update(func() {
+		for _, u := range b.units {
+			for _, k := range u.blocks {
+				if k.refused == 0 && k.due.After(now) && slices.ContainsFunc(k.points, func(p *point) bool { return slices.Contains(q.stale, written{k.dev.name, p.name}) }) {
+					k.due = now
+				}
+			}
+		}
+	})
+	q.stale = q.stale[:0]
+	q.poke() // what is due now was not when it was looked
+}
+
 // unitOf finds the unit with that address, or makes one of an address that is
 // not configured.
 func (b *Bus) unitOf(id byte) *unit {
@@ -223,6 +258,7 @@ func (b *Bus) nextAsk(now time.Time, polls bool, wake time.Time) (*ask, *unit, t
 	q := &b.asks
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	b.hurryLocked(now)
 	earliest := func(t time.Time) {
 		if t.Before(wake) {
 			wake = t

@@ -28,8 +28,13 @@
 // Register references ([ParseRegister]) are protocol addresses, zero-based:
 // what a manual calls 40001 is holding:0.
 //
+// Points that are declared so are written by commands on their set topics: see
+// [Bus.TakeCommands] and [Point]. Anybody in the process may make requests by
+// [Bus.Do].
+//
 // It writes nothing to devices by itself, opens no port (see adapters/port) and
 // does not know where readings go. [Bus.Run] is one goroutine, which owns the
-// line; it starts no other. Errors to test for: [*ExceptionError],
+// line; it starts no other. [Bus.TakeCommands] has one for each device with points
+// that can be written, until it is stopped. Errors to test for: [*ExceptionError],
 // [ErrNoAnswer], [ErrGarbled], [ErrMismatch], [ErrMalformed].
 package modbus

@@ -90,6 +90,9 @@ type Device struct {
 	Order string `toml:"order"`
 	// QoS of the readings, 0 to 2; nil means 1.
 	QoS *int `toml:"qos"`
+	// WriteMaxAge is how old a command may be when it is sent, 100ms to 1h. What
+	// the bus had no time for by then is not done. 0 means 10s.
+	WriteMaxAge time.Duration `toml:"write_max_age"`
 	// Points are the values read.
 	Points []Point `toml:"point"`
 	// Discover finds out at first contact what the device has besides; nil:
@@ -151,6 +154,27 @@ type Point struct {
 	// bit patterns (0x8000), for signed types also the number itself
 	// (-32768), for floats also the number (-9999).
 	Invalid []int64 `toml:"invalid"`
+	// Write lets the point be written by its set topic, PREFIX/DEVICE/NAME/set;
+	// the rest is about that.
+	Write bool `toml:"write"`
+	// Min and Max bound what may be written, in units of the value; nil is what
+	// the type holds.
+	Min *float64 `toml:"min"`
+	Max *float64 `toml:"max"`
+	// Step is what written values are multiples of, from Min on if there is one;
+	// 0 is any.
+	Step float64 `toml:"step"`
+	// Allowed are the only values that may be written: "21.5", or names of Enum.
+	// Empty means all.
+	Allowed []string `toml:"allowed"`
+	// WriteFunction is for a unit that knows only one: 5 or 15 for coils, 6 or 16
+	// for registers, 22, or else reading before, for a part of one. 0 means 5, 6
+	// for one register, 16 for more, 22 and, if the unit does not know it, reading
+	// before.
+	WriteFunction int `toml:"write_function"`
+	// Verify is "read_back", the default, or "none": whether the point is read
+	// after it was written.
+	Verify string `toml:"verify"`
 }
 
 // Defaults of Device, where nil or 0 stands for them.
@@ -172,6 +196,7 @@ func DefaultDevice() Device {
 	return Device{
 		Every: 5 * time.Second, Timeout: DefaultTimeout, Retries: new(DefaultRetries), MaxGap: new(DefaultMaxGap),
 		MaxRegisters: MaxReadRegisters, MaxBits: MaxReadBits, Order: "ABCD", QoS: new(DefaultQoS),
+		WriteMaxAge: DefaultWriteMaxAge,
 	}
 }
 
@@ -218,19 +243,20 @@ func (d *Device) Validate() error {
 
 // compiled is a device in the form the bus works with.
 type compiled struct {
-	name    string
-	unit    byte
-	every   time.Duration
-	timeout time.Duration
-	pause   time.Duration
-	retries int
-	maxGap  int
-	maxRegs int
-	maxBits int
-	holes   []span
-	qos     byte
-	points  []*point
-	finding *finding // see Device.Discover
+	name        string
+	unit        byte
+	every       time.Duration
+	timeout     time.Duration
+	pause       time.Duration
+	retries     int
+	maxGap      int
+	maxRegs     int
+	maxBits     int
+	holes       []span
+	writeMaxAge time.Duration
+	qos         byte
+	points      []*point
+	finding     *finding // see Device.Discover
 	// computed from points and one another, each behind its inputs
 	computed []*point
 }
@@ -251,7 +277,8 @@ type point struct {
 	f      format
 	// report is the bus goroutine's.
 	report reading.Reporter
-	ask    bool // no value but a question: see finding
+	ask    bool     // no value but a question: see finding
+	write  *writing // nil: it is only read
 	// bad: the last reading said that the point cannot be read. It is said
 	// once, not in every cycle.
 	bad bool
@@ -278,9 +305,13 @@ func compile(d *Device) (*compiled, error) {
 		name: d.Name, unit: byte(d.Unit), every: d.Every, timeout: d.Timeout, pause: d.Pause,
 		retries: orDefault(d.Retries, DefaultRetries), maxGap: orDefault(d.MaxGap, DefaultMaxGap),
 		maxRegs: d.MaxRegisters, maxBits: d.MaxBits, qos: byte(orDefault(d.QoS, DefaultQoS)),
+		writeMaxAge: d.WriteMaxAge,
 	}
 	if c.timeout == 0 {
 		c.timeout = DefaultTimeout
+	}
+	if c.writeMaxAge == 0 {
+		c.writeMaxAge = DefaultWriteMaxAge
 	}
 	if c.maxRegs == 0 {
 		c.maxRegs = MaxReadRegisters
@@ -307,6 +338,8 @@ func compile(d *Device) (*compiled, error) {
 		return nil, fmt.Errorf("%s: %d is outside 1..2000", at("max_bits"), c.maxBits)
 	case d.QoS != nil && (*d.QoS < 0 || *d.QoS > 2):
 		return nil, fmt.Errorf("%s: %d is outside 0..2", at("qos"), *d.QoS)
+	case c.writeMaxAge < 100*time.Millisecond || c.writeMaxAge > time.Hour:
+		return nil, fmt.Errorf("%s: %v is outside 100ms..1h", at("write_max_age"), d.WriteMaxAge)
 	}
 	for i, h := range d.Holes {
 		sp, err := parseSpan(h)
@@ -418,6 +451,9 @@ func compilePoint(o *Point, common order, c *compiled) (*point, error) {
 		if err := compilePower(o, p, c); err != nil {
 			return nil, fmt.Errorf("scale_register: %w", err)
 		}
+	}
+	if err := compileWrite(o, p); err != nil {
+		return nil, err
 	}
 	return p, nil
 }

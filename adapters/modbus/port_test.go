@@ -18,6 +18,7 @@ import (
 	"holdfast/adapters/modbus/modbustest"
 	"holdfast/adapters/port"
 	"holdfast/adapters/reading"
+	"holdfast/broker/message"
 )
 
 // patience only ends a test that would hang.
@@ -60,6 +61,17 @@ type collector struct {
 }
 
 func newCollector() *collector { return &collector{new: make(chan struct{}, 1)} }
+
+// PutMessage keeps the answer to a command.
+func (c *collector) PutMessage(_ string, m *message.Message) {
+	c.mu.Lock()
+	c.all = append(c.all, m.Topic+" "+string(m.Payload))
+	c.mu.Unlock()
+	select {
+	case c.new <- struct{}{}:
+	default:
+	}
+}
 
 // Put keeps readings as messages.
 func (c *collector) Put(prefix string, qos byte, rs ...reading.Reading) {

@@ -3,6 +3,8 @@ package modbus
 import (
 	"slices"
 	"time"
+
+	"holdfast/adapters"
 )
 
 // Status is a snapshot of a bus.
@@ -28,6 +30,8 @@ type Status struct {
 	Described []DescribedStatus `json:"described,omitempty"`
 	// Asked are the requests from outside.
 	Asked RequestStatus `json:"asked"`
+	// Commands are what came on set topics.
+	Commands adapters.CommandStatus `json:"commands"`
 }
 
 // UnitStatus is a snapshot of one unit of a bus.
@@ -77,7 +81,7 @@ func (b *Bus) Status() Status {
 	defer b.mu.Unlock()
 	s := Status{
 		Bus: b.name, Open: b.open, Since: b.since, LastError: b.lastErr,
-		Pace: b.pace(time.Now()), Asked: asked, Echo: b.echo, StrayBytes: b.n.stray, ForeignFrames: b.n.foreign,
+		Pace: b.pace(time.Now()), Asked: asked, Commands: b.receiver.Status(), Echo: b.echo, StrayBytes: b.n.stray, ForeignFrames: b.n.foreign,
 	}
 	if elapsed := time.Since(b.opened); b.open && elapsed > 0 {
 		s.Load = min(1, b.busy.Seconds()/elapsed.Seconds())

@@ -138,6 +138,9 @@ type sink struct {
 	done chan struct{} // closed when want topics have come
 }
 
+// PutMessage is for answers to commands: there are none.
+func (*sink) PutMessage(string, *message.Message) {}
+
 func (s *sink) Put(prefix string, qos byte, rs ...reading.Reading) {
 	for i := range rs {
 		s.put(rs[i].Message(prefix, qos))

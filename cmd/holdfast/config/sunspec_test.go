@@ -15,6 +15,7 @@ import (
 	"holdfast/adapters/modbus"
 	"holdfast/adapters/modbus/modbustest"
 	"holdfast/adapters/reading"
+	"holdfast/broker/message"
 )
 
 // sunSpec is a device with models, as a slave's registers.
@@ -87,6 +88,9 @@ type values struct {
 	mu   sync.Mutex
 	last map[string]string // guarded by mu
 }
+
+// PutMessage is for answers to commands: there are none.
+func (*values) PutMessage(string, *message.Message) {}
 
 func (v *values) Put(_ string, _ byte, rs ...reading.Reading) {
 	for i := range rs {
