@@ -204,7 +204,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 // JSON.
 func FuzzDecode(f *testing.F) {
 	decoders := make([]*decoder, 0, 3)
-	for _, format := range []string{FormatRegexp, FormatJSON, FormatKeyValue} {
+	for _, format := range Formats() {
 		o := DefaultOptions()
 		o.Format = format
 		if format == FormatRegexp {
@@ -216,7 +216,12 @@ func FuzzDecode(f *testing.F) {
 			{Name: "c", Field: "b", Type: TypeBool},
 			{Name: "d", Field: "a"},
 		}
-		if o.Format == FormatJSON {
+		switch o.Format {
+		case FormatBinary:
+			o.Points = []Point{{Name: "a"}, {Name: "b", Type: TypeString, Length: 5, At: 1}, {Name: "c", Type: TypeBCD, Length: 3, At: -3}, {Name: "d", Type: "float32"}}
+		case FormatCSV:
+			o.Columns = []string{"a", "b"}
+		case FormatJSON:
 			o.Points[3].Field = "a.0.b"
 		}
 		d, err := newDecoder("device", &o)
