@@ -272,6 +272,7 @@ func (b *Bus) start(now time.Time) {
 	b.update(func() {
 		for _, u := range b.units {
 			for _, k := range u.blocks {
+				k.pace.answered = time.Time{}
 				if k.due.Before(now) {
 					k.due = now
 				}
@@ -481,6 +482,7 @@ func (b *Bus) revive(u *unit, at time.Time) {
 			k.due = at
 		}
 		k.attempts, k.misses = 0, 0
+		k.pace.answered = time.Time{} // how long it was away is no interval
 	}
 }
 

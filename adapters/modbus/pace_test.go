@@ -254,6 +254,26 @@ func TestABusRelievedKeepsItsIntervals(t *testing.T) {
 	})
 }
 
+// The hour that a unit was dead is no interval of its polls.
+func TestTheTimeAUnitWasAwayIsNoInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, options(meter("m", 1, time.Second, 0)))
+		u := r.slave.Unit(1)
+		u.SetHolding(0, 1)
+		r.start()
+		r.after(time.Minute)
+		u.Fault(modbustest.Fault{Silent: true}, -1)
+		r.after(time.Hour)
+		u.Fault(modbustest.Fault{}, 0)
+		r.after(90 * time.Second)
+		st := r.bus.Status()
+		r.stop()
+		if p := st.Pace.Devices[0]; p.Comes < 950*time.Millisecond || p.Comes > 1500*time.Millisecond || st.Units[0].State != UnitUp {
+			t.Errorf("pace = %+v, state %v, want every second, up", p, st.Units[0].State)
+		}
+	})
+}
+
 func TestWarningsForetellTheLoad(t *testing.T) {
 	long := func(name string, unit int, every time.Duration, registers int) Device {
 		d := meter(name, unit, every, 0)
