@@ -93,6 +93,7 @@ func TestMbpollReadsOurSlave(t *testing.T) {
 const pymodbusSlave = `
 import sys
 from pymodbus.datastore import ModbusSequentialDataBlock, ModbusServerContext, ModbusSlaveContext
+from pymodbus.device import ModbusDeviceIdentification
 from pymodbus.payload import BinaryPayloadBuilder
 from pymodbus.constants import Endian
 from pymodbus.transaction import ModbusRtuFramer
@@ -114,8 +115,10 @@ unit = ModbusSlaveContext(
     co=ModbusSequentialDataBlock(5, [False, True]),
     di=ModbusSequentialDataBlock(9, [True]),
 )
+identity = ModbusDeviceIdentification(info_name={
+    "VendorName": "pymodbus", "ProductCode": "PM", "MajorMinorRevision": "3"})
 print("ready", flush=True)
-StartSerialServer(context=ModbusServerContext(slaves={17: unit}, single=False), framer=ModbusRtuFramer,
+StartSerialServer(context=ModbusServerContext(slaves={17: unit}, single=False), identity=identity, framer=ModbusRtuFramer,
                   port=sys.argv[1], baudrate=19200, parity="N", bytesize=8, stopbits=1, timeout=0.01)
 `
 
@@ -187,12 +190,45 @@ func TestBusReadsPymodbus(t *testing.T) {
 			sink.wait(t, 1, func(m string) bool {
 				return strings.HasPrefix(m, `sensors/py/gone {"value":null,"quality":"bad","reason":"exception 2`)
 			})
+			writeTo(t, bus, 17)
+			sink.wait(t, 1, func(m string) bool { return strings.HasPrefix(m, `sensors/py/h {"value":-5,"quality":"good",`) })
 			u := bus.Status().Units[0]
 			t.Logf("%d requests, %d answers, %d exceptions, %d timeouts, %d probes", u.Requests, u.Answers, u.Exceptions, u.Timeouts, u.Probes)
 			if u.State != UnitUp {
 				t.Errorf("unit is %v: %s", u.State, u.LastError)
 			}
 		})
+	}
+}
+
+// writeTo has another implementation carry out each function that writes, and
+// reads what it has then.
+func writeTo(t *testing.T, bus *Bus, unit byte) {
+	t.Helper()
+	do := func(r Request) []byte {
+		t.Helper()
+		r.Unit = unit
+		data, err := bus.Do(t.Context(), r)
+		if err != nil {
+			t.Errorf("%v: %v", r, err)
+		}
+		return data
+	}
+	do(Request{Function: WriteSingleCoil, Addr: 6, Count: 1, Data: []byte{0, 0}})
+	do(Request{Function: WriteMultipleCoils, Addr: 5, Count: 2, Data: []byte{3}})
+	if got := do(Request{Function: ReadCoils, Addr: 5, Count: 2}); len(got) != 1 || got[0]&3 != 3 {
+		t.Errorf("coils % x, want 3", got)
+	}
+	do(Request{Function: WriteSingleRegister, Addr: 8, Count: 1, Data: []byte{0xff, 0xfb}}) // -5
+	do(Request{Function: WriteMultipleRegisters, Addr: 16, Count: 2, Data: []byte{0, 0x12, 0, 9}})
+	do(Request{Function: MaskWriteRegister, Addr: 16, Count: 1, Data: []byte{0, 0xf2, 0, 0x25}})
+	got := do(Request{Function: ReadWriteRegisters, Addr: 16, Count: 2, WriteAddr: 17, Data: []byte{0, 10}})
+	if want := []byte{0, 0x17, 0, 10}; !bytes.Equal(got, want) {
+		t.Errorf("registers % x, want % x", got, want)
+	}
+	objects, err := Identify(t.Context(), bus.Do, unit, IdentifyBasic)
+	if err != nil || len(objects) != 3 || string(objects[0].Value) != "pymodbus" {
+		t.Errorf("identification %v, %v", objects, err)
 	}
 }
 
