@@ -145,20 +145,31 @@ func (sel usbSelector) find(sysfs string) ([]string, error) {
 	return names, nil
 }
 
-// matches climbs from a tty's device to the USB device it is part of.
-func (sel usbSelector) matches(dir string) bool {
-	const levels = 5 // tty -> usb-serial port -> interface -> device, and some to spare
-	for range levels {
-		vendor := attribute(dir, "idVendor")
-		if vendor == "" {
-			dir = filepath.Dir(dir)
-			continue
+// treeLevels are from a tty's device to the USB device it is part of: usb-serial
+// port, interface, device; and some to spare.
+const treeLevels = 5
+
+// usbDevice climbs from a tty's device to the USB device it is part of; empty
+// when it is part of none.
+func usbDevice(dir string) string {
+	for range treeLevels {
+		if dir == "" {
+			return ""
 		}
-		return strings.EqualFold(vendor, sel.vendor) &&
-			strings.EqualFold(attribute(dir, "idProduct"), sel.product) &&
-			(sel.serial == "" || attribute(dir, "serial") == sel.serial)
+		if attribute(dir, "idVendor") != "" {
+			return dir
+		}
+		dir = filepath.Dir(dir)
 	}
-	return false
+	return ""
+}
+
+// matches says whether a tty's device is part of the USB device selected.
+func (sel usbSelector) matches(dir string) bool {
+	usb := usbDevice(dir)
+	return usb != "" && strings.EqualFold(attribute(usb, "idVendor"), sel.vendor) &&
+		strings.EqualFold(attribute(usb, "idProduct"), sel.product) &&
+		(sel.serial == "" || attribute(usb, "serial") == sel.serial)
 }
 
 func attribute(dir, name string) string {
