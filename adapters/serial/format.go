@@ -72,6 +72,7 @@ var formats = map[string]formatKind{
 	FormatCSV:      {types: texts, new: newCSVFormat},
 	FormatBinary:   {types: ByteTypes(), new: newBinaryFormat},
 	FormatOBIS:     {types: texts, new: newOBISFormat},
+	FormatSML:      {types: texts, new: newSMLFormat},
 }
 
 // oneOf lists the values of a key for an error message.

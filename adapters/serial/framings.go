@@ -26,6 +26,9 @@ var framings = map[string]func(o *Options) (framer, error){
 	FramingCOBS: func(o *Options) (framer, error) {
 		return newCOBSFramer(o.MaxLength), nil
 	},
+	FramingSML: func(o *Options) (framer, error) {
+		return newSMLFramer(o.MaxLength), nil
+	},
 	FramingSilence: func(o *Options) (framer, error) {
 		if o.Silence < time.Millisecond || o.Silence > time.Minute {
 			return nil, fmt.Errorf("silence: %v is outside 1ms..1m", o.Silence)

@@ -141,15 +141,19 @@ func (f *obisFormat) line(line []byte) error {
 // find returns the object of a field; nil for none.
 func (f *obisFormat) find(w obisField) *obisObject {
 	for i := range f.objs {
-		code := string(f.objs[i].code)
-		if !strings.Contains(w.code, "*") {
-			code, _, _ = strings.Cut(code, "*")
-		}
-		if code == w.code || w.any && strings.HasSuffix(code, ":"+w.code) {
+		if w.matches(string(f.objs[i].code)) {
 			return &f.objs[i]
 		}
 	}
 	return nil
+}
+
+// matches says whether the field means an object of that code.
+func (w *obisField) matches(code string) bool {
+	if !strings.Contains(w.code, "*") {
+		code, _, _ = strings.Cut(code, "*")
+	}
+	return code == w.code || w.any && strings.HasSuffix(code, ":"+w.code)
 }
 
 // value cuts the unit off a value.

@@ -20,6 +20,7 @@ const (
 	FormatCSV      = "csv"
 	FormatBinary   = "binary"
 	FormatOBIS     = "obis"
+	FormatSML      = "sml"
 )
 
 // Types of a point.
@@ -39,6 +40,7 @@ const (
 	FramingCOBS      = "cobs"
 	FramingSilence   = "silence"
 	FramingRegexp    = "regexp"
+	FramingSML       = "sml"
 )
 
 // Orders of bytes.
