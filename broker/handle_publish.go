@@ -236,6 +236,7 @@ func (c *conn) publishAtMostOnce(p *packet.Publish, plan *plan) error {
 	}
 	if err := c.b.route(&j.job); err != nil {
 		c.b.count.refused.Add(1)
+		c.b.sayRefused(&j.job, err)
 	}
 	j.giveBack() // nothing of it is kept: there is no acknowledgement to wait for
 	return nil
@@ -290,6 +291,7 @@ func (c *conn) publishAtLeastOnce(p *packet.Publish, plan *plan) error {
 	j.c, j.m, j.plan, j.from, j.cork = c, c.message(p, plan), plan, durable.Origin{Queue: c.session.queue}, c.cork
 	j.ack, j.done = &j.place, j.finished
 	if err := c.b.route(&j.job); err != nil {
+		c.b.sayRefused(&j.job, err)
 		j.inline = true
 		j.finish(err)
 	}
@@ -338,6 +340,7 @@ func (c *conn) publishExactlyOnce(p *packet.Publish, plan *plan) error {
 		}
 	}
 	if err := c.b.route(j); err != nil {
+		c.b.sayRefused(j, err)
 		j.inline = true
 		j.ack.onward = nil
 		j.done(err)
@@ -442,6 +445,12 @@ func (b *Broker) answerTo(j *job, err error) packet.ReasonCode {
 	}
 	b.count.storeErrors.Add(1)
 	return packet.ReasonImplementationSpecific
+}
+
+// sayRefused logs that a client's message was not taken. It is called by the reader,
+// with no lock held.
+func (b *Broker) sayRefused(j *job, err error) {
+	b.log.Warn("message not taken", "client_id", j.m.From, "topic", j.m.Topic, "qos", j.m.QoS, "bytes", len(j.m.Payload), "err", err)
 }
 
 // answer refuses a message that can be told so; at QoS 0 it is counted only.

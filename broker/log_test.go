@@ -15,6 +15,7 @@ import (
 
 	"holdfast/broker"
 	"holdfast/broker/brokertest"
+	"holdfast/broker/durable"
 	"holdfast/broker/packet"
 )
 
@@ -39,6 +40,12 @@ func (l *lines) all() []string {
 // logged starts a broker that logs to memory.
 func logged(t *testing.T, handler func(*lines) slog.Handler, auth broker.Auth) (*broker.Broker, *lines) {
 	t.Helper()
+	b, to, _ := loggedWithStore(t, handler, auth)
+	return b, to
+}
+
+func loggedWithStore(t *testing.T, handler func(*lines) slog.Handler, auth broker.Auth) (*broker.Broker, *lines, *brokertest.MemoryStore) {
+	t.Helper()
 	to := &lines{}
 	store := brokertest.NewMemoryStore()
 	o := broker.DefaultOptions()
@@ -56,7 +63,35 @@ func logged(t *testing.T, handler func(*lines) slog.Handler, auth broker.Auth) (
 		}
 		store.Close()
 	})
-	return b, to
+	return b, to, store
+}
+
+// TestLogOfRefusedMessages: who looks why messages do not arrive finds what the
+// store had no room for, how large it was and whose, and a flood writes few lines.
+func TestLogOfRefusedMessages(t *testing.T) {
+	for qos := byte(0); qos <= 2; qos++ {
+		t.Run(fmt.Sprintf("QoS %d", qos), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b, to, store := loggedWithStore(t, plainText, &gate{})
+				c := brokertest.Connect(t, pipeTo(b), brokertest.V5("pump"))
+				store.SetFull(durable.ErrFull)
+				for range 1000 {
+					c.Publish(qos, true, "big/one", strings.Repeat("x", 5000))
+				}
+				synctest.Wait()
+				said := 0
+				for _, line := range to.all() {
+					if strings.Contains(line, "message not taken") && strings.Contains(line, "client_id=pump topic=big/one qos="+fmt.Sprint(qos)+" bytes=5000") {
+						said++
+					}
+				}
+				if said == 0 || said > 300 {
+					t.Errorf("said %d times of 1000", said)
+				}
+				c.Kill()
+			})
+		})
+	}
 }
 
 func pipeTo(b *broker.Broker) net.Conn {
