@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -113,13 +114,14 @@ func profileList() *cobra.Command {
 			type row struct {
 				Name   string `json:"name"`
 				Title  string `json:"title"`
-				Points int    `json:"points"`
+				Points int    `json:"points"` // 0: the device says it
 				Own    bool   `json:"own"`
 			}
 			rows := []row{}
 			for _, p := range all {
 				rows = append(rows, row{p.Name, p.Title, len(p.Points), slices.Contains(own, p.Name)})
 			}
+			rows = append(rows, row{Name: profile.SunSpecName, Title: "any SunSpec device; it says itself what it measures"})
 			if f.json {
 				err = printJSON(c.OutOrStdout(), rows)
 			} else {
@@ -130,7 +132,11 @@ func profileList() *cobra.Command {
 					if r.Own {
 						title += " (your own)"
 					}
-					tell(t, "%s\t%d\t%s\n", r.Name, r.Points, title)
+					points := strconv.Itoa(r.Points)
+					if r.Points == 0 {
+						points = "-"
+					}
+					tell(t, "%s\t%s\t%s\n", r.Name, points, title)
 				}
 				err = t.Flush()
 			}

@@ -213,6 +213,11 @@ func (s *gatewayStatus) problems() []string {
 			if words := st.Pace.Overloaded(); words != "" {
 				add("port %s is %s", b.Name, words)
 			}
+			for _, d := range st.Described {
+				if d.LastError != "" {
+					add("device %s has not said what it measures: %s", d.Device, d.LastError)
+				}
+			}
 		}
 	}
 	if s.Broker.AcceptFailing {

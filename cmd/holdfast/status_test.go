@@ -167,6 +167,15 @@ func TestListenersCertificateEnds(t *testing.T) {
 	}
 }
 
+func TestADeviceThatDoesNotDescribeItselfIsAProblem(t *testing.T) {
+	bus := modbus.Status{Described: []modbus.DescribedStatus{{Device: "pv", Points: 12}, {Device: "pv2", LastError: "no marker"}}}
+	s := gatewayStatus{Store: storeforward.Status{State: "ok"}, Buses: []busStatus{{Name: "rs485", Bus: bus}}}
+	want := []string{"device pv2 has not said what it measures: no marker"}
+	if got := s.problems(); !slices.Equal(got, want) {
+		t.Errorf("problems %q, want %q", got, want)
+	}
+}
+
 func TestAnOverloadedBusIsAProblem(t *testing.T) {
 	pace := modbus.Pace{Demand: 1.44, Devices: []modbus.DevicePace{
 		{Device: "boiler", Every: 5 * time.Second, Comes: 7200 * time.Millisecond},
