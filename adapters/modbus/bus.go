@@ -35,7 +35,7 @@ import (
 // exchange other requests may begin and end.
 
 // Line opens the serial line again and again. [PortLine] makes one of a
-// *port.Line.
+// *port.Line; a [*Peer] is one too.
 type Line interface {
 	// Open opens the line for one run of the bus.
 	Open(ctx context.Context) (Wire, error)
@@ -208,6 +208,9 @@ func (b *Bus) runOnce(ctx context.Context) (err error) {
 
 // openLine opens the line for one run.
 func (b *Bus) openLine(ctx context.Context) (transport, error) {
+	if p, ok := b.line.(*Peer); ok {
+		return p.openTransport(ctx, b.opts, b.asks.wake)
+	}
 	w, err := b.line.Open(ctx)
 	if err != nil {
 		return nil, err
@@ -370,6 +373,9 @@ func (b *Bus) end(t transport, x *exchange) error {
 		b.n.stray += n.stray
 		b.n.foreign += n.foreign
 		b.n.echoes += n.echoes
+		b.n.late += n.late
+		b.n.connects += n.connects
+		b.n.broken += n.broken
 		b.settle(x, t.alone(x, x.unit.timeout), now)
 	})
 	return x.done(x)

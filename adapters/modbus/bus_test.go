@@ -57,7 +57,11 @@ type rig struct {
 
 func newRig(tb testing.TB, o Options) *rig {
 	tb.Helper()
-	r := &rig{tb: tb, slave: modbustest.New(modbustest.Options{}), repair: make(chan struct{}), ended: make(chan error, 1)}
+	slave := modbustest.Options{}
+	if o.Framing == FramingASCII {
+		slave.Framing = modbustest.ASCII
+	}
+	r := &rig{tb: tb, slave: modbustest.New(slave), repair: make(chan struct{}), ended: make(chan error, 1)}
 	monitor := health.NewMonitor(func(c health.Change) {
 		r.mu.Lock()
 		defer r.mu.Unlock()

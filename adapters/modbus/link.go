@@ -42,14 +42,29 @@ var errHurt = fmt.Errorf("%w, with a damaged header", ErrGarbled)
 // is no t1.5 or t3.5: USB adapters hand over bytes in batches 16 ms apart.
 const settle = 50 * time.Millisecond
 
-// received is the most bytes kept of one exchange; a line that brings more is
-// not answering but babbling.
-const received = 4 * maxADU
+// received is how many of the longest frames are kept of one exchange; a line
+// that brings more is not answering but babbling.
+const received = 4
+
+// framing is how PDUs stand on a serial line.
+type framing struct {
+	longest int // frame, in characters
+	append  func(b []byte, unit byte, pdu []byte) []byte
+	scan    func(buf []byte, r Request, adu []byte, echo echoMode, final bool) scan
+	// chars is how many characters a frame takes with a PDU of so many bytes.
+	chars func(pdu int) int
+}
+
+var framings = map[string]framing{
+	FramingRTU:   {longest: maxADU, append: AppendRTU, scan: scanAnswer, chars: func(pdu int) int { return pdu + 3 }},
+	FramingASCII: {longest: maxASCII, append: AppendASCII, scan: scanASCII, chars: func(pdu int) int { return 2*(pdu+2) + 3 }},
+}
 
 // link is the transport over a wire on which answers do not say what they answer:
-// RTU frames, one request at a time.
+// RTU or ASCII frames, one request at a time.
 type link struct {
 	w       Wire
+	f       framing
 	char    time.Duration
 	silence time.Duration // before each request
 	after   time.Duration // silence after a broadcast
@@ -68,10 +83,18 @@ type linkCounters struct {
 	stray   uint64 // bytes that belonged to no answer
 	foreign uint64 // frames of units that were not asked
 	echoes  uint64 // requests that came back
+	// Of connections to a peer.
+	late     uint64 // answers after their timeout
+	connects uint64 // connections made
+	broken   uint64 // connections that ended while something was asked, or without an answer
 }
 
 func newLink(w Wire, o Options, now time.Time) *link {
-	return &link{w: w, char: o.CharTime, silence: o.silence(), after: o.Turnaround, last: now, buf: make([]byte, received)}
+	f := framings[o.framing()]
+	return &link{
+		w: w, f: f, char: o.CharTime, silence: o.silence(), after: o.Turnaround, last: now,
+		buf: make([]byte, received*f.longest),
+	}
 }
 
 // silence is how long the line is quiet before a request.
@@ -97,14 +120,14 @@ func (l *link) room() int { return 1 }
 
 // send waits until the line has been silent, and sends the request.
 func (l *link) send(ctx context.Context, x *exchange) error {
-	pdu, err := x.req.AppendPDU(make([]byte, 0, maxADU))
+	pdu, err := x.req.AppendPDU(make([]byte, 0, maxPDU))
 	if err != nil {
 		return err
 	}
 	if x.req.Unit == 0 && (!x.req.Function.Writes() || x.req.Function == ReadWriteRegisters) {
 		return fmt.Errorf("%w: a broadcast has no answer that could hold what %v reads", ErrMalformed, x.req.Function)
 	}
-	l.adu = AppendRTU(l.adu[:0], x.req.Unit, pdu)
+	l.adu = l.f.append(l.adu[:0], x.req.Unit, pdu)
 	if err := l.quiet(ctx, l.silence+x.pause); err != nil {
 		return err
 	}
@@ -127,7 +150,7 @@ func (l *link) receive(ctx context.Context, _ time.Time) (*exchange, error) {
 		l.asked, x.at = nil, x.sent
 		return x, nil
 	}
-	answer, at, err := l.collect(ctx, x.req, x.sent.Add(x.timeout+time.Duration(x.req.answerLen()+3)*l.char))
+	answer, at, err := l.collect(ctx, x.req, x.sent.Add(x.timeout+l.answerTime(x)))
 	if fatal(err) {
 		return nil, err
 	}
@@ -142,7 +165,12 @@ func (l *link) receive(ctx context.Context, _ time.Time) (*exchange, error) {
 // alone is as long as a timeout and the quarantine after it, also when it was
 // clear earlier that this is not the answer.
 func (l *link) alone(x *exchange, timeout time.Duration) time.Time {
-	return x.sent.Add((1+quarantine)*timeout + time.Duration(x.req.answerLen()+3)*l.char)
+	return x.sent.Add((1+quarantine)*timeout + l.answerTime(x))
+}
+
+// answerTime is how long the answer takes on the wire.
+func (l *link) answerTime(x *exchange) time.Duration {
+	return time.Duration(l.f.chars(x.req.answerLen())) * l.char
 }
 
 func (l *link) counters() linkCounters {
@@ -238,7 +266,7 @@ func (l *link) collect(ctx context.Context, r Request, deadline time.Time) (pdu 
 		default:
 			return nil, time.Time{}, err
 		}
-		s := scanAnswer(l.buf[:n], r, l.adu, l.echo, silent)
+		s := l.f.scan(l.buf[:n], r, l.adu, l.echo, silent)
 		over := !now.Before(deadline) && silent || n == len(l.buf)
 		if s.pdu == nil && !s.mismatch && !(silent && (s.garbled || s.hurt)) && !over {
 			continue

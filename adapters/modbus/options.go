@@ -23,6 +23,9 @@ type Options struct {
 	// and stop bits included (port.Options.CharTime). 0 if the line has no
 	// such thing.
 	CharTime time.Duration `toml:"-"`
+	// Framing is "rtu" or "ascii" (frames in hexadecimal, LRC); empty means
+	// rtu. Only a serial line has a choice.
+	Framing string `toml:"framing"`
 	// Silence is how long the line must be quiet before a request: 0 means
 	// three and a half characters, 1.75 ms from 19200 baud up (MODBUS Serial
 	// Line V1.02 §2.5.1.1). 0 to 1s.
@@ -48,16 +51,27 @@ type Options struct {
 
 // DefaultOptions are right for an ordinary RS-485 line.
 func DefaultOptions() Options {
-	return Options{Turnaround: 200 * time.Millisecond, WarmUp: 100 * time.Millisecond, Prefix: "sensors"}
+	return Options{Framing: FramingRTU, Turnaround: 200 * time.Millisecond, WarmUp: 100 * time.Millisecond, Prefix: "sensors"}
 }
+
+// The framings of a serial line.
+const (
+	FramingRTU   = "rtu"
+	FramingASCII = "ascii"
+)
+
+func (o Options) framing() string { return cmp.Or(o.Framing, FramingRTU) }
 
 // Device is one device, or a part of one that is polled in its own rhythm:
 // several Devices may have the same unit.
 type Device struct {
 	// Name is the device's level in topics and its name in status and log.
 	Name string `toml:"-"`
-	// Unit is the address on the bus, 1 to 247.
+	// Unit is the address on the bus, 1 to 247; of a peer on the network to
+	// 255, which means the peer itself and no unit behind it.
 	Unit int `toml:"unit"`
+	// Net says that the device is reached over the network.
+	Net bool `toml:"-"`
 	// Every is how often points that do not say so themselves are read, 10ms
 	// to 24h.
 	Every time.Duration `toml:"every"`
@@ -205,6 +219,9 @@ func (o Options) Validate() error {
 	if o.CharTime < 0 {
 		return fmt.Errorf("char_time: %v is negative", o.CharTime)
 	}
+	if f := o.framing(); f != FramingRTU && f != FramingASCII {
+		return fmt.Errorf(`framing: %q is neither "rtu" nor "ascii"`, f)
+	}
 	if o.Silence < 0 || o.Silence > time.Second {
 		return fmt.Errorf("silence: %v is outside 0s..1s", o.Silence)
 	}
@@ -320,7 +337,9 @@ func compile(d *Device) (*compiled, error) {
 		c.maxBits = MaxReadBits
 	}
 	switch {
-	case d.Unit < 1 || d.Unit > 247:
+	case d.Net && (d.Unit < 1 || d.Unit > 255):
+		return nil, fmt.Errorf("%s: %d is outside 1..255", at("unit"), d.Unit)
+	case !d.Net && (d.Unit < 1 || d.Unit > 247):
 		return nil, fmt.Errorf("%s: %d is outside 1..247", at("unit"), d.Unit)
 	case d.Every < minEvery || d.Every > maxEvery:
 		return nil, fmt.Errorf("%s: %v is outside 10ms..24h", at("every"), d.Every)

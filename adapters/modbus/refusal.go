@@ -96,7 +96,7 @@ func (b *Bus) replan(d *device, now time.Time) {
 		switch {
 		case k.dev != d, k.asks():
 			kept = append(kept, k)
-		case k.refused > 0:
+		case k.refused > 0, k.flying:
 			kept = append(kept, k)
 			for _, p := range k.points {
 				culprits[p] = true

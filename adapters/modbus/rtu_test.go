@@ -149,7 +149,7 @@ func FuzzScanAnswer(f *testing.F) {
 			return
 		}
 		adu := AppendRTU(nil, r.Unit, request)
-		in = in[:min(len(in), received)]
+		in = in[:min(len(in), received*maxADU)]
 		s := scanAnswer(in, r, adu, echoMode(echo%3), final)
 		if s.pdu == nil {
 			return

@@ -23,9 +23,15 @@ type Status struct {
 	Echo bool `json:"echo"`
 	// StrayBytes belonged to no answer, ForeignFrames came from units that
 	// were not asked: late answers, or a second master.
-	StrayBytes    uint64       `json:"stray_bytes"`
-	ForeignFrames uint64       `json:"foreign_frames"`
-	Units         []UnitStatus `json:"units"`
+	StrayBytes    uint64 `json:"stray_bytes"`
+	ForeignFrames uint64 `json:"foreign_frames"`
+	// Of a peer on the network: LateAnswers came after their timeout (and
+	// were thrown away), Connects are the connections made, BrokenConnections
+	// those that ended while an answer was waited for, or without any.
+	LateAnswers       uint64       `json:"late_answers"`
+	Connects          uint64       `json:"connects"`
+	BrokenConnections uint64       `json:"broken_connections"`
+	Units             []UnitStatus `json:"units"`
 	// Described are the devices that say themselves what they have.
 	Described []DescribedStatus `json:"described,omitempty"`
 	// Asked are the requests from outside.
@@ -82,6 +88,7 @@ func (b *Bus) Status() Status {
 	s := Status{
 		Bus: b.name, Open: b.open, Since: b.since, LastError: b.lastErr,
 		Pace: b.pace(time.Now()), Asked: asked, Commands: b.receiver.Status(), Echo: b.echo, StrayBytes: b.n.stray, ForeignFrames: b.n.foreign,
+		LateAnswers: b.n.late, Connects: b.n.connects, BrokenConnections: b.n.broken,
 	}
 	if elapsed := time.Since(b.opened); b.open && elapsed > 0 {
 		s.Load = min(1, b.busy.Seconds()/elapsed.Seconds())

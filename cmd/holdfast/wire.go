@@ -156,24 +156,44 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	return g, nil
 }
 
+// newModbus builds the bus behind a serial port or a peer on the network.
+func (g *graph) newModbus(name, readings string, bus config.Bus, line modbus.Line, log *slog.Logger) (*modbus.Bus, error) {
+	opts := bus.Modbus(readings)
+	opts.OnDevices = func() {
+		select {
+		case g.described <- struct{}{}:
+		default: // one is enough
+		}
+	}
+	b, err := modbus.New(name, opts, line, g.sink, g.monitor, log)
+	if err != nil {
+		return nil, fmt.Errorf("port %s: %w", name, err)
+	}
+	return b, nil
+}
+
 // newBus builds the adapter of one port with the devices behind it.
 func (g *graph) newBus(name, readings string, bus config.Bus, clock *reading.Clock, log *slog.Logger) (adapter adapters.Adapter, status func() any, err error) {
+	if peer := bus.Port.Peer; peer != nil { // of Modbus, says the configuration
+		line, err := modbus.NewPeer(*peer)
+		if err != nil {
+			return nil, nil, fmt.Errorf("port %s: %w", name, err)
+		}
+		b, err := g.newModbus(name, readings, bus, line, log)
+		if err != nil {
+			return nil, nil, err
+		}
+		return b, func() any { return b.Status() }, nil
+	}
 	line, err := port.NewLine(name, bus.Port.Options, log)
 	if err != nil {
 		return nil, nil, fmt.Errorf("port %s: %w", name, err)
 	}
 	switch bus.Adapter {
 	case config.AdapterModbus:
-		opts := bus.Modbus(readings)
-		opts.OnDevices = func() {
-			select {
-			case g.described <- struct{}{}:
-			default: // one is enough
-			}
-		}
-		b, err := modbus.New(name, opts, modbus.PortLine(line), g.sink, g.monitor, log)
+		b, err := g.newModbus(name, readings, bus, modbus.PortLine(line), log)
 		if err != nil {
-			return nil, nil, fmt.Errorf("port %s: %w", name, err)
+			return nil, nil, err
 		}
 		return b, func() any { return modbusStatus{b.Status(), line.Status()} }, nil
 	case config.AdapterSerial:

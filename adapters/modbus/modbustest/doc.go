@@ -1,6 +1,7 @@
 // Package modbustest is a Modbus slave for tests, demonstrations and the
-// bench: it speaks RTU on any io.ReadWriter (the master end of a pty, one end
-// of a [Line], a socket) and Modbus/TCP on a listener, for any number of units
+// bench: it speaks RTU or ASCII on any io.ReadWriter (the master end of a pty, one
+// end of a [Line], a socket) and Modbus/TCP on a listener (of TLS, too) or on
+// datagrams, for any number of units
 // with registers from maps or callbacks, and it can do wrong what field
 // devices do wrong: answer late, garbled, cut short, as somebody else, twice,
 // with noise around, or not at all.

@@ -16,8 +16,8 @@ type Fault struct {
 	Silent bool
 	// Exception answers with this code instead of data.
 	Exception byte
-	// CorruptCRC flips a bit of the checksum; CorruptData one of the data,
-	// with the checksum of the right data.
+	// CorruptCRC flips a bit of the checksum, the LRC with ASCII (TCP has
+	// none); CorruptData one of the data, with the checksum of the right data.
 	CorruptCRC, CorruptData bool
 	// WrongUnit and WrongFunction, if not 0, replace what the answer claims
 	// to come from, with a CRC that fits.
@@ -35,6 +35,9 @@ type Fault struct {
 	// SplitAfter bytes, if not 0, the answer pauses for SplitPause.
 	SplitAfter int
 	SplitPause time.Duration
+	// Hangup ends the connection instead of answering, or after SplitAfter
+	// bytes of the answer if that is not 0.
+	Hangup bool
 	// Rewrite, if not nil, gets the whole answer in its final form and
 	// returns what is written instead.
 	Rewrite func(frame []byte) []byte
@@ -51,11 +54,12 @@ func (f *Fault) apply(framing Framing, r request, pdu []byte) (head, tail []byte
 		pdu[0] = f.WrongFunction
 	}
 	b := frame(framing, id, r.txn+f.WrongTransaction, pdu)
+	check := map[Framing]int{RTU: 2, TCP: 0, ASCII: 4}[framing] // characters behind the data
 	if f.CorruptData {
-		b[len(b)-3] ^= 0x10
+		b[len(b)-check-1] ^= 0x01
 	}
-	if f.CorruptCRC && framing == RTU {
-		b[len(b)-1] ^= 0x01
+	if f.CorruptCRC && check > 0 {
+		b[len(b)-check+1] ^= 0x01
 	}
 	if f.Cut > 0 {
 		b = b[:max(0, len(b)-f.Cut)]
@@ -80,6 +84,9 @@ func frame(framing Framing, id byte, txn uint16, pdu []byte) []byte {
 	if framing == TCP {
 		n := len(pdu) + 1
 		return append([]byte{byte(txn >> 8), byte(txn), 0, 0, byte(n >> 8), byte(n), id}, pdu...)
+	}
+	if framing == ASCII {
+		return asciiFrame(append([]byte{id}, pdu...))
 	}
 	return appendCRC(append([]byte{id}, pdu...))
 }

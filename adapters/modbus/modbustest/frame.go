@@ -1,5 +1,12 @@
 package modbustest
 
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+)
+
 // crc is the CRC-16 of MODBUS Serial Line V1.02 §6.2.2, bit by bit; package
 // modbus does it with a table.
 func crc(b []byte) uint16 {
@@ -21,6 +28,29 @@ func crc(b []byte) uint16 {
 func appendCRC(b []byte) []byte {
 	c := crc(b)
 	return append(b, byte(c), byte(c>>8))
+}
+
+// asciiFrame is b with its LRC in hexadecimal, as MODBUS Serial Line V1.02
+// §2.5.2.1 frames it.
+func asciiFrame(b []byte) []byte {
+	var sum byte
+	for _, x := range b {
+		sum -= x
+	}
+	return fmt.Appendf(nil, ":%X\r\n", append(slices.Clone(b), sum))
+}
+
+// unASCII is the inverse of asciiFrame.
+func unASCII(text []byte) (id byte, pdu []byte, ok bool) {
+	b, err := hex.DecodeString(strings.TrimRight(strings.TrimPrefix(string(text), ":"), "\r\n"))
+	if err != nil || len(b) < 3 {
+		return 0, nil, false
+	}
+	var sum byte
+	for _, x := range b {
+		sum += x
+	}
+	return b[0], b[1 : len(b)-1], sum == 0
 }
 
 // requestFrame returns the length of the request at the start of b, or 0; need

@@ -1,6 +1,7 @@
 package modbustest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -17,8 +18,9 @@ type Framing int
 
 // The framings a Slave speaks.
 const (
-	RTU Framing = iota // MODBUS Serial Line V1.02 §2.5.1
-	TCP                // MODBUS Messaging on TCP/IP V1.0b §3.1.3
+	RTU   Framing = iota // MODBUS Serial Line V1.02 §2.5.1
+	TCP                  // MODBUS Messaging on TCP/IP V1.0b §3.1.3; over TLS and UDP too
+	ASCII                // MODBUS Serial Line V1.02 §2.5.2
 )
 
 // Options says how a Slave behaves as a whole. The zero value is an RTU slave
@@ -156,9 +158,12 @@ func (s *Slave) Serve(ctx context.Context, rw io.ReadWriter) error {
 	})
 
 	var err error
-	if s.opts.Framing == TCP {
+	switch s.opts.Framing {
+	case TCP:
 		err = l.parseTCP(ctx, chunks)
-	} else {
+	case ASCII:
+		err = l.parseASCII(ctx, chunks)
+	default:
 		err = l.parseRTU(ctx, chunks)
 	}
 	ended := ctx.Err() != nil
@@ -185,8 +190,57 @@ func Nonblocking(f *os.File) {
 	}
 }
 
-// ServeTCP accepts connections and serves each until ctx ends; the framing is
-// the slave's, so an RTU slave speaks RTU over TCP. It closes ln.
+// ServeUDP answers the requests that arrive on pc, one in each datagram, until
+// ctx ends. The framing must be TCP. It closes pc.
+func (s *Slave) ServeUDP(ctx context.Context, pc net.PacketConn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	lines := map[string]*line{} // by sender
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		<-ctx.Done()
+		_ = pc.Close()
+	})
+	defer func() {
+		cancel()
+		wg.Wait()
+		for _, l := range lines {
+			l.wg.Wait()
+		}
+	}()
+	var buf [1500]byte
+	for {
+		n, from, err := pc.ReadFrom(buf[:])
+		if err != nil {
+			if ctx.Err() != nil {
+				err = nil // it was us who closed it
+			}
+			return err
+		}
+		if lines[from.String()] == nil {
+			lines[from.String()] = &line{s: s, rw: datagrams{pc, from}, queues: map[byte]chan request{}}
+		}
+		// Half a request is none: datagrams do not continue each other.
+		rest, err := lines[from.String()].takeTCP(ctx, buf[:n])
+		if err != nil {
+			rest = buf[:n]
+		}
+		s.n.discarded.Add(uint64(len(rest)))
+	}
+}
+
+// datagrams writes to one peer.
+type datagrams struct {
+	pc net.PacketConn
+	to net.Addr
+}
+
+func (d datagrams) Read([]byte) (int, error) { return 0, io.EOF }
+
+func (d datagrams) Write(b []byte) (int, error) { return d.pc.WriteTo(b, d.to) }
+
+// ServeTCP accepts connections (TLS if ln is a listener of tls) and serves each
+// until ctx ends; the framing is the slave's, so an RTU slave speaks RTU over
+// TCP. It closes ln.
 func (s *Slave) ServeTCP(ctx context.Context, ln net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -326,19 +380,67 @@ func (l *line) parseTCP(ctx context.Context, chunks <-chan []byte) error {
 			}
 			buf = append(buf, c...)
 		}
-		for len(buf) >= 8 {
-			n := 6 + int(buf[4])<<8 + int(buf[5])
-			if buf[2] != 0 || buf[3] != 0 || n < 8 || n > 260 {
-				return errors.New("not a Modbus/TCP request")
+		rest, err := l.takeTCP(ctx, buf)
+		if err != nil {
+			return err
+		}
+		buf = rest
+	}
+}
+
+// takeTCP dispatches the whole requests in buf and returns what is left.
+func (l *line) takeTCP(ctx context.Context, buf []byte) (rest []byte, err error) {
+	for len(buf) >= 8 {
+		n := 6 + int(buf[4])<<8 + int(buf[5])
+		if buf[2] != 0 || buf[3] != 0 || n < 8 || n > 260 {
+			return nil, errors.New("not a Modbus/TCP request")
+		}
+		if len(buf) < n {
+			break
+		}
+		l.dispatch(ctx, request{
+			id: buf[6], pdu: append([]byte(nil), buf[7:n]...),
+			txn: uint16(buf[0])<<8 | uint16(buf[1]), at: time.Now(),
+		})
+		buf = buf[n:]
+	}
+	return buf, nil
+}
+
+// parseASCII takes what stands between a colon and CR LF; a colon in between
+// begins anew.
+func (l *line) parseASCII(ctx context.Context, chunks <-chan []byte) error {
+	var buf []byte
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case c, ok := <-chunks:
+			if !ok {
+				return errReader
 			}
-			if len(buf) < n {
+			if l.s.echo.Load() {
+				if err := l.write(c); err != nil {
+					return err
+				}
+			}
+			buf = append(buf, c...)
+		}
+		for {
+			end := bytes.IndexByte(buf, '\n')
+			if end < 0 {
+				buf = buf[max(0, len(buf)-600):]
 				break
 			}
-			l.dispatch(ctx, request{
-				id: buf[6], pdu: append([]byte(nil), buf[7:n]...),
-				txn: uint16(buf[0])<<8 | uint16(buf[1]), at: time.Now(),
-			})
-			buf = buf[n:]
+			text := buf[:end+1]
+			buf = buf[end+1:]
+			from := bytes.LastIndexByte(text, ':')
+			if id, pdu, ok := unASCII(text[max(0, from):]); from >= 0 && ok {
+				l.s.n.discarded.Add(uint64(from))
+				l.dispatch(ctx, request{id: id, pdu: pdu, at: time.Now()})
+			} else {
+				l.s.n.discarded.Add(uint64(len(text)))
+			}
 		}
 	}
 }
@@ -346,7 +448,7 @@ func (l *line) parseTCP(ctx context.Context, chunks <-chan []byte) error {
 // dispatch hands a request to its unit's goroutine, which works on one at a
 // time as a device does.
 func (l *line) dispatch(ctx context.Context, r request) {
-	if r.id == 0 && l.s.opts.Framing == RTU {
+	if r.id == 0 && l.s.opts.Framing != TCP {
 		// A broadcast is done by all and answered by none (MODBUS Serial Line V1.02 §2.1).
 		l.s.n.broadcasts.Add(1)
 		for _, u := range l.s.all() {
@@ -410,14 +512,38 @@ func (l *line) answer(ctx context.Context, r request) error {
 	}
 	head, tail := f.apply(l.s.opts.Framing, r, pdu)
 	l.s.n.answers.Add(1)
-	if err := l.write(head); err != nil || len(tail) == 0 {
+	if f.Hangup && len(tail) == 0 {
+		hangUp(l.rw)
+		return nil
+	}
+	if err := l.write(head); err != nil {
 		return err
+	}
+	if f.Hangup {
+		hangUp(l.rw)
+		return nil
+	}
+	if len(tail) == 0 {
+		return nil
 	}
 	// Meanwhile another unit may speak: half a frame, then a whole one.
 	if !wait(ctx, f.SplitPause) {
 		return nil
 	}
 	return l.write(tail)
+}
+
+// hangUp ends a connection as a device does that restarts: with a reset.
+func hangUp(rw io.ReadWriter) {
+	if t, ok := rw.(interface{ NetConn() net.Conn }); ok { // TLS
+		rw = t.NetConn()
+	}
+	if l, ok := rw.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(0)
+	}
+	if c, ok := rw.(io.Closer); ok {
+		_ = c.Close()
+	}
 }
 
 func (l *line) write(b []byte) error {

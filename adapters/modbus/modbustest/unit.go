@@ -197,7 +197,7 @@ func (u *Unit) nextFault(r Request) (f Fault, faulty bool) {
 func (f *Fault) some() bool {
 	return f.Delay != 0 || f.Silent || f.Exception != 0 || f.CorruptCRC || f.CorruptData || f.WrongUnit != 0 ||
 		f.WrongFunction != 0 || f.WrongTransaction != 0 || f.Cut != 0 || f.Twice || f.Echo ||
-		len(f.NoiseBefore) != 0 || len(f.NoiseAfter) != 0 || f.SplitAfter != 0 || f.Rewrite != nil
+		len(f.NoiseBefore) != 0 || len(f.NoiseAfter) != 0 || f.SplitAfter != 0 || f.Hangup || f.Rewrite != nil
 }
 
 // serve carries out one request and returns the answer's PDU.

@@ -20,15 +20,72 @@ const (
 	AdapterSerial = "serial"
 )
 
-// Port is one serial port: shared by the Modbus devices that name it, or owned
-// by the one serial device that does.
+// Port is one serial port, or a peer on the network that speaks Modbus: shared by
+// the Modbus devices that name it, or owned by the one serial device that does.
 type Port struct {
+	// Options are those of a serial port.
 	port.Options
 	// Bus are the settings of a Modbus line.
 	Bus modbus.Options `toml:",inline"`
+	// Peer is set instead of Options when the device is tcp://… or the like.
+	Peer *modbus.PeerOptions `toml:"-"`
 }
 
 func (p *Port) setDefaults() { p.Options, p.Bus = port.DefaultOptions(), modbus.DefaultOptions() }
+
+// decodeNode reads the keys that fit what the device is.
+func (p *Port) decodeNode(d *decoder, key string, n *node) {
+	table, ok := n.value.(map[string]*node)
+	if !ok {
+		d.problem(n.at, key, "expected a table, found %s", describe(n))
+		return
+	}
+	fields := fieldsOf(reflect.ValueOf(p).Elem())
+	maps.Copy(fields, fieldsOf(reflect.ValueOf(&p.Bus).Elem()))
+	if dev := table["device"]; dev != nil {
+		d.decode(join(key, "device"), dev, fields["device"])
+	}
+	kind := modbus.PeerKind(p.Device)
+	if kind == "" {
+		peer := fieldsOf(reflect.ValueOf(new(modbus.PeerOptions)).Elem())
+		d.decodeKnown(key, table, fields, peer, "a serial port")
+		return
+	}
+	p.Peer = new(modbus.DefaultPeerOptions())
+	p.Peer.Device, p.Device = p.Device, ""
+	known := fieldsOf(reflect.ValueOf(p.Peer).Elem())
+	all := maps.Clone(fields)
+	maps.Copy(all, known)
+	own := map[string]reflect.Value{"device": known["device"]}
+	for _, k := range modbus.PeerKeys(kind) {
+		own[k] = all[k]
+	}
+	d.decodeKnown(key, table, own, all, "a "+kind+":// peer")
+}
+
+// decodeKnown reads the keys of fields; of those in others it says that they
+// mean nothing to what.
+func (d *decoder) decodeKnown(key string, table map[string]*node, fields, others map[string]reflect.Value, what string) {
+	rest := maps.Clone(table)
+	for _, k := range sortedKeys(table) {
+		if _, ok := fields[k]; ok {
+			continue
+		}
+		if _, ok := others[k]; ok {
+			d.problem(table[k].at, join(key, k), "means nothing to %s", what)
+			delete(rest, k)
+		}
+	}
+	d.decodeFields(key, rest, fields)
+}
+
+// address is the device as configured.
+func address(p Port) string {
+	if p.Peer != nil {
+		return p.Peer.Device
+	}
+	return p.Device
+}
 
 // Device is one field device: what all adapters share, and the options of the
 // adapter it names; those of the others are nil.
@@ -151,11 +208,15 @@ func (c *Config) Buses() map[string]Bus {
 // prefix.
 func (b Bus) Modbus(prefix string) modbus.Options {
 	opts := b.Port.Bus
-	opts.CharTime = b.Port.CharTime()
+	if b.Port.Peer == nil {
+		opts.CharTime = b.Port.CharTime()
+	} else if modbus.PeerKind(b.Port.Peer.Device) != modbus.PeerRTUTCP {
+		opts.WarmUp = 0 // a connection has lost nothing
+	}
 	opts.Prefix = prefix
 	for _, name := range sortedKeys(b.Devices) {
 		dev := *b.Devices[name].Modbus
-		dev.Name = name
+		dev.Name, dev.Net = name, b.Port.Peer != nil
 		opts.Devices = append(opts.Devices, dev)
 	}
 	return opts
@@ -165,9 +226,14 @@ func (c *Config) validateDevices(add func(error)) {
 	opened := map[string]string{} // device -> the port that named it first
 	for _, name := range sortedKeys(c.Ports) {
 		key := join("port", name)
-		add(rekey(c.Ports[name].Options.Validate(), "", key))
-		add(rekey(c.Ports[name].Bus.Validate(), "", key))
-		device := c.Ports[name].Options.Device
+		p := c.Ports[name]
+		if p.Peer != nil {
+			add(rekey(p.Peer.Validate(), "", key))
+		} else {
+			add(rekey(p.Options.Validate(), "", key))
+		}
+		add(rekey(p.Bus.Validate(), "", key))
+		device := address(p)
 		if first, ok := opened[device]; ok && device != "" {
 			add(fmt.Errorf("%s.device: %q belongs to port %s; a device has one port", key, device, first))
 		} else {
@@ -184,7 +250,7 @@ func (c *Config) validateDevices(add func(error)) {
 		dev := c.Devices[name]
 		switch {
 		case dev.Modbus != nil:
-			dev.Modbus.Name = name
+			dev.Modbus.Name, dev.Modbus.Net = name, c.Ports[dev.Port].Peer != nil
 			add(rekey(dev.Modbus.Validate(), "device."+name, key))
 		case dev.Serial != nil:
 			add(rekey(dev.Serial.Options.Validate(), "device", key))
@@ -199,6 +265,11 @@ func (c *Config) validateDevices(add func(error)) {
 			add(fmt.Errorf("%s.port: there is no [port.%s]%s", key, dev.Port, suggest(dev.Port, sortedKeys(c.Ports))))
 		case shared && (dev.Adapter != AdapterModbus || c.Devices[first].Adapter != AdapterModbus):
 			add(fmt.Errorf("%s.port: port %s belongs to device %s; only Modbus devices share one", key, dev.Port, first))
+		case dev.Serial != nil && c.Ports[dev.Port].Peer != nil:
+			add(fmt.Errorf("%s.port: port %s is a Modbus peer, no serial line", key, dev.Port))
+		case dev.Modbus != nil && c.Ports[dev.Port].Peer == nil && c.Ports[dev.Port].Bus.Framing != modbus.FramingASCII && c.Ports[dev.Port].DataBits != 8:
+			add(fmt.Errorf("%s: Modbus RTU has 8 data bits, not %d; framing = \"ascii\" has 7 or 8",
+				join("port", dev.Port)+".data_bits", c.Ports[dev.Port].DataBits))
 		default:
 			users[dev.Port] = name
 		}
@@ -209,7 +280,11 @@ func (c *Config) validateDevices(add func(error)) {
 func (c *Config) Warnings() []string {
 	out := c.accessWarnings()
 	for _, name := range sortedKeys(c.Ports) {
-		for _, w := range c.Ports[name].Warnings() {
+		warnings := c.Ports[name].Warnings()
+		if peer := c.Ports[name].Peer; peer != nil {
+			warnings = peer.Warnings()
+		}
+		for _, w := range warnings {
 			out = append(out, join("port", name)+"."+w)
 		}
 	}
