@@ -17,9 +17,9 @@ import (
 func serialCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serial",
-		Short: "Find serial ports",
+		Short: "Find serial ports, and listen to them",
 	}
-	c.AddCommand(serialList())
+	c.AddCommand(serialList(), serialMonitor())
 	return c
 }
 
