@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -110,10 +109,6 @@ func handler(src Source) http.Handler {
 	if src.Sessions != nil {
 		sessionAPI{src.Sessions}.register(mux)
 	}
-	// Profiles for `go tool pprof`, for whoever may open the socket anyway:
-	// curl --unix-socket SOCKET http://holdfast/debug/pprof/heap
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	registerProfiles(mux)
 	return mux
 }

@@ -161,3 +161,24 @@ holdfast_refused_total{reason="full"} 3
 		t.Errorf("metrics =\n%s\nwant\n%s", got, want)
 	}
 }
+
+func TestProfiles(t *testing.T) {
+	path := start(t, Source{Status: func() any { return fakeStatus{} }, Healthy: func() error { return nil }})
+	for target, want := range map[string]struct {
+		code  int
+		start string
+	}{
+		"heap":                {http.StatusOK, "\x1f\x8b"},
+		"goroutine?debug=1":   {http.StatusOK, "goroutine profile: "},
+		"profile?seconds=1":   {http.StatusOK, "\x1f\x8b"},
+		"profile?seconds=0":   {http.StatusBadRequest, "seconds is a number from 1 to 300"},
+		"profile?seconds=900": {http.StatusBadRequest, "seconds is a number from 1 to 300"},
+		"profile?seconds=x":   {http.StatusBadRequest, "seconds is a number from 1 to 300"},
+		"weather":             {http.StatusNotFound, "no such profile; "},
+	} {
+		body, code, err := Get(t.Context(), path, "/debug/pprof/"+target)
+		if err != nil || code != want.code || !strings.HasPrefix(string(body), want.start) {
+			t.Errorf("%s: %d %.40q, %v", target, code, body, err)
+		}
+	}
+}
