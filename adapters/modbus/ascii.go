@@ -123,6 +123,8 @@ func answers(pdu []byte, r Request) bool {
 	switch Function(pdu[0]) {
 	case r.Function | exceptionBit:
 		return len(pdu) == 2
+	case ReadDeviceID:
+		return r.Function == ReadDeviceID && deviceIDLen(pdu) == len(pdu)
 	case r.Function:
 		return len(pdu) == r.answerLen() && (!r.Function.reads() || int(pdu[1]) == r.dataLen())
 	default:

@@ -124,3 +124,21 @@ func TestGoldenFrames(t *testing.T) {
 		})
 	}
 }
+
+// Each answer of the golden frames is one in ASCII too, and none of another
+// request.
+func TestGoldenAnswersInASCII(t *testing.T) {
+	all := goldenFrames(t)
+	for name, g := range all {
+		for other, h := range all {
+			r, err := ParseRequest(h.request[0], h.request[1:len(h.request)-2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			same := name == other || g.request[1] == h.request[1] // the exception is to one of the others
+			if got := answers(g.answer[1:len(g.answer)-2], r); name == other && !got || !same && got {
+				t.Errorf("the answer of %s answers %s: %v", name, other, got)
+			}
+		}
+	}
+}
