@@ -1,6 +1,7 @@
 // Package modbus polls field devices by Modbus: the codec of the protocol (RTU
-// frames, functions 1 to 6, 15, 16, 22, 23 and 43/14, exceptions), the decoding of registers
-// into values, and [Bus], which reads everything behind one serial line in its
+// and ASCII frames, those of Modbus/TCP, functions 1 to 6, 15, 16, 22, 23 and
+// 43/14, exceptions), the decoding of registers into values, and [Bus], which
+// reads everything behind one serial line or one [Peer] on the network in its
 // rhythm and hands over readings.
 //
 // What it holds to (each from FIELD.md, each with a test):
@@ -15,7 +16,11 @@
 //     request is out; bytes hurt so that the CRC fits, 1 in 65536 of those
 //     garbled; and noise in place of a late answer that has its three first
 //     bytes and its length, 1 in 2^24 bursts of it: it counts as the answer,
-//     garbled, and the request is repeated at once.
+//     garbled, and the request is repeated at once. Over TCP, TLS and UDP
+//     answers carry the id of their request, none of which has two meanings
+//     while an answer may come: nobody is left alone there, and nothing remains
+//     but a peer that gives a wrong id, mixes the bytes of several answers, or
+//     repeats one 65536 requests later.
 //   - A unit that does not answer takes at most a tenth of the bus from the
 //     others, whether it is dead (probed at 1 to 60 s back-off) or answers now
 //     and then.
@@ -34,7 +39,7 @@
 //
 // It writes nothing to devices by itself, opens no port (see adapters/port) and
 // does not know where readings go. [Bus.Run] is one goroutine, which owns the
-// line; it starts no other. [Bus.TakeCommands] has one for each device with points
+// line; a connection to a peer has one more, which reads. [Bus.TakeCommands] has one for each device with points
 // that can be written, until it is stopped. Errors to test for: [*ExceptionError],
 // [ErrNoAnswer], [ErrGarbled], [ErrMismatch], [ErrMalformed].
 package modbus
