@@ -197,7 +197,7 @@ func typeOf(v any) DataType {
 // wireValue is a reading's value as [Metric] carries it.
 func wireValue(v any) any {
 	if n, ok := v.(int64); ok {
-		return uint64(n) //nolint:gosec // two's complement, by specification
+		return uint64(n) // two's complement (§6.4.6)
 	}
 	return v
 }

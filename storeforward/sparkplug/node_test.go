@@ -143,13 +143,13 @@ func (g *gateway) publish(topic, payload string) {
 	if err := g.store.Append(m, []durable.Claim{{Queue: g.node.Queue(), QoS: 1}}, durable.Origin{}, func(error) {}); err != nil {
 		g.t.Fatal(err)
 	}
-	time.Sleep(10 * time.Millisecond) // fake: the next has another time
+	pass(10 * time.Millisecond) // fake: the next has another time
 }
 
 // got returns what the host has had since the last call, one line a message.
 func (g *gateway) got() []string {
 	g.t.Helper()
-	time.Sleep(time.Minute) // fake
+	pass(time.Minute)
 	synctest.Wait()
 	var lines []string
 	for _, p := range g.watcher.Rest() {
@@ -205,6 +205,9 @@ func (g *gateway) line(p *packet.Publish) string {
 	}
 	return line
 }
+
+// pass lets fake time go by.
+func pass(d time.Duration) { <-time.After(d) }
 
 func (g *gateway) expect(want ...string) {
 	g.t.Helper()
@@ -264,7 +267,7 @@ func TestSequenceWrapsAround(t *testing.T) {
 		var want uint64
 		for i := range 300 {
 			g.publish("sensors/meter/power", fmt.Sprint(i))
-			time.Sleep(3 * time.Second)
+			pass(3 * time.Second)
 		}
 		synctest.Wait()
 		n := 0
@@ -417,7 +420,7 @@ func TestCommands(t *testing.T) {
 		g.command("spBv1.0/plant/DCMD/gw/tank", false, Metric{Alias: 1, HasAlias: true, Timestamp: at, Type: Double, Value: 2.0})
 		g.command("spBv1.0/plant/NCMD/gw", false, Metric{Name: "Node Control/Reboot", Timestamp: at, Type: Boolean, Value: true})
 		g.watcher.Publish(0, false, "spBv1.0/plant/NCMD/gw", "\x12")
-		time.Sleep(time.Second)
+		pass(time.Second)
 		synctest.Wait()
 		g.site.mu.Lock()
 		if want := []string{"pump speed=-1", "pump speed=1.5"}; !slices.Equal(g.site.commands, want) {
@@ -438,7 +441,7 @@ func TestCommandsAreOffUnlessAsked(t *testing.T) {
 		g.publish("sensors/pump/speed", "1")
 		g.got()
 		g.command("spBv1.0/plant/DCMD/gw/pump", false, Metric{Name: "speed", Timestamp: time.Now(), Type: Double, Value: 2.0})
-		time.Sleep(time.Second)
+		pass(time.Second)
 		synctest.Wait()
 		if s := g.node.Status(); s.Commands != 0 || s.BadCommand != 1 || len(g.site.commands) != 0 {
 			t.Errorf("%d commands, %d refused: %v", s.Commands, s.BadCommand, g.site.commands)
@@ -453,7 +456,7 @@ func TestRetainedCommandsAreIgnored(t *testing.T) {
 		g := newGateway(t, nil)
 		g.command("spBv1.0/plant/NCMD/gw", true, Metric{Name: "Node Control/Rebirth", Timestamp: time.Now(), Type: Boolean, Value: true})
 		g.run()
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		synctest.Wait()
 		if s := g.node.Status(); s.Rebirths != 0 || s.NodeBirths != 1 || s.BadCommand != 1 {
 			t.Errorf("%d births, %d rebirths, %d refused", s.NodeBirths, s.Rebirths, s.BadCommand)
@@ -523,7 +526,7 @@ func (g *gateway) state(want ...string) {
 
 func (g *gateway) states() []string {
 	g.t.Helper()
-	time.Sleep(2 * time.Minute) // fake
+	pass(2 * time.Minute)
 	synctest.Wait()
 	var lines []string
 	for _, p := range g.watcher.Rest() {

@@ -27,31 +27,34 @@ func (n *Node) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		n.setState(StateConnecting, "")
 		began := time.Now()
-		err := n.connect(ctx)
-		if ctx.Err() != nil {
-			break
+		if err := n.connect(ctx); ctx.Err() == nil {
+			n.turn++
+			// Decorrelated jitter, so that gateways that lost one host do not come
+			// back together.
+			if time.Since(began) > n.opts.ReconnectMax {
+				pause = n.opts.ReconnectMin
+			}
+			pause = min(n.opts.ReconnectMax, n.opts.ReconnectMin+rand.N(3*pause-n.opts.ReconnectMin+1)) //nolint:gosec // no secret
+			n.backOff(ctx, err, pause)
 		}
-		n.turn++
-		// Decorrelated jitter, so that gateways that lost one host do not come
-		// back together.
-		if time.Since(began) > n.opts.ReconnectMax {
-			pause = n.opts.ReconnectMin
-		}
-		pause = min(n.opts.ReconnectMax, n.opts.ReconnectMin+rand.N(3*pause-n.opts.ReconnectMin+1)) //nolint:gosec // no secret
-		n.log.Warn("edge node down", "reason", err, "delay", pause)
-		n.setState(StateBackingOff, err.Error())
-		n.mu.Lock()
-		n.status.NextAttempt = time.Now().Add(pause)
-		n.mu.Unlock()
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		timer.Stop()
 	}
 	n.setState(StateStopped, "")
 	return nil
+}
+
+// backOff waits before the next attempt.
+func (n *Node) backOff(ctx context.Context, reason error, pause time.Duration) {
+	n.log.Warn("edge node down", "reason", reason, "delay", pause)
+	n.setState(StateBackingOff, reason.Error())
+	n.mu.Lock()
+	n.status.NextAttempt = time.Now().Add(pause)
+	n.mu.Unlock()
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // keepTimeout is how long a connection waits for its number to be durable: a
@@ -62,9 +65,9 @@ const keepTimeout = 2 * time.Second
 // restarts, so that a death is known to be that of its own birth (§6.4.25).
 func (n *Node) nextNumber(ctx context.Context) uint64 {
 	key := "sparkplug/" + n.name + "/bdSeq"
-	number := uint64(n.store.Number(key)+1) % 256 //nolint:gosec // 0 to 255
+	number := uint64(n.store.Number(key)+1) % 256
 	kept := make(chan struct{})
-	n.store.KeepNumbers(map[string]int64{key: int64(number)}, func(err error) { //nolint:gosec // 0 to 255
+	n.store.KeepNumbers(map[string]int64{key: int64(number)}, func(err error) {
 		if err != nil {
 			n.log.Warn("number of the birth not kept", "err", err)
 		}
@@ -132,13 +135,13 @@ func (n *Node) serve(ctx context.Context, conn *client.Conn, number uint64) (err
 	n.mu.Unlock()
 	n.setState(StateWaiting, "")
 	var wg sync.WaitGroup
-	defer wg.Wait()
 	// The connection is ended by hand, with what a stop has to say.
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	ended := make(chan error, 1)
 	wg.Go(func() { ended <- conn.Run(reading, s.handle) })
 	defer func() {
+		wg.Wait()
 		n.store.Detach(n.queue, s)
 		n.mu.Lock()
 		n.sess = nil
@@ -163,7 +166,6 @@ func (n *Node) serve(ctx context.Context, conn *client.Conn, number uint64) (err
 		select {
 		case <-ctx.Done():
 			n.leave(s)
-			<-ended
 			return ctx.Err()
 		case err := <-ended:
 			return err
@@ -173,7 +175,6 @@ func (n *Node) serve(ctx context.Context, conn *client.Conn, number uint64) (err
 			n.mu.Unlock()
 			if waiting && elsewhere {
 				n.leave(s) // the host may be at another server (§5.6)
-				<-ended
 				return errHostOffline
 			}
 		case <-n.wake:
@@ -182,7 +183,6 @@ func (n *Node) serve(ctx context.Context, conn *client.Conn, number uint64) (err
 		next, err := s.step(ctx)
 		if err != nil {
 			n.leave(s)
-			<-ended
 			return err
 		}
 		timer.Reset(time.Until(next))
