@@ -160,8 +160,7 @@ func (b *Broker) load(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, w := range wills {
-		// Clients need a moment to come back after a power cut
-		// (PROMISES, Sessions, wills, lifetimes).
+		// Clients need a moment to come back after a power cut.
 		d := max(time.Duration(w.Delay)*time.Second, b.opts.WillGrace)
 		b.delayWillLocked(w.ClientID, &will{
 			m: w.Message, delay: w.Delay, stored: true,

@@ -336,7 +336,8 @@ func (s *session) sendStoredOnceLocked(k *cork, d durable.Delivery) {
 }
 
 // takeExactlyOnceLocked puts a QoS 2 delivery in line, and asks for its packet
-// id to be made durable if it has none (PROMISES: before the first send).
+// id to be made durable if it has none: it is durable before the first
+// send, or a power cut would make another message of it.
 func (s *session) takeExactlyOnceLocked(k *cork, d durable.Delivery, save []durable.Sent) []durable.Sent {
 	id := d.PacketID
 	if id == 0 {

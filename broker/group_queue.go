@@ -13,8 +13,8 @@ import (
 )
 
 // A shared group is one durable recipient as soon as one of its members is
-// persistent (PROMISES, QoS 2 and packet ids): it has a queue of its own in the
-// store for QoS 1, from which it hands to whichever member has room.
+// persistent: it has a queue of its own in the store for QoS 1, from which it
+// hands to whichever member has room.
 //
 //	store                     group                          members
 //	Offer, Read ------------> head, in turn ---------------> PUBLISH

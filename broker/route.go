@@ -67,9 +67,8 @@ func (b *Broker) route(j *job) error {
 	j.matched = len(p.sessions)+len(shared)+len(p.recipients) > 0 || p.inbox
 
 	// A QoS 2 message goes onward once, after its commit: if that fails, the
-	// publisher sends it again (PROMISES, QoS 2 and packet ids). A client's
-	// goes when its turn in the acknowledgement line comes, so that none
-	// overtakes another.
+	// publisher sends it again. A client's goes when its turn in the
+	// acknowledgement line comes, so that none overtakes another.
 	done := j.done
 	durably := !j.ram && (len(claims) > 0 || m.Retain || j.from.PacketID != 0 && j.from.Queue != 0 || j.from.Will != "")
 	deferred := m.QoS == 2 && (durably || j.ack != nil)

@@ -14,8 +14,7 @@ import (
 // That must not be for ever where the client's own acknowledgements are what makes
 // room: two clients that wait for each other's queue would never be read again. So
 // one that has, or may get, something to acknowledge is read on after
-// linePatience, and what it publishes is refused until there is room
-// (PROMISES, Sessions, wills, lifetimes).
+// linePatience, and what it publishes is refused until there is room.
 
 // linePatience is how long the acknowledgement line of such a client may stand
 // still: longer than a slow disk takes for a commit.

@@ -29,7 +29,7 @@ func pointOf(tb testing.TB, p Point) *point {
 
 // Each type in each order, as bytes on the wire. The signed and the unsigned
 // type of a width read the same bytes in the same order: a known product does
-// not (FIELD.md).
+// not.
 func TestDecodeEveryTypeInEveryOrder(t *testing.T) {
 	values := map[string]struct {
 		bytes string // most significant first

@@ -4,7 +4,8 @@
 // reads everything behind one serial line or one [Peer] on the network in its
 // rhythm and hands over readings.
 //
-// What it holds to (each from FIELD.md, each with a test):
+// What it holds to, each with a test, since products and libraries in the field
+// were seen to get it wrong:
 //
 //   - A late answer never becomes another register's value. An answer to a read
 //     does not repeat the address, so after a timeout the unit is left alone for
@@ -39,7 +40,9 @@
 //
 // It writes nothing to devices by itself, opens no port (see adapters/port) and
 // does not know where readings go. [Bus.Run] is one goroutine, which owns the
-// line; a connection to a peer has one more, which reads. [Bus.TakeCommands] has one for each device with points
-// that can be written, until it is stopped. Errors to test for: [*ExceptionError],
-// [ErrNoAnswer], [ErrGarbled], [ErrMismatch], [ErrMalformed].
+// line; a connection to a peer has one more, which reads. [Bus.TakeCommands] has
+// one for each device with points that can be written, until it is stopped. Errors
+// to test for: [*ExceptionError], [ErrNoAnswer], [ErrGarbled], [ErrMismatch],
+// [ErrMalformed], and of requests from outside [ErrBusy], [ErrDown], [ErrNotOpen]
+// and [ErrLost].
 package modbus

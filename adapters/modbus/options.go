@@ -193,7 +193,7 @@ type Point struct {
 
 // Defaults of Device, where nil or 0 stands for them.
 const (
-	DefaultTimeout = time.Second // 500 ms lost 5 answers in 1000 for a user, 600 ms none (FIELD.md)
+	DefaultTimeout = time.Second // 500 ms lost 5 answers in 1000 for a user, 600 ms none
 	DefaultRetries = 2
 	DefaultMaxGap  = 8
 	DefaultQoS     = 1

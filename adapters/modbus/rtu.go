@@ -40,7 +40,7 @@ type scan struct {
 
 // scanAnswer looks for the answer to r, whose frame as sent is adu, in all the
 // bytes received since. It slides over what makes no sense: a noise byte in
-// front must not cost the answer (FIELD.md). final says that the line has been
+// front must not cost the answer. final says that the line has been
 // silent since: then nothing is waited for, and an answer is also found behind
 // something that looked like the start of one.
 //

@@ -49,8 +49,8 @@ const (
 	probeMax = time.Minute
 
 	// share is the part of the bus, one in share, that units which do not
-	// answer may take from those that do. FIELD.md allows a tenth; the rest
-	// of it is for the timeouts a unit costs before it counts as dead.
+	// answer may take from those that do. A tenth is what they may cost in all;
+	// the rest of it is for the timeouts before a unit counts as dead.
 	share = 12
 
 	// quarantine is how many timeouts a unit is left alone after one in which

@@ -13,7 +13,7 @@ import (
 )
 
 // Each value comes a second after the one before. What a known product has the
-// wrong way round (FIELD.md) is the first line: first value yes, unchanged no,
+// wrong way round is the first line: first value yes, unchanged no,
 // changed yes.
 func TestReport(t *testing.T) {
 	bad := func(reason string) reading.Reading { return reading.Reading{Quality: reading.Bad, Reason: reason} }

@@ -94,7 +94,7 @@ func TestLayers(t *testing.T) {
 		name := strings.TrimPrefix(p.ImportPath, "holdfast/")
 		rule, ok := layers[name]
 		if !ok {
-			t.Errorf("%s has no row in the table: choose its layer (ARCHITECTURE.md, Who may import whom)", name)
+			t.Errorf("%s has no row in the table: choose its layer (README, The map)", name)
 			continue
 		}
 		for _, imported := range p.Imports {

@@ -63,7 +63,7 @@ func (c *cloud) scouted(tb testing.TB) time.Time {
 
 // The first address is dead: the second is used at once; when the first has been
 // well for the set time the connection moves back, with a new session at each
-// change (PROMISES: epoch per address).
+// change: each address has an epoch of its own.
 func TestFailsOverAndReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, s := newSkyRig(t, nil)
