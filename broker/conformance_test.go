@@ -97,7 +97,8 @@ func (s *scene) dial() net.Conn {
 }
 
 // settle returns when nothing is left to do. On a loop that is when each client
-// has had an answer and none of them, nor the store, was up to anything else.
+// has had an answer, none of them, nor the store, was up to anything else, and
+// nobody catches up with the store in a goroutine of its own.
 func (s *scene) settle() {
 	s.Helper()
 	if !s.loop {
@@ -110,6 +111,7 @@ func (s *scene) settle() {
 			s.Fatalf("it does not come to rest: %+v", s.b.Status())
 		}
 		s.b.Store.Settle()
+		pumping := s.b.Pumping()
 		open, received := 0, 0
 		for _, c := range s.clients {
 			before := c.Received()
@@ -118,7 +120,7 @@ func (s *scene) settle() {
 			}
 			received += c.Received() - before
 		}
-		if st := s.b.Status(); received == 0 && st.Clients == open && st.Handshakes == 0 {
+		if st := s.b.Status(); received == 0 && !pumping && !s.b.Pumping() && st.Clients == open && st.Handshakes == 0 {
 			quiet++
 		} else {
 			quiet = 0
