@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -73,6 +75,9 @@ The URL is mqtt://, mqtts://, ws:// or wss://; a user name may stand in it.`,
 	return cmd
 }
 
+// maxWatchPause is the longest pause between connections.
+const maxWatchPause = time.Minute
+
 func watch(ctx context.Context, o *watchOptions, out, errs io.Writer) error {
 	password := ""
 	if o.passwordFile != "" {
@@ -87,6 +92,7 @@ func watch(ctx context.Context, o *watchOptions, out, errs io.Writer) error {
 	show := shownAlive(out, o.json)
 	pause := time.Second
 	for first := true; ; first = false {
+		began := time.Now()
 		err := watchOnce(ctx, o, dialer, password, f, func(ls []alive) error {
 			if o.once {
 				return nil
@@ -110,12 +116,15 @@ func watch(ctx context.Context, o *watchOptions, out, errs io.Writer) error {
 		case first || o.once:
 			return err
 		}
+		if time.Since(began) > maxWatchPause {
+			pause = time.Second // it had held
+		}
 		tell(errs, "connection lost: %s; again in %s\n", err, pause)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, time.Minute)
+		pause = min(2*pause, maxWatchPause)
 	}
 	return nil //nolint:nilerr // it was asked to end
 }
@@ -136,9 +145,27 @@ func watchOnce(ctx context.Context, o *watchOptions, dialer *dial.Dialer, passwo
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	settled := make(chan struct{})
+	subscribed := make(chan struct{}, 1) // once is enough
+	var settled atomic.Bool
+	if o.once {
+		wg.Go(func() {
+			select {
+			case <-subscribed:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case <-time.After(o.settle):
+				settled.Store(true)
+				_ = conn.Close(ctx, packet.ReasonSuccess)
+			case <-ctx.Done():
+			}
+		})
+	}
 	subscribe := &packet.Subscribe{PacketID: 1, Filters: []packet.Filter{
 		{Filter: config.GatewayStatusTopic(o.gateway), QoS: 1},
 		{Filter: config.DeviceStatusTopic(o.gateway, "+"), QoS: 1},
@@ -147,29 +174,17 @@ func watchOnce(ctx context.Context, o *watchOptions, dialer *dial.Dialer, passwo
 		return err
 	}
 	conn.Flush()
-	go func() {
-		select {
-		case <-settled:
-			_ = conn.Close(ctx, packet.ReasonSuccess)
-		case <-ctx.Done():
-		}
-	}()
-	var timer *time.Timer
-	defer func() {
-		if timer != nil {
-			timer.Stop()
-		}
-	}()
 	err = conn.Run(ctx, func(p packet.Packet) error {
 		switch p := p.(type) {
 		case *packet.Suback:
-			for i, r := range p.Reasons {
+			for i, r := range p.Reasons[:min(len(p.Reasons), len(subscribe.Filters))] {
 				if r.Failed() {
 					return fmt.Errorf("the broker refuses %s: %v", subscribe.Filters[i].Filter, r)
 				}
 			}
-			if o.once {
-				timer = time.AfterFunc(o.settle, func() { close(settled) })
+			select {
+			case subscribed <- struct{}{}:
+			default:
 			}
 		case *packet.Publish:
 			if err := changed(f.follow(string(p.Topic), p.Payload)); err != nil {
@@ -181,12 +196,10 @@ func watchOnce(ctx context.Context, o *watchOptions, dialer *dial.Dialer, passwo
 		}
 		return nil
 	})
-	select {
-	case <-settled:
+	if settled.Load() {
 		return nil
-	default:
-		return err
 	}
+	return err
 }
 
 // shownAlive returns what prints lines.

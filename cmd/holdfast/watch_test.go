@@ -2,9 +2,15 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"holdfast/broker/packet"
+	"holdfast/storeforward/uplink/dial"
 )
 
 // The rule: gateway online and device online and one session.
@@ -48,5 +54,51 @@ func TestWhoIsAlive(t *testing.T) {
 	}
 	if got := fmt.Sprint(len(f.all())); got != "2" {
 		t.Errorf("%s lines in the end, want pump of gw and x of other: %v", got, f.all())
+	}
+}
+
+// A broker that answers a SUBSCRIBE twice, and with more reason codes than it had
+// filters, is no reason to fall over.
+func TestWatchBearsOddAnswers(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() {
+		served <- func() error {
+			c, err := l.Accept()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			r := packet.NewReader(c, 0)
+			odd := &packet.Suback{PacketID: 1, Reasons: []packet.ReasonCode{0, 0, packet.ReasonNotAuthorized}}
+			for _, answers := range [][]packet.Packet{{&packet.Connack{}}, {odd, odd}} {
+				if _, err := r.Next(); err != nil {
+					return err
+				}
+				var b []byte
+				for _, p := range answers {
+					if b, err = p.AppendTo(b, packet.V5); err != nil {
+						return err
+					}
+				}
+				if _, err := c.Write(b); err != nil {
+					return err
+				}
+			}
+			_, err = io.Copy(io.Discard, c)
+			return err
+		}()
+	}()
+	o := &watchOptions{Options: dial.DefaultOptions(), gateway: "+", once: true, settle: 50 * time.Millisecond}
+	o.URL = "mqtt://" + l.Addr().String()
+	if err := watch(t.Context(), o, io.Discard, io.Discard); err != nil {
+		t.Errorf("watch: %v", err)
+	}
+	l.Close()
+	if err := <-served; err != nil {
+		t.Errorf("the broker: %v", err)
 	}
 }
