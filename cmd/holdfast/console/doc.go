@@ -1,8 +1,8 @@
 // Package console answers questions about the running gateway over HTTP on a
 // Unix socket that only the gateway's user and group may open: the status that
-// `holdfast status` prints, the metrics, and whether it is healthy. It changes
-// nothing in the gateway but the queues, when `holdfast queue` asks for that
-// with POST.
+// `holdfast status` prints, the metrics, whether it is healthy, and profiles of
+// the process. It changes nothing in the gateway but queues and sessions, when
+// `holdfast queue` and `holdfast session` ask for that with POST.
 //
 // It owns the goroutines of one http.Server; Serve returns when they have ended.
 package console
