@@ -66,7 +66,8 @@ type Gateway struct {
 	DeviceStatusTopic func(device string) string
 }
 
-// online are the states in which a device's values are its values.
+// deviceTemplate makes the availability of a device's state: degraded is one in
+// which it still answers.
 const deviceTemplate = "{{ 'online' if value_json.state in ['online', 'degraded'] else 'offline' }}"
 
 // Topic is that of a device's discovery message; "+" for the device makes it the
@@ -106,9 +107,6 @@ type payload struct {
 type device struct {
 	Identifiers []string `json:"identifiers"`
 	Name        string   `json:"name"`
-	Model       string   `json:"model,omitempty"`
-	Maker       string   `json:"manufacturer,omitempty"`
-	Serial      string   `json:"serial_number,omitempty"`
 }
 
 type origin struct {
