@@ -117,12 +117,12 @@ func NewReceiver(put func(device string, m *message.Message), log *slog.Logger) 
 type Order struct {
 	Command
 
-	r   *Receiver
-	id  string
-	dev string
-	pt  string
-	key commandKey
-	has bool // it can be known again
+	r      *Receiver
+	id     string
+	device string
+	point  string
+	key    commandKey
+	keyed  bool // it can be known again, by its key
 }
 
 // Take begins with a command for a device and point. Id is what the command calls
@@ -130,7 +130,7 @@ type Order struct {
 // either, each delivery is a command of its own. Nil means that it is over: it
 // was stale, or has been here before.
 func (r *Receiver) Take(c Command, device, point, id string, maxAge time.Duration) *Order {
-	o := &Order{Command: c, r: r, id: id, dev: device, pt: point}
+	o := &Order{Command: c, r: r, id: id, device: device, point: point}
 	now := time.Now()
 	r.mu.Lock()
 	r.n.Received++
@@ -158,7 +158,7 @@ func (r *Receiver) Take(c Command, device, point, id string, maxAge time.Duratio
 		return o
 	}
 	// The parts have no NUL in them, but for the last.
-	o.key, o.has = sha256.Sum256([]byte(c.From+"\x00"+c.Topic+"\x00"+mark)), true
+	o.key, o.keyed = sha256.Sum256([]byte(c.From+"\x00"+c.Topic+"\x00"+mark)), true
 	r.forgetLocked(now)
 	payload := sha256.Sum256(c.Payload)
 	old := r.known[o.key]
@@ -169,7 +169,7 @@ func (r *Receiver) Take(c Command, device, point, id string, maxAge time.Duratio
 		return o
 	}
 	if old.payload != payload {
-		o.has = false
+		o.keyed = false
 		r.mu.Unlock()
 		o.Refuse("the id was that of another command")
 		return nil
@@ -201,7 +201,7 @@ func (o *Order) Refuse(reason string) { o.Finish(Result{Outcome: OutcomeRefused,
 // Finish ends the command, once: its result is counted, logged and published.
 // Device, point, id and time are filled in.
 func (o *Order) Finish(res Result) {
-	res.Device, res.Point, res.ID, res.Time = o.dev, o.pt, o.id, time.Now().UTC()
+	res.Device, res.Point, res.ID, res.Time = o.device, o.point, o.id, time.Now().UTC()
 	r := o.r
 	r.mu.Lock()
 	switch res.Outcome {
@@ -216,7 +216,7 @@ func (o *Order) Finish(res Result) {
 	case OutcomeMismatch:
 		r.n.Mismatch++
 	}
-	if known := r.known[o.key]; o.has && known != nil {
+	if known := r.known[o.key]; o.keyed && known != nil {
 		known.result = &res
 	}
 	log, held := r.dueLocked(res.Outcome, res.Time)
@@ -226,7 +226,7 @@ func (o *Order) Finish(res Result) {
 		if res.Outcome != OutcomeOK {
 			level = slog.LevelWarn
 		}
-		r.log.Log(context.Background(), level, "command ended", "device", o.dev, "point", o.pt, "result", string(res.Outcome),
+		r.log.Log(context.Background(), level, "command ended", "device", o.device, "point", o.point, "result", string(res.Outcome),
 			"client_id", o.From, "user", o.User, "reason", res.Reason, "not_logged_before", held)
 	}
 	o.answer(&res)
@@ -249,7 +249,7 @@ func (o *Order) answer(res *Result) {
 		res.Value, res.Read = nil, nil
 		payload, _ = json.Marshal(res)
 	}
-	o.r.put(o.dev, o.Answer(payload))
+	o.r.put(o.device, o.Answer(payload))
 }
 
 // Status returns a snapshot.
