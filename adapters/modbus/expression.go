@@ -3,18 +3,15 @@ package modbus
 import (
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 )
 
-// An expression computes a value from other points of a device. Its grammar is
-// that of Go, parsed by the standard library: casbin/govaluate and expr-lang/expr
-// would do as well, but call methods by name through reflection, so that the
-// linker keeps every method of the program: two megabytes more, and three.
+// An expression computes a value from other points of a device. casbin/govaluate and
+// expr-lang/expr would do as well, but call methods by name through reflection, so
+// that the linker keeps every method of the program: two megabytes more, and three.
 //
 //	voltage * current / 1000
 //	choose(mode == "heating" && flow > 0.5, power, 0)
@@ -51,7 +48,7 @@ func parseExpression(s string, kindOf func(name string) (kind, bool)) (*expressi
 	if len(s) > maxExpression {
 		return nil, fmt.Errorf("%d characters, at most %d are allowed", len(s), maxExpression)
 	}
-	tree, err := parser.ParseExpr(s)
+	tree, err := parseTree(s)
 	if err != nil {
 		return nil, fmt.Errorf("%q: %w", s, err)
 	}
@@ -101,26 +98,24 @@ type exprCompiler struct {
 	inputs []string
 }
 
-func (c *exprCompiler) compile(n ast.Expr) (term, error) {
-	switch n := n.(type) {
-	case *ast.ParenExpr:
-		return c.compile(n.X)
-	case *ast.Ident:
-		switch n.Name {
+func (c *exprCompiler) compile(n *node) (term, error) {
+	switch n.kind {
+	case nodeName:
+		switch n.text {
 		case "true", "false":
-			return constant(aBool, n.Name == "true"), nil
+			return constant(aBool, n.text == "true"), nil
 		}
-		return c.point(n.Name)
-	case *ast.BasicLit:
+		return c.point(n.text)
+	case nodeNumber, nodeText, nodeOther:
 		return literal(n)
-	case *ast.UnaryExpr:
+	case nodeUnary:
 		return c.unary(n)
-	case *ast.BinaryExpr:
+	case nodeBinary:
 		return c.binary(n)
-	case *ast.CallExpr:
+	case nodeCall:
 		return c.call(n)
 	default:
-		return term{}, errors.New("only points, numbers, texts, operators and functions can be used")
+		return term{}, errForeign
 	}
 }
 
@@ -128,25 +123,27 @@ func constant(k kind, v any) term {
 	return term{kind: k, eval: func([]any) (any, error) { return v, nil }}
 }
 
-func literal(n *ast.BasicLit) (term, error) {
-	switch n.Kind {
-	case token.INT, token.FLOAT:
-		if i, err := strconv.ParseInt(n.Value, 0, 64); err == nil {
+func literal(n *node) (term, error) {
+	switch n.kind {
+	case nodeNumber:
+		i, err := strconv.ParseInt(n.text, 0, 64)
+		if err == nil {
 			return constant(aNumber, float64(i)), nil
 		}
-		f, err := strconv.ParseFloat(n.Value, 64)
-		if err != nil {
-			return term{}, fmt.Errorf("%s is not a number", n.Value)
+		f, err := strconv.ParseFloat(n.text, 64)
+		// 010 is eight, so 08 is nothing.
+		if err != nil || n.text[0] == '0' && !strings.ContainsAny(n.text, ".eEpP") && !errors.Is(err, strconv.ErrRange) {
+			return term{}, fmt.Errorf("%s is not a number", n.text)
 		}
 		return constant(aNumber, f), nil
-	case token.STRING:
-		s, err := strconv.Unquote(n.Value)
+	case nodeText:
+		s, err := strconv.Unquote(n.text)
 		if err != nil {
-			return term{}, fmt.Errorf("%s is not a text", n.Value)
+			return term{}, fmt.Errorf("%s is not a text", n.text)
 		}
 		return constant(aText, s), nil
 	default:
-		return term{}, fmt.Errorf("%s is neither a number nor a text", n.Value)
+		return term{}, fmt.Errorf("%s is neither a number nor a text", n.text)
 	}
 }
 
@@ -163,38 +160,38 @@ func (c *exprCompiler) point(name string) (term, error) {
 	return term{kind: k, eval: func(env []any) (any, error) { return env[i], nil }}, nil
 }
 
-func (c *exprCompiler) unary(n *ast.UnaryExpr) (term, error) {
-	x, err := c.compile(n.X)
+func (c *exprCompiler) unary(n *node) (term, error) {
+	x, err := c.compile(n.args[0])
 	if err != nil {
 		return term{}, err
 	}
 	switch {
-	case n.Op == token.SUB && x.kind == aNumber:
+	case n.text == "-" && x.kind == aNumber:
 		return numbers([]term{x}, func(v []float64) (float64, error) { return -v[0], nil }), nil
-	case n.Op == token.ADD && x.kind == aNumber:
+	case n.text == "+" && x.kind == aNumber:
 		return x, nil
-	case n.Op == token.NOT && x.kind == aBool:
+	case n.text == "!" && x.kind == aBool:
 		return term{aBool, func(env []any) (any, error) {
 			v, err := x.eval(env)
 			return v != true, err
 		}}, nil
 	default:
-		return term{}, fmt.Errorf("%v has no meaning for a %s", n.Op, x.kind)
+		return term{}, fmt.Errorf("%s has no meaning for a %s", n.text, x.kind)
 	}
 }
 
 // arithmetic are the operators of two numbers that make one.
-var arithmetic = map[token.Token]func(v []float64) (float64, error){
-	token.ADD: func(v []float64) (float64, error) { return v[0] + v[1], nil },
-	token.SUB: func(v []float64) (float64, error) { return v[0] - v[1], nil },
-	token.MUL: func(v []float64) (float64, error) { return v[0] * v[1], nil },
-	token.QUO: func(v []float64) (float64, error) {
+var arithmetic = map[string]func(v []float64) (float64, error){
+	"+": func(v []float64) (float64, error) { return v[0] + v[1], nil },
+	"-": func(v []float64) (float64, error) { return v[0] - v[1], nil },
+	"*": func(v []float64) (float64, error) { return v[0] * v[1], nil },
+	"/": func(v []float64) (float64, error) {
 		if v[1] == 0 {
 			return 0, errDivision
 		}
 		return v[0] / v[1], nil
 	},
-	token.REM: func(v []float64) (float64, error) {
+	"%": func(v []float64) (float64, error) {
 		if v[1] == 0 {
 			return 0, errDivision
 		}
@@ -203,44 +200,44 @@ var arithmetic = map[token.Token]func(v []float64) (float64, error){
 }
 
 // comparison are those that make a bool.
-var comparison = map[token.Token]func(a, b float64) bool{
-	token.LSS: func(a, b float64) bool { return a < b },
-	token.LEQ: func(a, b float64) bool { return a <= b },
-	token.GTR: func(a, b float64) bool { return a > b },
-	token.GEQ: func(a, b float64) bool { return a >= b },
+var comparison = map[string]func(a, b float64) bool{
+	"<":  func(a, b float64) bool { return a < b },
+	"<=": func(a, b float64) bool { return a <= b },
+	">":  func(a, b float64) bool { return a > b },
+	">=": func(a, b float64) bool { return a >= b },
 }
 
-func (c *exprCompiler) binary(n *ast.BinaryExpr) (term, error) {
-	x, err := c.compile(n.X)
+func (c *exprCompiler) binary(n *node) (term, error) {
+	x, err := c.compile(n.args[0])
 	if err != nil {
 		return term{}, err
 	}
-	y, err := c.compile(n.Y)
+	y, err := c.compile(n.args[1])
 	if err != nil {
 		return term{}, err
 	}
 	both := func(of kind) bool { return x.kind == of && y.kind == of }
-	if fn, ok := arithmetic[n.Op]; ok && both(aNumber) {
+	if fn, ok := arithmetic[n.text]; ok && both(aNumber) {
 		return numbers([]term{x, y}, fn), nil
 	}
 	var fn func(a, b any) bool
-	switch compare, ok := comparison[n.Op]; {
+	switch compare, ok := comparison[n.text]; {
 	case ok && both(aNumber):
 		fn = func(a, b any) bool {
 			fa, _ := a.(float64)
 			fb, _ := b.(float64)
 			return compare(fa, fb)
 		}
-	case n.Op == token.EQL && x.kind == y.kind:
+	case n.text == "==" && x.kind == y.kind:
 		fn = func(a, b any) bool { return a == b }
-	case n.Op == token.NEQ && x.kind == y.kind:
+	case n.text == "!=" && x.kind == y.kind:
 		fn = func(a, b any) bool { return a != b }
-	case n.Op == token.LAND && both(aBool):
+	case n.text == "&&" && both(aBool):
 		fn = func(a, b any) bool { return a == true && b == true }
-	case n.Op == token.LOR && both(aBool):
+	case n.text == "||" && both(aBool):
 		fn = func(a, b any) bool { return a == true || b == true }
 	default:
-		return term{}, fmt.Errorf("%v has no meaning between a %s and a %s", n.Op, x.kind, y.kind)
+		return term{}, fmt.Errorf("%s has no meaning between a %s and a %s", n.text, x.kind, y.kind)
 	}
 	return term{aBool, func(env []any) (any, error) {
 		a, err := x.eval(env)
@@ -292,37 +289,35 @@ var functions = map[string]function{
 	}},
 }
 
-func (c *exprCompiler) call(n *ast.CallExpr) (term, error) {
-	name, ok := n.Fun.(*ast.Ident)
-	if !ok {
+func (c *exprCompiler) call(n *node) (term, error) {
+	if n.args[0].kind != nodeName {
 		return term{}, errors.New("only functions can be called")
 	}
-	if name.Name == "point" {
-		if len(n.Args) == 1 {
-			if lit, ok := n.Args[0].(*ast.BasicLit); ok && lit.Kind == token.STRING {
-				if s, err := strconv.Unquote(lit.Value); err == nil {
-					return c.point(s)
-				}
+	name, given := n.args[0].text, n.args[1:]
+	if name == "point" {
+		if len(given) == 1 && given[0].kind == nodeText {
+			if s, err := strconv.Unquote(given[0].text); err == nil {
+				return c.point(s)
 			}
 		}
 		return term{}, errors.New(`point takes a name in quotes, as in point("phase-1")`)
 	}
-	args := make([]term, len(n.Args))
-	for i, a := range n.Args {
+	args := make([]term, len(given))
+	for i, a := range given {
 		var err error
 		if args[i], err = c.compile(a); err != nil {
 			return term{}, err
 		}
 	}
-	if name.Name == "choose" {
+	if name == "choose" {
 		return choose(args)
 	}
-	f, ok := functions[name.Name]
+	f, ok := functions[name]
 	if !ok {
-		return term{}, fmt.Errorf("there is no function %s", name.Name)
+		return term{}, fmt.Errorf("there is no function %s", name)
 	}
 	if len(args) < f.least || len(args) > f.most || slices.ContainsFunc(args, func(t term) bool { return t.kind != aNumber }) {
-		return term{}, fmt.Errorf("%s takes %d to %d numbers", name.Name, f.least, f.most)
+		return term{}, fmt.Errorf("%s takes %d to %d numbers", name, f.least, f.most)
 	}
 	return numbers(args, f.fn), nil
 }
