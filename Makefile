@@ -174,6 +174,11 @@ bench-store: build ## the store beside bare SQLite and beside mosquitto, where i
 	PATH=$$PATH:/usr/sbin; if command -v mosquitto >/dev/null; then set -- --peer "$$MOSQUITTO_PEER"; fi; \
 	  dist/holdfast-bench store --rounds $(ROUNDS) --peer "$$HOLDFAST_PEER" "$$@" $(BENCHFLAGS)
 
+.PHONY: bench-field
+bench-field: build ## CPU and memory of reading 32 Modbus units x 50 points a second, beside pymodbus where it is installed; FIELDFLAGS='--units 8'
+	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench
+	dist/holdfast-bench field $(FIELDFLAGS)
+
 .PHONY: bench-wear
 bench-wear: build ## bytes written to flash per message, by link, rate and window
 	$(GO) build $(BUILD) -o dist/holdfast-bench ./cmd/holdfast-bench

@@ -3,8 +3,9 @@
 // messages from the process's own accounting, messages per second, latency and
 // resident memory. With a word before the flags it measures something else: store
 // (persistent sessions, beside bare SQLite), uplink (the way to a cloud through a
-// link, beside Mosquitto's bridge), wear (bytes written to flash), or is a peer
-// itself: null (the least that a broker can cost).
+// link, beside Mosquitto's bridge), wear (bytes written to flash), field (Modbus
+// devices, beside pymodbus), or is a peer itself: null (the least that a broker can
+// cost).
 package main
 
 import (
@@ -63,6 +64,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if len(args) > 0 && args[0] == "uplink" {
 		return runUplink(ctx, args[1:], stdout, stderr)
+	}
+	if len(args) > 0 && args[0] == "field" {
+		return runField(ctx, args[1:], stdout, stderr)
 	}
 	fs := flag.NewFlagSet("holdfast-bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)

@@ -69,7 +69,7 @@ var layers = map[string]struct {
 	"cmd/holdfast/demo":      {own: []string{"adapters/...", "broker/...", "cmd/holdfast/config", "cmd/holdfast/console", "storeforward/..."}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 
 	// The load generator knows bytes, no broker.
-	"cmd/holdfast-bench": {own: []string{"broker/packet", "storeforward/uplink/relaytest"}, third: []string{"github.com/mattn/go-sqlite3", "golang.org/x/sys"}},
+	"cmd/holdfast-bench": {own: []string{"adapters/modbus/modbustest", "broker/packet", "storeforward/uplink/relaytest"}, third: []string{"github.com/mattn/go-sqlite3", "golang.org/x/sys"}},
 
 	// A tool of the packagers: what is inside the binary, and its licences.
 	"packaging/modules": {},
