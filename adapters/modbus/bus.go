@@ -376,7 +376,7 @@ func (b *Bus) end(t transport, x *exchange) error {
 		b.n.late += n.late
 		b.n.connects += n.connects
 		b.n.broken += n.broken
-		b.settle(x, t.alone(x, x.unit.timeout), now)
+		b.settle(x, t.alone(x, max(x.timeout, x.unit.timeout)), now)
 	})
 	return x.done(x)
 }
@@ -420,7 +420,7 @@ func (b *Bus) abort(t transport, err error) error {
 			b.count(now)
 			b.flying = b.flying[1:]
 			x.at, x.err = now, err
-			b.settle(x, t.alone(x, x.unit.timeout), now)
+			b.settle(x, t.alone(x, max(x.timeout, x.unit.timeout)), now)
 		})
 		errs = append(errs, x.done(x))
 	}

@@ -466,8 +466,16 @@ func whyNotSent(err error) string {
 
 // send puts the change on the wire.
 func (b *Bus) send(ctx context.Context, t *target, o writeOrder) error {
+	return o.put(ctx, t.unit, b.Do, func() {
+		b.log.Info("unit knows no mask write, its register is read before it is written", "device", t.device, "point", o.p.name, "unit_id", t.unit)
+	})
+}
+
+// put makes the requests that write o, by do; noMask is called when the unit
+// turns out not to know function 22.
+func (o writeOrder) put(ctx context.Context, unit byte, do func(context.Context, Request) ([]byte, error), noMask func()) error {
 	p, w := o.p, o.p.write
-	r := Request{Unit: t.unit, Addr: p.reg.Addr, Count: uint16(p.f.n), Function: w.function, Data: o.c.data}
+	r := Request{Unit: unit, Addr: p.reg.Addr, Count: uint16(p.f.n), Function: w.function, Data: o.c.data}
 	if p.reg.Table == Coils {
 		if r.Function == 0 {
 			r.Function = WriteSingleCoil
@@ -475,25 +483,25 @@ func (b *Bus) send(ctx context.Context, t *target, o writeOrder) error {
 		if r.Function == WriteSingleCoil {
 			r.Data = []byte{0xff * o.c.data[0], 0}
 		}
-		_, err := b.Do(ctx, r)
+		_, err := do(ctx, r)
 		return err
 	}
 	if o.c.mask != nil {
 		if w.function == MaskWriteRegister || w.function == 0 && p.f.n == 1 && !w.noMask {
 			r.Function = MaskWriteRegister
 			r.Data = maskOf(o.c)
-			_, err := b.Do(ctx, r)
+			_, err := do(ctx, r)
 			refusal, refused := errors.AsType[*ExceptionError](err)
 			if w.function != 0 || !refused || refusal.Code != IllegalFunction {
 				return err
 			}
 			w.noMask = true
-			b.log.Info("unit knows no mask write, its register is read before it is written", "device", t.device, "point", p.name, "unit_id", r.Unit)
+			noMask()
 		}
 		// Between the two somebody else may write the register: function 22
 		// is there for that.
 		r.Function, r.Data = ReadHoldingRegisters, nil
-		old, err := b.Do(ctx, r)
+		old, err := do(ctx, r)
 		if err != nil {
 			return fmt.Errorf("%w: %w", errNotWritten, err)
 		}
@@ -509,7 +517,7 @@ func (b *Bus) send(ctx context.Context, t *target, o writeOrder) error {
 			r.Function = WriteSingleRegister
 		}
 	}
-	_, err := b.Do(ctx, r)
+	_, err := do(ctx, r)
 	return err
 }
 
