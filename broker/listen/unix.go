@@ -133,7 +133,11 @@ const overflowUID = 65534
 
 // PeerIdentity is the user who made the connection: "unix:NAME", or "unix:UID"
 // for a user without a name; empty when the kernel does not say.
-func (c *unixConn) PeerIdentity() string {
+func (c *unixConn) PeerIdentity() string { return UserOf(c.UnixConn) }
+
+// UserOf is the user at the other end of a Unix socket, as the identity that
+// access rules know: "unix:NAME", "unix:UID", or empty.
+func UserOf(c *net.UnixConn) string {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return ""

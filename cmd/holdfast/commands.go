@@ -72,7 +72,7 @@ power cuts, and sends them on to a cloud broker in order.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &exitError{exitUsage, fmt.Errorf("%w (see '%s --help')", err, c.CommandPath())}
 	})
-	root.AddCommand(runCommand(), checkCommand(), statusCommand(), watchCommand(), passwdCommand(), queueCommand(), sessionCommand(), backupCommand(), doctorCommand(), serialCommand(), unpackCommand(),
+	root.AddCommand(runCommand(), checkCommand(), statusCommand(), watchCommand(), passwdCommand(), queueCommand(), sessionCommand(), backupCommand(), doctorCommand(), serialCommand(), modbusCommand(), unpackCommand(),
 		importCommand(), profileCommand(), demoCommand(), versionCommand())
 	return root
 }

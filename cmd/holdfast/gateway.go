@@ -193,7 +193,7 @@ func (gw *gateway) serveControl(ctx context.Context, control net.Listener, path 
 			return err
 		}
 	}
-	return console.Serve(ctx, control, console.Source{Status: gw.status, Healthy: gw.healthy, Store: gw.g.store, Sessions: gw.g.broker}, gw.parts)
+	return console.Serve(ctx, control, console.Source{Status: gw.status, Healthy: gw.healthy, Store: gw.g.store, Sessions: gw.g.broker, Buses: gw}, gw.parts)
 }
 
 // stop ends everything in the reverse order of the start. A part that does not

@@ -11,10 +11,12 @@ import (
 	"time"
 
 	"holdfast/adapters"
+	"holdfast/adapters/modbus"
 	"holdfast/adapters/reading"
 	"holdfast/broker"
 	"holdfast/broker/listen"
 	"holdfast/cmd/holdfast/config"
+	"holdfast/cmd/holdfast/console"
 	"holdfast/storeforward/uplink"
 )
 
@@ -35,6 +37,9 @@ type running struct {
 	cleanup func()
 	// devices are those behind a port; nil for other parts.
 	devices func() []adapters.Device
+	// bus is a Modbus bus, device what it is behind; nil for other parts.
+	bus    *modbus.Bus
+	device string
 }
 
 // stop ends the part; why is what it tells others, such as the cloud. It is an
@@ -188,6 +193,30 @@ func (gw *gateway) startListener(ctx context.Context, l config.Listener, endpoin
 	return r
 }
 
+// Buses is part of console.Buses.
+func (gw *gateway) Buses() []console.BusInfo {
+	gw.mu.Lock()
+	defer gw.mu.Unlock()
+	list := []console.BusInfo{}
+	for _, name := range sorted(gw.buses) {
+		if r := gw.buses[name]; r.bus != nil {
+			list = append(list, console.BusInfo{Port: name, Device: r.device})
+		}
+	}
+	return list
+}
+
+// Ask is part of console.Buses.
+func (gw *gateway) Ask(ctx context.Context, port string, r modbus.Request, timeout time.Duration) ([]byte, error) {
+	gw.mu.Lock()
+	part := gw.buses[port]
+	gw.mu.Unlock()
+	if part == nil || part.bus == nil {
+		return nil, console.ErrNoBus
+	}
+	return part.bus.DoWithin(ctx, r, timeout)
+}
+
 func (gw *gateway) startBus(ctx context.Context, name, readings string, bus config.Bus) (*running, error) {
 	adapter, status, err := gw.g.newBus(name, readings, bus, gw.clock, gw.parts)
 	if err != nil {
@@ -215,6 +244,9 @@ func (gw *gateway) startBus(ctx context.Context, name, readings string, bus conf
 	})
 	if l, ok := adapter.(lister); ok {
 		r.devices = l.Devices
+	}
+	if b, ok := adapter.(*modbus.Bus); ok {
+		r.bus, r.device = b, bus.Port.Address()
 	}
 	r.status = func() any { return busStatus{Name: name, Supervisor: s.Status(), Bus: status()} }
 	r.cleanup = forget

@@ -42,6 +42,7 @@ func TestScripts(t *testing.T) {
 			"certs":    certs,
 			"publish":  publish,
 			"session":  session,
+			"slave":    slave,
 		},
 	})
 }

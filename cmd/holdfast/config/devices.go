@@ -79,8 +79,9 @@ func (d *decoder) decodeKnown(key string, table map[string]*node, fields, others
 	d.decodeFields(key, rest, fields)
 }
 
-// address is the device as configured.
-func address(p Port) string {
+// Address is the device as configured: a path, a selector or the address of a
+// peer.
+func (p *Port) Address() string {
 	if p.Peer != nil {
 		return p.Peer.Device
 	}
@@ -233,7 +234,7 @@ func (c *Config) validateDevices(add func(error)) {
 			add(rekey(p.Options.Validate(), "", key))
 		}
 		add(rekey(p.Bus.Validate(), "", key))
-		device := address(p)
+		device := p.Address()
 		if first, ok := opened[device]; ok && device != "" {
 			add(fmt.Errorf("%s.device: %q belongs to port %s; a device has one port", key, device, first))
 		} else {

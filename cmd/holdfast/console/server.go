@@ -28,6 +28,8 @@ type Source struct {
 	Store *storeforward.Store
 	// Sessions are those of the broker's clients; nil for none.
 	Sessions Sessions
+	// Buses are the Modbus buses; nil for none.
+	Buses Buses
 }
 
 // Listen opens the control socket at path, for the owner and the group only.
@@ -57,7 +59,8 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 // Serve answers on l until ctx ends.
 func Serve(ctx context.Context, l net.Listener, src Source, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler:           handler(src),
+		Handler:           handler(src, log),
+		ConnContext:       withAsker,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      2 * time.Minute, // a profile takes its time
@@ -84,7 +87,7 @@ func Serve(ctx context.Context, l net.Listener, src Source, log *slog.Logger) er
 	return fmt.Errorf("console: %w", err)
 }
 
-func handler(src Source) http.Handler {
+func handler(src Source, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -108,6 +111,9 @@ func handler(src Source) http.Handler {
 	}
 	if src.Sessions != nil {
 		sessionAPI{src.Sessions}.register(mux)
+	}
+	if src.Buses != nil {
+		busAPI{src.Buses, log.With("component", "console")}.register(mux)
 	}
 	registerProfiles(mux)
 	return mux
