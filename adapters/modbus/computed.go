@@ -176,7 +176,11 @@ func (d *device) compute(rs []reading.Reading, at time.Time, stamp reading.Stamp
 		env := make([]any, len(p.inputs))
 		for i, in := range p.inputs {
 			p.seen[i] = in.n
-			env[i] = asOperand(in.last.Value)
+			env[i] = in.last.Value
+			switch env[i].(type) {
+			case int64, uint64: // expressions know one kind of number
+				env[i], _ = reading.Number(env[i])
+			}
 			if in.last.Quality > r.Quality {
 				r.Quality, r.Reason = in.last.Quality, in.name+": "+in.last.Reason
 			}
@@ -196,16 +200,4 @@ func (d *device) compute(rs []reading.Reading, at time.Time, stamp reading.Stamp
 		}
 	}
 	return rs
-}
-
-// asOperand is the value as expressions know it.
-func asOperand(v any) any {
-	switch v := v.(type) {
-	case uint64:
-		return float64(v)
-	case int64:
-		return float64(v)
-	default:
-		return v
-	}
 }

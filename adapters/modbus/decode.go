@@ -156,16 +156,9 @@ func (f *format) powered(wire []byte) (value any, reason string) {
 	own := *f
 	own.power, own.n, own.decimals = nil, f.power.n, -1
 	value, reason = own.decode(wire[2*f.power.value : 2*(f.power.value+f.power.n)])
-	var v float64
-	switch raw := value.(type) {
-	default: // nothing, or a name: no number to multiply
-		return raw, reason
-	case uint64:
-		v = float64(raw)
-	case int64:
-		v = float64(raw)
-	case float64:
-		v = raw
+	v, ok := reading.Number(value)
+	if !ok { // nothing there is to multiply
+		return value, reason
 	}
 	ten := format{scale: math.Pow10(exponent), decimals: f.decimals}
 	return ten.scaled(v)
@@ -212,7 +205,7 @@ func (f *format) decode(wire []byte) (value any, reason string) {
 	case "int64":
 		return f.signed(int64(raw))
 	case "float16":
-		return f.float(float16(uint16(raw)))
+		return f.float(reading.Float16(uint16(raw)))
 	case "float32":
 		return f.float(reading.Float32(math.Float32frombits(uint32(raw))))
 	case "float64":
@@ -337,21 +330,3 @@ func bcd(raw uint64) (v uint64, ok bool) {
 	return v, true
 }
 
-// float16 is the half precision of IEEE 754-2008 §3.6.
-func float16(h uint16) float64 {
-	sign := 1.0
-	if h&0x8000 != 0 {
-		sign = -1
-	}
-	exp, frac := int(h>>10&0x1f), float64(h&0x3ff)
-	switch exp {
-	case 0:
-		return sign * math.Ldexp(frac, -24)
-	case 31:
-		if frac != 0 {
-			return math.NaN()
-		}
-		return math.Inf(int(sign))
-	}
-	return sign * math.Ldexp(1024+frac, exp-25)
-}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"holdfast/adapters/reading"
 )
 
 // writable is a point with write = true.
@@ -155,7 +157,7 @@ func TestEncodeIsTheInverseOfDecode(t *testing.T) {
 
 func TestHalfIsTheInverseOfFloat16(t *testing.T) {
 	for h := range 1 << 16 {
-		v := float16(uint16(h))
+		v := reading.Float16(uint16(h))
 		if math.IsNaN(v) || math.IsInf(v, 0) {
 			continue
 		}

@@ -91,23 +91,10 @@ func (r Report) differs(last, v any) bool {
 	if last == v {
 		return false
 	}
-	a, ok := number(last)
-	b, ok2 := number(v)
+	a, ok := Number(last)
+	b, ok2 := Number(v)
 	if !r.banded() || !ok || !ok2 {
 		return true
 	}
 	return math.Abs(b-a) > max(r.Deadband, math.Abs(a)*r.DeadbandPercent/100)
-}
-
-func number(v any) (float64, bool) {
-	switch v := v.(type) {
-	case float64:
-		return v, true
-	case int64:
-		return float64(v), true
-	case uint64:
-		return float64(v), true
-	default:
-		return 0, false
-	}
 }

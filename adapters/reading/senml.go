@@ -3,6 +3,8 @@ package reading
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -409,9 +411,9 @@ func floatSize(f float64) int {
 
 func appendCBORBits(b []byte, f float64) []byte {
 	if float64(float32(f)) == f {
-		return appendBits(append(b, 0xfa), uint64(bits32(f)), 4)
+		return binary.BigEndian.AppendUint32(append(b, 0xfa), math.Float32bits(float32(f)))
 	}
-	return appendBits(append(b, 0xfb), bits64(f), 8)
+	return binary.BigEndian.AppendUint64(append(b, 0xfb), math.Float64bits(f))
 }
 
 // senmlTime is a time of a pack, in milliseconds.

@@ -3,7 +3,6 @@ package reading
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,16 +15,6 @@ import (
 
 // ErrSenML means that bytes are no SenML pack, or not a whole one.
 var ErrSenML = errors.New("not a SenML pack")
-
-func bits32(f float64) uint32 { return math.Float32bits(float32(f)) }
-func bits64(f float64) uint64 { return math.Float64bits(f) }
-
-func appendBits(b []byte, v uint64, size int) []byte {
-	if size == 4 {
-		return binary.BigEndian.AppendUint32(b, uint32(v))
-	}
-	return binary.BigEndian.AppendUint64(b, v)
-}
 
 // Unpacked is one record of a pack as the message that it was.
 type Unpacked struct {
@@ -206,19 +195,10 @@ func (s *senmlState) record(f *senmlFields, fn func(Unpacked) error) error {
 }
 
 func addBase(v any, base float64) any {
-	if base == 0 {
-		return v
+	if f, ok := Number(v); ok && base != 0 {
+		return f + base
 	}
-	switch v := v.(type) {
-	case int64:
-		return float64(v) + base
-	case uint64:
-		return float64(v) + base
-	case float64:
-		return v + base
-	default:
-		return v
-	}
+	return v
 }
 
 // errOdd is what a value of another type than expected makes.
@@ -265,7 +245,7 @@ func cborValue(b []byte) (v any, rest []byte, err error) {
 func simpleValue(n uint64, size int) (any, error) {
 	switch {
 	case size == 2:
-		return half(uint16(n)), nil
+		return Float16(uint16(n)), nil
 	case size == 4:
 		return float64(math.Float32frombits(uint32(n))), nil
 	case size == 8:
@@ -277,27 +257,6 @@ func simpleValue(n uint64, size int) (any, error) {
 	default:
 		return nil, fmt.Errorf("%w: simple value %d", cbor.ErrMalformed, n)
 	}
-}
-
-// half is a 16-bit float (RFC 8949 appendix D).
-func half(h uint16) float64 {
-	exp, mant := int(h>>10&31), float64(h&0x3ff)
-	var f float64
-	switch exp {
-	case 0:
-		f = math.Ldexp(mant, -24)
-	case 31:
-		f = math.Inf(1)
-		if mant != 0 {
-			f = math.NaN()
-		}
-	default:
-		f = math.Ldexp(mant+1024, exp-25)
-	}
-	if h>>15 != 0 {
-		return -f
-	}
-	return f
 }
 
 func decimalFraction(b []byte) (any, []byte, error) {
@@ -367,7 +326,7 @@ func (f *senmlFields) set(key, v any) error {
 		}
 	}
 	text, isText := v.(string)
-	number, isNumber := asFloat(v)
+	number, isNumber := Number(v)
 	whole, isWhole := v.(int64)
 	flag, isBool := v.(bool)
 	ok := true
@@ -420,17 +379,4 @@ func (f *senmlFields) set(key, v any) error {
 		return fmt.Errorf("%w: %s", errOdd, name)
 	}
 	return nil
-}
-
-func asFloat(v any) (float64, bool) {
-	switch v := v.(type) {
-	case int64:
-		return float64(v), true
-	case uint64:
-		return float64(v), true
-	case float64:
-		return v, true
-	default:
-		return 0, false
-	}
 }

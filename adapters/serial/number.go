@@ -82,15 +82,7 @@ func (p *point) number(s string, style numberStyle) (v any, invalid bool, err er
 
 // scaled is number for what is one already: a float64, int64 or uint64.
 func (p *point) scaled(v any) (any, bool) {
-	var f float64
-	switch v := v.(type) {
-	case float64:
-		f = v
-	case int64:
-		f = float64(v)
-	case uint64:
-		f = float64(v)
-	}
+	f, _ := reading.Number(v)
 	if math.IsNaN(f) || math.IsInf(f, 0) || slices.Contains(p.invalidNumbers, f) {
 		return nil, true
 	}

@@ -393,22 +393,16 @@ func smlCode(name any) string {
 // smlScaled is a value times ten to the scaler.
 func smlScaled(v, scaler any) any {
 	exp, _ := scaler.(int64)
-	switch x := v.(type) {
-	case []byte:
-		for _, c := range x {
+	if text, ok := v.([]byte); ok {
+		for _, c := range text {
 			if c < ' ' || c > '~' {
-				return hex.EncodeToString(x)
+				return hex.EncodeToString(text)
 			}
 		}
-		return string(x)
-	case int64:
-		if exp != 0 {
-			return reading.Scale(float64(x), math.Pow10(int(exp)), 0)
-		}
-	case uint64:
-		if exp != 0 {
-			return reading.Scale(float64(x), math.Pow10(int(exp)), 0)
-		}
+		return string(text)
+	}
+	if f, ok := reading.Number(v); ok && exp != 0 {
+		return reading.Scale(f, math.Pow10(int(exp)), 0)
 	}
 	return v
 }

@@ -47,7 +47,7 @@ var layers = map[string]struct {
 	"adapters/port":              {third: []string{"go.bug.st/serial", "github.com/tarm/goserial", "golang.org/x/sys"}},
 	"adapters/serial":            {own: []string{"adapters", "adapters/health", "adapters/port", "adapters/reading", "broker/message"}},
 	"adapters/modbus":            {own: []string{"adapters", "adapters/health", "adapters/port", "adapters/reading", "broker/message"}},
-	"adapters/modbus/profile":    {own: []string{"adapters", "adapters/modbus"}},
+	"adapters/modbus/profile":    {own: []string{"adapters", "adapters/modbus", "adapters/reading"}},
 	"adapters/modbus/survey":     {own: []string{"adapters/modbus", "adapters/modbus/profile"}},
 	"adapters/modbus/modbustest": {own: []string{"adapters/modbus", "adapters/port"}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"holdfast/adapters/modbus"
+	"holdfast/adapters/reading"
 )
 
 // Sign is something by which a device is recognised: a register with a certain
@@ -115,23 +116,14 @@ func (s *Sign) fits(order string, id Identification) bool {
 	if err != nil {
 		return false
 	}
-	var n float64
-	switch v := value.(type) {
-	case string:
-		return anyMatch(s.Text, v)
-	case int64:
-		n = float64(v)
-	case uint64:
-		n = float64(v)
-	case float64:
-		n = v
-	default:
-		return false
+	if text, ok := value.(string); ok {
+		return anyMatch(s.Text, text)
 	}
+	n, ok := reading.Number(value)
 	if s.Min != nil {
-		return n >= *s.Min && n <= *s.Max
+		return ok && n >= *s.Min && n <= *s.Max
 	}
-	return slices.ContainsFunc(s.Values, func(v int64) bool { return float64(v) == n })
+	return ok && slices.ContainsFunc(s.Values, func(v int64) bool { return float64(v) == n })
 }
 
 func anyMatch(patterns []string, text string) bool {
