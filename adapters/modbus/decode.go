@@ -4,8 +4,6 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
-	"unicode/utf8"
 
 	"holdfast/adapters/reading"
 )
@@ -292,8 +290,7 @@ func round(v float64, n int) float64 {
 	return r
 }
 
-// decodeString takes two characters per register, cut at the first NUL, without
-// the blanks that fill it up. What is not UTF-8 is read as Latin-1.
+// decodeString takes two characters per register.
 func (f *format) decodeString(wire []byte) (any, string) {
 	b := make([]byte, len(wire))
 	f.order.arrange(b, wire)
@@ -304,18 +301,7 @@ func (f *format) decodeString(wire []byte) (any, string) {
 	if blank {
 		return nil, reasonInvalid
 	}
-	s := string(b)
-	if end := strings.IndexByte(s, 0); end >= 0 {
-		s = s[:end]
-	}
-	if !utf8.ValidString(s) {
-		r := make([]rune, len(s))
-		for i := range len(s) {
-			r[i] = rune(s[i])
-		}
-		s = string(r)
-	}
-	return strings.TrimSpace(s), ""
+	return reading.FixedText(b), ""
 }
 
 // bcd reads four bits per digit.
@@ -329,4 +315,3 @@ func bcd(raw uint64) (v uint64, ok bool) {
 	}
 	return v, true
 }
-

@@ -8,7 +8,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"holdfast/adapters/reading"
 )
@@ -106,7 +105,7 @@ var errNotBCD = errors.New("is not BCD")
 // width: a string, float64, int64 or uint64. It changes b.
 func (p *Point) fromBytes(b []byte) (any, error) {
 	if p.Type == TypeString {
-		return textOf(b), nil
+		return reading.FixedText(b), nil
 	}
 	byteOrders[p.Order].arrange(b)
 	if p.Type == TypeBCD {
@@ -135,22 +134,6 @@ func (p *Point) fromBytes(b []byte) (any, error) {
 		raw = raw >> uint(p.Bit) & (1<<p.Bits - 1)
 	}
 	return raw, nil
-}
-
-// textOf is what a device writes into a field of fixed length: up to the first
-// NUL, without the blanks that fill it up. What is not UTF-8 is Latin-1.
-func textOf(b []byte) string {
-	if end := slices.Index(b, 0); end >= 0 {
-		b = b[:end]
-	}
-	if utf8.Valid(b) {
-		return strings.TrimSpace(string(b))
-	}
-	r := make([]rune, len(b))
-	for i, x := range b {
-		r[i] = rune(x)
-	}
-	return strings.TrimSpace(string(r))
 }
 
 // fromHex makes a value of the digits that stand for its bytes.
