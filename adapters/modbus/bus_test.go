@@ -127,7 +127,8 @@ func (r *rig) Wait(ctx context.Context) error {
 // Put is the sink.
 func (r *rig) Put(prefix string, qos byte, rs ...reading.Reading) {
 	for i := range rs {
-		r.put(rs[i].Message(prefix, qos))
+		topic := prefix + "/" + rs[i].Device + "/" + rs[i].Point
+		r.put(&message.Message{Topic: topic, Payload: rs[i].AppendJSON(nil), QoS: qos})
 	}
 }
 

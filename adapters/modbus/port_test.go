@@ -74,11 +74,10 @@ func (c *collector) PutMessage(_ string, m *message.Message) {
 }
 
 // Put keeps readings as messages.
-func (c *collector) Put(prefix string, qos byte, rs ...reading.Reading) {
+func (c *collector) Put(prefix string, _ byte, rs ...reading.Reading) {
 	c.mu.Lock()
 	for i := range rs {
-		m := rs[i].Message(prefix, qos)
-		c.all = append(c.all, m.Topic+" "+string(m.Payload))
+		c.all = append(c.all, prefix+"/"+rs[i].Device+"/"+rs[i].Point+" "+string(rs[i].AppendJSON(nil)))
 	}
 	c.mu.Unlock()
 	select {

@@ -129,31 +129,3 @@ func parseNumber(text string) (any, bool) {
 	f, err := strconv.ParseFloat(text, 64)
 	return f, err == nil
 }
-
-// AppendDevice appends readings of one device as one JSON object, each point with
-// what is its own:
-//
-//	{"time":"...","clock":"synchronised","session":7,"seq":9,"points":{"flow":{"value":1.5,"unit":"m³/h"},
-//	 "level":{"value":null,"quality":"bad","reason":"exception 2"}}}
-//
-// Time, clock, session and number are those of the first; a point measured at
-// another moment has "time" and "clock" of its own. A quality left out is good.
-func AppendDevice(b []byte, rs []Reading) []byte {
-	b = rs[0].appendWhen(append(b, '{'))
-	b = append(b, `,"points":{`...)
-	first, whose := rs[0].Time.Measured()
-	for i := range rs {
-		r := &rs[i]
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(appendString(b, r.Point), ':', '{')
-		b = r.appendWhat(b, false)
-		if t, clock := r.Time.Measured(); !t.Truncate(time.Millisecond).Equal(first.Truncate(time.Millisecond)) || clock != whose {
-			own := Reading{Time: r.Time}
-			b = own.appendWhen(append(b, ','))
-		}
-		b = append(b, '}')
-	}
-	return append(b, '}', '}')
-}

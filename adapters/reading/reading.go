@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"holdfast/broker/message"
 )
 
 // Quality says how far a value can be trusted.
@@ -68,11 +66,40 @@ const timeFormat = "2006-01-02T15:04:05.000Z"
 //	{"value":21.5,"unit":"°C","quality":"good","time":"2026-01-02T15:04:05.123Z","clock":"synchronised","session":7,"seq":345}
 //
 // The keys always come in this order; "unit" and "reason" are left out when
-// empty, "session" and "seq" when nobody has counted. Numbers take the shortest form that reads back as the same number.
+// empty, "session" and "seq" when nobody has counted. Numbers take the shortest
+// form that reads back as the same number.
 func (r *Reading) AppendJSON(b []byte) []byte {
 	b = r.appendWhat(append(b, '{'), true)
 	b = r.appendWhen(append(b, ','))
 	return append(b, '}')
+}
+
+// AppendDevice appends readings of one device as one JSON object, each point with
+// what is its own:
+//
+//	{"time":"...","clock":"synchronised","session":7,"seq":9,"points":{"flow":{"value":1.5,"unit":"m³/h"},
+//	 "level":{"value":null,"quality":"bad","reason":"exception 2"}}}
+//
+// Time, clock, session and number are those of the first; a point measured at
+// another moment has "time" and "clock" of its own. A quality left out is good.
+func AppendDevice(b []byte, rs []Reading) []byte {
+	b = rs[0].appendWhen(append(b, '{'))
+	b = append(b, `,"points":{`...)
+	first, whose := rs[0].Time.Measured()
+	for i := range rs {
+		r := &rs[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendString(b, r.Point), ':', '{')
+		b = r.appendWhat(b, false)
+		if t, clock := r.Time.Measured(); !t.Truncate(time.Millisecond).Equal(first.Truncate(time.Millisecond)) || clock != whose {
+			own := Reading{Time: r.Time}
+			b = own.appendWhen(append(b, ','))
+		}
+		b = append(b, '}')
+	}
+	return append(b, '}', '}')
 }
 
 // told returns quality and reason as they are to be told: what has no place in
@@ -202,21 +229,6 @@ func (r *Reading) MarshalJSON() ([]byte, error) {
 }
 
 var _ json.Marshaler = (*Reading)(nil)
-
-// Message returns the reading as a message for the topic
-// prefix/device/point, ready to be published. It is not retained.
-func (r *Reading) Message(prefix string, qos byte) *message.Message {
-	received := r.Time.Wall
-	if received.IsZero() {
-		received = time.Now()
-	}
-	return &message.Message{
-		Topic:    prefix + "/" + r.Device + "/" + r.Point,
-		Payload:  r.AppendJSON(make([]byte, 0, 160)), // a typical reading has 90 to 150 bytes
-		QoS:      qos,
-		Received: received,
-	}
-}
 
 // maxName keeps topic names and log lines short; nobody has complained.
 const maxName = 128

@@ -67,14 +67,6 @@ func TestAppendJSON(t *testing.T) {
 	}
 }
 
-func TestMessage(t *testing.T) {
-	r := reading.Reading{Device: "boiler", Point: "flow", Value: 1.5, Time: reading.Stamp{Wall: noon}}
-	m := r.Message("sensors", 1)
-	if m.Topic != "sensors/boiler/flow" || m.QoS != 1 || m.Retain || !m.Received.Equal(noon) || string(m.Payload) != string(r.AppendJSON(nil)) {
-		t.Errorf("Message = %+v", m)
-	}
-}
-
 // Whatever the strings and numbers: valid JSON that says the same.
 func TestJSONIsValidAndExact(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

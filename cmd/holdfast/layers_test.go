@@ -41,7 +41,7 @@ var layers = map[string]struct {
 
 	// adapters: the field.
 	"adapters":                   {own: []string{"adapters/health", "adapters/port", "adapters/reading", "broker/message"}},
-	"adapters/reading":           {own: []string{"broker/cbor", "broker/message"}, third: []string{"golang.org/x/sys"}},
+	"adapters/reading":           {own: []string{"broker/cbor"}, third: []string{"golang.org/x/sys"}},
 	"adapters/discovery":         {own: []string{"adapters", "broker/message"}},
 	"adapters/health":            {own: []string{"adapters/reading", "broker/message"}},
 	"adapters/port":              {third: []string{"go.bug.st/serial", "github.com/tarm/goserial", "golang.org/x/sys"}},

@@ -141,20 +141,20 @@ type sink struct {
 // PutMessage is for answers to commands: there are none.
 func (*sink) PutMessage(string, *message.Message) {}
 
-func (s *sink) Put(prefix string, qos byte, rs ...reading.Reading) {
+func (s *sink) Put(prefix string, _ byte, rs ...reading.Reading) {
 	for i := range rs {
-		s.put(rs[i].Message(prefix, qos))
+		s.put(prefix+"/"+rs[i].Device+"/"+rs[i].Point, rs[i].AppendJSON(nil))
 	}
 }
 
-func (s *sink) put(m *message.Message) {
+func (s *sink) put(topic string, payload []byte) {
 	var r struct {
 		Value json.RawMessage
 	}
-	_ = json.Unmarshal(m.Payload, &r)
+	_ = json.Unmarshal(payload, &r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last[m.Topic] = string(r.Value)
+	s.last[topic] = string(r.Value)
 	if len(s.last) == s.want {
 		select {
 		case <-s.done:
