@@ -51,9 +51,6 @@ var errNothing = errors.New("frame holds no measurement")
 
 // formatKind is one value of the key "format".
 type formatKind struct {
-	// preset changes the defaults of other keys, over which the file is read:
-	// a format that comes with a framing of its own sets it here. May be nil.
-	preset func(o *Options)
 	// types are what a point's type can be, the default first.
 	types []string
 	// new checks the options that are the format's own, and those of the

@@ -61,8 +61,8 @@ func lastBytes(re *syntax.Regexp, set *[256]bool) (empty bool) {
 			all()
 			return false
 		}
-		noteRune(re.Rune[len(re.Rune)-1], set)
-		return len(re.Rune) == 0
+		noteRune(re.Rune[len(re.Rune)-1], set) // an empty one is OpEmptyMatch
+		return false
 	case syntax.OpCharClass:
 		for i := 0; i+1 < len(re.Rune); i += 2 {
 			if re.Rune[i+1] >= utf8.RuneSelf {

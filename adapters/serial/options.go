@@ -223,20 +223,6 @@ func DefaultOptions() Options {
 	}
 }
 
-// DefaultsFor returns the defaults of a device with that format: some come
-// with a framing of their own. A format that there is not has those of
-// DefaultOptions.
-func DefaultsFor(format string) Options {
-	o := DefaultOptions()
-	if kind, ok := formats[format]; ok {
-		o.Format = format
-		if kind.preset != nil {
-			kind.preset(&o)
-		}
-	}
-	return o
-}
-
 // Framings lists the values of the key "framing".
 func Framings() []string { return slices.Sorted(maps.Keys(framings)) }
 

@@ -144,11 +144,6 @@ func (dev *Device) decodeNode(d *decoder, key string, n *node) {
 		}
 	case AdapterSerial:
 		dev.Serial = new(DefaultSerial())
-		if f := table["format"]; f != nil {
-			if name, ok := f.value.(string); ok {
-				dev.Serial.Options = serial.DefaultsFor(name)
-			}
-		}
 		own = reflect.ValueOf(dev.Serial).Elem()
 	default:
 		d.problem(adapter.at, join(key, "adapter"), `%q is not one of "modbus", "serial"`, dev.Adapter)
