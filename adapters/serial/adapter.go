@@ -74,11 +74,12 @@ type Adapter struct {
 	// Of Run's goroutine.
 	framer    framer
 	check     *check
-	asked     *exchange // waits for its answer
-	notBefore time.Time // nothing is sent before
-	heard     time.Time // when the last bytes came
-	inARow    int       // commands since the last poll
-	grumble   time.Time // when a bad frame was last logged
+	asked     *exchange     // waits for its answer
+	notBefore time.Time     // nothing is sent before
+	heard     time.Time     // when the last bytes came
+	inARow    int           // commands since the last poll
+	grumble   time.Time     // when a bad frame was last logged
+	quiet     time.Duration // of Replay: silence after heard that means something; 0: none does
 
 	mu     sync.Mutex
 	status Status     // guarded by mu
@@ -168,7 +169,7 @@ func (a *Adapter) listen(p *port.Port) (err error) {
 	defer a.connect(nil)
 	defer a.abandon()
 	// Silence means that the next byte begins a frame.
-	quietAt := a.heard.Add(a.pause(p))
+	quietAt := a.heard.Add(pause(p.Options()))
 	buf := make([]byte, 4096) // what a tty buffers
 	for {
 		now := time.Now()

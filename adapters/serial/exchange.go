@@ -144,7 +144,7 @@ func (a *Adapter) talk(p *port.Port, now time.Time) (again time.Time, err error)
 	}
 	// A device that talks by itself is not interrupted; nor are the last
 	// bytes waited for of a frame that has none.
-	if free := a.heard.Add(a.pause(p)); !a.polled() && a.framer.pending() && now.Before(free) {
+	if free := a.heard.Add(pause(p.Options())); !a.polled() && a.framer.pending() && now.Before(free) {
 		return free, nil
 	}
 	if next == nil || a.inARow < ahead {
@@ -175,8 +175,8 @@ func (a *Adapter) talk(p *port.Port, now time.Time) (again time.Time, err error)
 // pause is a silence after which a device in the middle of a frame has stopped:
 // it would go on within a few characters, and a USB adapter gathers bytes for 16
 // ms.
-func (*Adapter) pause(p *port.Port) time.Duration {
-	return max(50*time.Millisecond, 20*p.Options().CharTime())
+func pause(o port.Options) time.Duration {
+	return max(50*time.Millisecond, 20*o.CharTime())
 }
 
 // nextPoll returns the poll that has been due for longest, nil for none.

@@ -17,9 +17,9 @@ import (
 func serialCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serial",
-		Short: "Find serial ports, and listen to them",
+		Short: "Find serial ports, listen to them, and say again what was heard",
 	}
-	c.AddCommand(serialList(), serialMonitor())
+	c.AddCommand(serialList(), serialMonitor(), serialCapture(), serialReplay())
 	return c
 }
 

@@ -35,7 +35,11 @@ func (p *portFlags) flags(c *cobra.Command) {
 // options are those of the port called name in the configuration, or of the
 // device when it is a path or usb:VID:PID; flags that were given win.
 func (p *portFlags) options(c *cobra.Command, name string) (port.Options, error) {
-	o := port.DefaultOptions()
+	return p.optionsOver(c, name, port.DefaultOptions())
+}
+
+// optionsOver is options with other defaults for a path.
+func (p *portFlags) optionsOver(c *cobra.Command, name string, o port.Options) (port.Options, error) {
 	o.Device = name
 	if !strings.HasPrefix(name, "/") && !strings.HasPrefix(name, "usb:") {
 		cfg, err := config.Load(orDefault(p.file))
@@ -104,12 +108,8 @@ has is said.`,
 			if err != nil {
 				return err
 			}
-			ctx := c.Context()
-			if limit > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, limit)
-				defer cancel()
-			}
+			ctx, cancel := forAWhile(c.Context(), limit)
+			defer cancel()
 			line, err := openPort(ctx, o)
 			if err != nil {
 				return err
@@ -124,22 +124,7 @@ has is said.`,
 
 // monitor shows what p receives until ctx ends.
 func monitor(ctx context.Context, p *port.Port, w io.Writer) error {
-	stop := context.AfterFunc(ctx, func() { _ = p.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	buf := make([]byte, 4096)
-	for {
-		n, err := p.Read(buf)
-		switch {
-		case n > 0:
-			if err := dump(w, time.Now(), buf[:n]); err != nil {
-				return err
-			}
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			return err
-		}
-	}
+	return eachRead(ctx, p, func(b []byte) (bool, error) { return true, dump(w, time.Now(), b) })
 }
 
 // dump writes bytes that came together, sixteen to a line.
