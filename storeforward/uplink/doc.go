@@ -101,7 +101,9 @@
 // more: what waits in the network cannot be overtaken, what waits here can. It is
 // counted from PUBLISH to acknowledgement, within Receive Maximum and the keys
 // window and window_bytes; a link with little to carry keeps the window it had.
-// What has just been published may wait for it in memory, up to 64 KiB.
+// What has just been published may wait for it in memory, up to 64 KiB. A packet's
+// worth of a higher lane does not wait for room in it: it waits behind what is in the
+// network and nothing else.
 //
 // # Batches
 //

@@ -24,7 +24,7 @@ func (l *link) pickLocked(now time.Time) (f *flight, idle bool) {
 		ln := l.lanes[i]
 		qos, fresh := ln.headLocked()
 		if fresh == nil {
-			if !l.window.fits(ln.ready[qos][0].size) {
+			if !l.window.lets(ln.ready[qos][0].size, l.overtakesLocked(ln)) {
 				return nil, false
 			}
 			return ln.nextLocked(qos), false
@@ -59,6 +59,11 @@ func (ln *lane) nextLocked(qos byte) *flight {
 	ln.ready[qos] = ln.ready[qos][1:]
 	ln.turn = qos ^ 3
 	return f
+}
+
+// overtakesLocked says that a lower lane has something to send.
+func (l *link) overtakesLocked(ln *lane) bool {
+	return slices.ContainsFunc(l.lanes[ln.index+1:], func(o *lane) bool { return o.busyLocked() || o.unreadLocked() })
 }
 
 // placedLocked takes a message that has its place in the window, nil for none.

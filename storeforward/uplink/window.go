@@ -6,9 +6,10 @@ const (
 	// leastWindow is what may always be on its way, in bytes: a second of the
 	// slowest links there are, and enough for a message of every kind.
 	leastWindow = 4 << 10
-	// firstWindow is what goes out before anything is known of the link; TCP
-	// begins with as much (RFC 6928).
-	firstWindow = 14 << 10
+	// firstWindow is what goes out before anything is known of the link: what is
+	// urgent waits behind it on a slow one, and a fast one has it doubled with
+	// every round trip. TCP began with hardly less (RFC 3390).
+	firstWindow = 5 << 10
 	// rateRounds is how many round trips the best rate seen counts.
 	rateRounds = 10
 	// tripAge is how long the shortest round trip counts before a shorter
@@ -22,6 +23,9 @@ const (
 	// way: it shows when the link has come to carry more, and is all that a
 	// new message waits for in the network. One and a quarter, as in BBR.
 	spare = 1.25
+	// overtaking is what may go out of higher lanes while the window is full, in
+	// bytes: one packet of TCP.
+	overtaking = 1400
 )
 
 // window finds how much may be on its way so that the link is never idle and
@@ -34,6 +38,7 @@ type window struct {
 	bytes int // may be on their way now
 
 	moving      int       // bytes sent and not acknowledged
+	overtook    int       // of these, beyond the window since it last had room
 	delivered   uint64    // bytes acknowledged
 	deliveredAt time.Time // when the last of them was
 	firstSentAt time.Time // when the first was sent of those a sample is made of
@@ -151,7 +156,11 @@ func (w *window) measureTrip(trip time.Duration, now time.Time, idle bool) {
 	if w.probeEnd != 0 {
 		w.probeTrip = min(w.probeTrip, trip)
 		if w.round >= w.probeEnd {
+			shorter := w.probeTrip < w.trip-w.trip/8
 			w.trip, w.tripAt, w.probeEnd = w.probeTrip, now, 0
+			if shorter { // a queue it was, and some of it may be left
+				w.probeEnd, w.probeTrip = w.round+3, trip
+			}
 		}
 	}
 }
@@ -190,7 +199,7 @@ func (w *window) adapt(size int, ended, busy, idle bool, trip time.Duration) {
 				w.flat++
 			}
 		}
-		if late := trip > 2*w.trip+10*time.Millisecond; w.flat >= 3 || late && w.rate() > 0 {
+		if late := trip > w.trip+w.trip/4+10*time.Millisecond; w.flat >= 3 || late && w.rate() > 0 {
 			w.startup = false
 		}
 	}
@@ -213,6 +222,20 @@ func (w *window) adapt(size int, ended, busy, idle bool, trip time.Duration) {
 
 // fits says whether so much more may go out now; something always may.
 func (w *window) fits(size int) bool { return w.moving == 0 || w.moving+size <= w.limit() }
+
+// lets is fits for what is urgent: a little of that need not wait for room, since
+// a window that was too large is one until all of it is acknowledged.
+func (w *window) lets(size int, urgent bool) bool {
+	if w.fits(size) {
+		w.overtook = 0
+		return true
+	}
+	if !urgent || w.overtook+size > overtaking {
+		return false
+	}
+	w.overtook += size
+	return true
+}
 
 // limit is what may be on its way now.
 func (w *window) limit() int {

@@ -16,9 +16,10 @@ type path struct {
 }
 
 // drain sends through the path for so long, in messages of so many bytes, and
-// returns the share of the link that was used in the second half, and the longest
-// time a message was on its way then.
-func (p path) drain(most int, d time.Duration, change func(p *path, at time.Duration)) (used float64, worst time.Duration) {
+// returns the share of the link that was used in the second half, the longest
+// time a message was on its way then, and what is urgent took to the cloud at
+// worst, from the first message on.
+func (p path) drain(most int, d time.Duration, change func(p *path, at time.Duration)) (used float64, worst, urgent time.Duration) {
 	const size = 104
 	type flying struct {
 		s        sample
@@ -44,6 +45,7 @@ func (p path) drain(most int, d time.Duration, change func(p *path, at time.Dura
 				free = free.Add(p.trip)
 			}
 			f.at = free.Add(p.trip)
+			urgent = max(urgent, free.Add(p.trip/2).Sub(now))
 			if p.every > 0 {
 				f.at = f.at.Truncate(p.every).Add(p.every)
 			}
@@ -64,7 +66,7 @@ func (p path) drain(most int, d time.Duration, change func(p *path, at time.Dura
 			worst = max(worst, now.Sub(f.sent))
 		}
 	}
-	return answered / could, worst
+	return answered / could, worst, urgent
 }
 
 func TestWindowFollowsTheLink(t *testing.T) {
@@ -85,7 +87,7 @@ func TestWindowFollowsTheLink(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			used, worst := test.path.drain(1<<20, time.Minute, nil)
+			used, worst, _ := test.path.drain(1<<20, time.Minute, nil)
 			t.Logf("%.3f of the link, at most %v", used, worst)
 			if used < test.used {
 				t.Errorf("%.3f of the link was used, want %.2f", used, test.used)
@@ -94,6 +96,58 @@ func TestWindowFollowsTheLink(t *testing.T) {
 				t.Errorf("a message was %v on its way, want at most %v", worst, test.worst)
 			}
 		})
+	}
+}
+
+// What is urgent waits at most two round trips behind a backlog, also behind the
+// first of it, when nothing is known of the link.
+func TestUrgentWaitsTwoRoundTrips(t *testing.T) {
+	for _, p := range []path{
+		{rate: 6250, trip: 600 * time.Millisecond},
+		{rate: 12_500, trip: 400 * time.Millisecond},
+		{rate: 125e3, trip: 300 * time.Millisecond},
+		{rate: 125e3, trip: 300 * time.Millisecond, every: 50 * time.Millisecond},
+	} {
+		used, _, urgent := p.drain(1<<20, time.Minute, nil)
+		t.Logf("%+v: %v, %.3f of the link", p, urgent, used)
+		if urgent > 2*p.trip {
+			t.Errorf("%+v: %v", p, urgent)
+		}
+	}
+}
+
+// A full window lets a packet's worth of what is urgent go, and no more before it
+// has had room again.
+func TestFullWindowLetsUrgentGo(t *testing.T) {
+	const size = 200
+	w, now := newWindow(1<<20, 0), time.Unix(1_000_000, 0)
+	send := func() sample { return w.sent(size, now) }
+	var first sample
+	for i := 0; w.lets(size, false); i++ {
+		if s := send(); i == 0 {
+			first = s
+		}
+	}
+	for round := range 2 {
+		n := 0
+		for ; w.lets(size, true); n++ {
+			send()
+		}
+		if n != overtaking/size {
+			t.Errorf("round %d: %d went, want %d", round, n, overtaking/size)
+		}
+		for w.moving+size > w.limit() {
+			now = now.Add(time.Second)
+			s := sample{size: size}
+			if first.size != 0 {
+				s, first = first, sample{}
+			}
+			w.acked(&s, now.Add(-time.Second), now, 0)
+		}
+		if !w.lets(size, false) {
+			t.Fatal("no room in a window that has some")
+		}
+		send()
 	}
 }
 
@@ -124,7 +178,7 @@ func TestWindowFollowsAChange(t *testing.T) {
 	for name, change := range tests {
 		t.Run(name, func(t *testing.T) {
 			p := path{rate: 125e3, trip: 200 * ms}
-			used, worst := p.drain(1<<20, 80*time.Second, change)
+			used, worst, _ := p.drain(1<<20, 80*time.Second, change)
 			t.Logf("%.3f of the link, at most %v", used, worst)
 			if used < 0.9 {
 				t.Errorf("%.3f of the link was used, want 0.9", used)

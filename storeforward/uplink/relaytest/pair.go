@@ -71,10 +71,10 @@ func (p *pair) carry(d Direction, from, to net.Conn) {
 			<-p.over
 			return
 		}
-		if n > 0 {
-			e := p.r.enter(d, n)
-			q.put(chunk{data: append([]byte(nil), b[:e.n]...), due: e.due, cut: e.cut})
-			if e.cut || !p.until(e.room) || !q.wait(p.over) {
+		for rest := b[:n]; len(rest) > 0; {
+			e := p.r.enter(d, len(rest))
+			q.put(chunk{data: append([]byte(nil), rest[:e.n]...), due: e.due, cut: e.cut})
+			if rest = rest[e.n:]; e.cut || !p.until(e.room) || !q.wait(p.over) {
 				<-p.over
 				return
 			}

@@ -354,11 +354,14 @@ type entry struct {
 	cut  bool      // the connection ends behind them
 }
 
-// enter puts n bytes into the line.
+// enter puts up to n bytes into the line.
 func (r *Relay) enter(d Direction, n int) entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l, now := &r.lines[d], time.Now()
+	if l.path.Rate > 0 {
+		n = min(n, segment) // a line that takes its time hands on what has come
+	}
 	e := entry{n: n}
 	if l.cut >= 0 {
 		if e.n = min(n, l.cut); e.n < n {
