@@ -290,11 +290,16 @@ func (o Options) cost(r Request) time.Duration {
 	if o.CharTime == 0 {
 		return 0
 	}
-	return o.silence() + time.Duration(requestLen+r.answerLen()+3)*o.CharTime + turnaround
+	return o.silence() + o.onWire(r) + turnaround
 }
 
-// requestLen is the length of the RTU frame that asks for registers.
-const requestLen = 8
+// onWire is how long the frames of a request for registers or bits, and of its
+// answer, take by their characters.
+func (o Options) onWire(r Request) time.Duration {
+	const question = 5 // function, address and count
+	chars := framings[o.framing()].chars
+	return time.Duration(chars(question)+chars(r.answerLen())) * o.CharTime
+}
 
 // Warnings says what the bus will not be able to do.
 func (o Options) Warnings() []string {

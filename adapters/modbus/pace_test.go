@@ -414,3 +414,23 @@ func TestProbesAreCheapAndWithinATenth(t *testing.T) {
 		}
 	})
 }
+
+// A forecast counts the characters that the framing of the line needs: ASCII
+// takes about twice as many as RTU.
+func TestForecastKnowsTheFraming(t *testing.T) {
+	r := Request{Unit: 1, Function: ReadHoldingRegisters, Addr: 7, Count: 10}
+	question, err := r.AppendPDU(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 2+2*10) // function, length, registers
+	for framing, frames := range map[string]int{
+		FramingRTU:   len(AppendRTU(nil, 1, question)) + len(AppendRTU(nil, 1, answer)),
+		FramingASCII: len(AppendASCII(nil, 1, question)) + len(AppendASCII(nil, 1, answer)),
+	} {
+		o := Options{Framing: framing, CharTime: time.Millisecond}
+		if got, want := o.cost(r), o.silence()+time.Duration(frames)*time.Millisecond+turnaround; got != want {
+			t.Errorf("%s: a request costs %v, want %v", framing, got, want)
+		}
+	}
+}

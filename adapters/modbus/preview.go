@@ -61,12 +61,11 @@ func Plan(d *Device) ([]Request, error) {
 	return rs, nil
 }
 
-// TimeOnLine is how long the request and its answer take on a serial line, with
-// the silences before them, for a unit that answers at once.
+// TimeOnLine is how long the request and its answer take on a serial line of RTU,
+// with the silences before them, for a unit that answers at once.
 func (r Request) TimeOnLine(char time.Duration) time.Duration {
-	l := newLink(nil, Options{CharTime: char}, time.Time{})
-	const frame = 3 // unit and checksum
-	return 2*l.silence + time.Duration(5+frame+r.answerLen()+frame)*char
+	o := Options{CharTime: char}
+	return 2*o.silence() + o.onWire(r)
 }
 
 // About is what can be said of a point without reading it.
