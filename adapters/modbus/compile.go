@@ -76,22 +76,10 @@ func compile(d *Device) (*compiled, error) {
 		return nil, fmt.Errorf("device: the name %w", err)
 	}
 	c := &compiled{
-		name: d.Name, unit: byte(d.Unit), every: d.Every, timeout: d.Timeout, pause: d.Pause,
+		name: d.Name, unit: byte(d.Unit), every: d.Every, timeout: cmp.Or(d.Timeout, DefaultTimeout), pause: d.Pause,
 		retries: orDefault(d.Retries, DefaultRetries), maxGap: orDefault(d.MaxGap, DefaultMaxGap),
-		maxRegs: d.MaxRegisters, maxBits: d.MaxBits, qos: byte(orDefault(d.QoS, DefaultQoS)),
-		writeMaxAge: d.WriteMaxAge,
-	}
-	if c.timeout == 0 {
-		c.timeout = DefaultTimeout
-	}
-	if c.writeMaxAge == 0 {
-		c.writeMaxAge = DefaultWriteMaxAge
-	}
-	if c.maxRegs == 0 {
-		c.maxRegs = MaxReadRegisters
-	}
-	if c.maxBits == 0 {
-		c.maxBits = MaxReadBits
+		maxRegs: cmp.Or(d.MaxRegisters, MaxReadRegisters), maxBits: cmp.Or(d.MaxBits, MaxReadBits),
+		qos: byte(orDefault(d.QoS, DefaultQoS)), writeMaxAge: cmp.Or(d.WriteMaxAge, DefaultWriteMaxAge),
 	}
 	switch {
 	case d.Net && (d.Unit < 1 || d.Unit > 255):
@@ -172,10 +160,7 @@ func compilePoint(o *Point, common order, c *compiled) (*point, error) {
 	if err := adapters.ValidClasses(o.DeviceClass, o.StateClass); err != nil {
 		return nil, err
 	}
-	p := &point{name: o.Name, unit: o.Unit, device: o.DeviceClass, state: o.StateClass, every: o.Every, reg: reg}
-	if p.every == 0 {
-		p.every = c.every
-	}
+	p := &point{name: o.Name, unit: o.Unit, device: o.DeviceClass, state: o.StateClass, every: cmp.Or(o.Every, c.every), reg: reg}
 	if p.every < minEvery || p.every > maxEvery {
 		return nil, fmt.Errorf("every: %v is outside 10ms..24h", o.Every)
 	}

@@ -1,6 +1,8 @@
 package modbus
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -101,11 +103,8 @@ func newComputed(o *Point, e *expression, c *compiled) (*point, error) {
 	if err := adapters.ValidClasses(o.DeviceClass, o.StateClass); err != nil {
 		return nil, err
 	}
-	p := &point{name: o.Name, unit: o.Unit, device: o.DeviceClass, state: o.StateClass, every: o.Every}
+	p := &point{name: o.Name, unit: o.Unit, device: o.DeviceClass, state: o.StateClass, every: cmp.Or(o.Every, c.every)}
 	p.expr = e
-	if p.every == 0 {
-		p.every = c.every
-	}
 	p.f = format{typ: map[kind]string{aNumber: "float64", aBool: "bool", aText: "string"}[e.kind], bit: noBit, decimals: orDefault(o.Decimals, -1)}
 	switch {
 	case len(e.inputs) == 0:
@@ -114,7 +113,7 @@ func newComputed(o *Point, e *expression, c *compiled) (*point, error) {
 		return nil, fmt.Errorf("every: %v is outside 10ms..24h", o.Every)
 	case o.Register != "" || o.Type != "" || o.Length != 0 || o.Order != "" || o.Bits != "" || len(o.Enum) > 0 ||
 		(o.Scale != 0 && o.Scale != 1) || o.Offset != 0 || o.ScaleRegister != "" || len(o.Invalid) > 0 || o.Write:
-		return nil, fmt.Errorf("expression: a point that is computed has no register, and nothing that is of one")
+		return nil, errors.New("expression: a point that is computed has no register, and nothing that is of one")
 	case o.Decimals != nil && (*o.Decimals < 0 || *o.Decimals > 15 || e.kind != aNumber):
 		return nil, fmt.Errorf("decimals: %d is outside 0..15, or the value is no number", *o.Decimals)
 	}
