@@ -1,6 +1,7 @@
 package reading
 
 import (
+	"bytes"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -27,6 +28,12 @@ type object struct {
 // topic, which ends in /DEVICE/POINT or, when whole says that the message is of
 // a device, in /DEVICE. ok false: it is no reading.
 func Parse(topic string, payload []byte) (rs []Reading, whole, ok bool) {
+	return ParseAt(topic, payload, time.Time{})
+}
+
+// ParseAt is Parse that also takes what says no time: it was measured when it was
+// received, as far as we know.
+func ParseAt(topic string, payload []byte, received time.Time) (rs []Reading, whole, ok bool) {
 	// Most of what is no reading is found out without parsing it.
 	if len(payload) < len(`{"value":0}`) || payload[0] != '{' {
 		return nil, false, false
@@ -36,6 +43,9 @@ func Parse(topic string, payload []byte) (rs []Reading, whole, ok bool) {
 		return nil, false, false
 	}
 	at, ok := stamp(o.Time, o.Clock)
+	if o.Time == "" && !received.IsZero() {
+		at, ok = Stamp{Wall: received}, true
+	}
 	if !ok {
 		return nil, false, false
 	}
@@ -99,6 +109,16 @@ func (o *object) reading(device, point string, at Stamp) (Reading, bool) {
 	var ok bool
 	r.Value, ok = parseValue(o.Value)
 	return r, ok
+}
+
+// ParseValue reads a JSON text that is a scalar: whole numbers as int64, or uint64
+// where they need it, others as float64; nil for null.
+func ParseValue(payload []byte) (v any, ok bool) {
+	payload = bytes.TrimSpace(payload)
+	if !json.Valid(payload) {
+		return nil, false
+	}
+	return parseValue(payload)
 }
 
 // parseValue reads a JSON scalar.

@@ -2,14 +2,18 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"math"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/adapters/health"
+	"holdfast/adapters/reading"
 	"holdfast/broker"
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
@@ -25,51 +29,57 @@ type edgeSite struct {
 	name string
 }
 
-// Reading takes readings as the adapters publish them, and also the bare numbers,
-// texts and truth values of clients that know no better.
-func (s edgeSite) Reading(m *message.Message) (r sparkplug.Reading, ok bool) {
+// Readings takes readings as the adapters publish them, one or all of a device, and
+// also the bare numbers, texts and truth values of clients that know no better.
+func (s edgeSite) Readings(m *message.Message) []sparkplug.Reading {
 	name, ok := strings.CutPrefix(m.Topic, s.prefix)
-	if !ok {
-		return r, false
+	if !ok || len(m.Payload) == 0 {
+		return nil
 	}
-	device, metric, ok := strings.Cut(name, "/")
-	if !ok || strings.Contains(metric, "/") {
-		return r, false
-	}
-	r = sparkplug.Reading{Device: device, Metric: metric, Time: m.Received}
-	if len(m.Payload) == 0 {
-		return r, false
+	device, metric, ofPoint := strings.Cut(name, "/")
+	if strings.Contains(metric, "/") || device == "" || ofPoint && metric == "" {
+		return nil
 	}
 	if m.Payload[0] != '{' {
-		if err := json.Unmarshal(m.Payload, &r.Value); err != nil {
-			return r, false
+		v, ok := reading.ParseValue(m.Payload)
+		if !ok || !ofPoint {
+			return nil
 		}
-		r.Good = r.Value != nil
-		return r, scalar(r.Value)
+		return []sparkplug.Reading{{Device: device, Metric: metric, Value: v, Good: v != nil, Time: m.Received}}
 	}
-	var p struct {
-		Value   any       `json:"value"`
-		Unit    string    `json:"unit"`
-		Quality string    `json:"quality"`
-		Time    time.Time `json:"time"`
+	rs, whole, ok := reading.ParseAt(m.Topic, m.Payload, m.Received)
+	if !ok || whole == ofPoint {
+		return nil
 	}
-	if err := json.Unmarshal(m.Payload, &p); err != nil || !scalar(p.Value) {
-		return r, false
+	out := make([]sparkplug.Reading, len(rs))
+	for i := range rs {
+		r := &rs[i]
+		at, _ := r.Time.Measured()
+		out[i] = sparkplug.Reading{
+			Device: device, Metric: r.Point, Value: r.Value, Unit: r.Unit,
+			Good: r.Value != nil && r.Quality == reading.Good, Time: at,
+		}
 	}
-	r.Value, r.Unit, r.Good = p.Value, p.Unit, p.Value != nil && (p.Quality == "good" || p.Quality == "")
-	if !p.Time.IsZero() {
-		r.Time = p.Time
-	}
-	return r, true
+	return out
 }
 
-func scalar(v any) bool {
-	switch v.(type) {
-	case nil, float64, string, bool:
-		return true
-	default:
-		return false
+// About names what runs here; the names are those of the examples in Sparkplug 3.0.
+func (s edgeSite) About() []sparkplug.Metric {
+	ms := []sparkplug.Metric{{Name: "Properties/Software", Type: sparkplug.String, Value: "Holdfast " + version}}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		ms = append(ms,
+			sparkplug.Metric{Name: "Properties/OS", Type: sparkplug.String, Value: unix.ByteSliceToString(u.Sysname[:])},
+			sparkplug.Metric{Name: "Properties/OS Version", Type: sparkplug.String, Value: unix.ByteSliceToString(u.Release[:])})
 	}
+	// Boards have a device tree; others leave it out.
+	if model, err := os.ReadFile("/proc/device-tree/model"); err == nil {
+		ms = append(ms, sparkplug.Metric{
+			Name: "Properties/Hardware Model", Type: sparkplug.String,
+			Value: strings.ToValidUTF8(strings.TrimRight(string(model), "\x00\n"), "?"),
+		})
+	}
+	return ms
 }
 
 // Command publishes what the host has written where local clients command the
@@ -78,6 +88,9 @@ func (s edgeSite) Command(device, metric string, value any) error {
 	var payload []byte
 	switch v := value.(type) {
 	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return fmt.Errorf("%v cannot be written", v)
+		}
 		payload = strconv.AppendFloat(nil, v, 'g', -1, 64)
 	case int64:
 		payload = strconv.AppendInt(nil, v, 10)

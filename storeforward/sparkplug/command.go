@@ -43,7 +43,9 @@ func (s *session) handle(p packet.Packet) error {
 		s.n.mu.Unlock()
 		s.n.wakeUp()
 	case *packet.Publish:
-		s.message(string(p.Topic), p.Payload, p.Retain)
+		for _, c := range s.message(string(p.Topic), p.Payload, p.Retain) {
+			s.n.write(c)
+		}
 		if p.QoS == 1 {
 			return s.conn.Queue(&packet.Puback{PacketID: p.PacketID})
 		}
@@ -51,7 +53,14 @@ func (s *session) handle(p packet.Packet) error {
 	return nil
 }
 
-func (s *session) message(topic string, payload []byte, retained bool) {
+// command is a metric that the host writes.
+type command struct {
+	device, metric string
+	value          any
+}
+
+// message takes one, and returns the commands in it.
+func (s *session) message(topic string, payload []byte, retained bool) []command {
 	n := s.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -61,12 +70,13 @@ func (s *session) message(topic string, payload []byte, retained bool) {
 		s.hostLocked(payload)
 	case retained: // a command of who knows when
 		n.status.BadCommand++
-		n.log.Warn("retained command ignored", "topic", topic)
+		n.warnLocked("retained command ignored", "topic", topic)
 	case topic == n.topic("NCMD"):
-		s.commandLocked("", payload)
+		return s.commandLocked("", payload)
 	case isDevice:
-		s.commandLocked(device, payload)
+		return s.commandLocked(device, payload)
 	}
+	return nil
 }
 
 // hostLocked takes a STATE message: JSON in 3.0 (§6.4.26), ONLINE or OFFLINE in 2.2.
@@ -81,7 +91,7 @@ func (s *session) hostLocked(payload []byte) {
 		state.Online, state.Timestamp = &online, s.hostSince
 	default:
 		if err := json.Unmarshal(payload, &state); err != nil || state.Online == nil {
-			s.n.log.Warn("state of the host that is none", "host", s.n.opts.PrimaryHost, "bytes", len(payload))
+			s.n.warnLocked("state of the host that is none", "host", s.n.opts.PrimaryHost, "bytes", len(payload))
 			return
 		}
 	}
@@ -93,13 +103,13 @@ func (s *session) hostLocked(payload []byte) {
 }
 
 // commandLocked takes NCMD, and with the name of a device DCMD.
-func (s *session) commandLocked(device string, payload []byte) {
+func (s *session) commandLocked(device string, payload []byte) (commands []command) {
 	n := s.n
 	p, err := Parse(payload)
 	if err != nil {
 		n.status.BadCommand++
-		n.log.Warn("command that cannot be read", "device", device, "err", err)
-		return
+		n.warnLocked("command that cannot be read", "device", device, "err", err)
+		return nil
 	}
 	for i := range p.Metrics {
 		m := &p.Metrics[i]
@@ -117,24 +127,34 @@ func (s *session) commandLocked(device string, payload []byte) {
 			}
 			continue
 		}
-		if err := n.write(device, name, m); err != nil {
-			n.status.BadCommand++
-			n.log.Warn("command refused", "device", device, "metric", name, "err", err)
-			continue
+		c := command{device, name, commandValue(m)}
+		switch d := n.model.devices[device]; {
+		case !n.opts.Commands:
+			n.refusedLocked(c, errNoCommands)
+		case d == nil || d.metrics[name] == nil:
+			n.refusedLocked(c, errNoMetric)
+		default:
+			commands = append(commands, c)
 		}
-		n.status.Commands++
 	}
+	return commands
 }
 
-// write hands a written metric on.
-func (n *Node) write(device, name string, m *Metric) error {
-	switch d := n.model.devices[device]; {
-	case !n.opts.Commands:
-		return errNoCommands
-	case d == nil || d.metrics[name] == nil:
-		return errNoMetric
+// write hands a written metric on. The broker is called without the lock.
+func (n *Node) write(c command) {
+	err := n.site.Command(c.device, c.metric, c.value)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err != nil {
+		n.refusedLocked(c, err)
+		return
 	}
-	return n.site.Command(device, name, commandValue(m))
+	n.status.Commands++
+}
+
+func (n *Node) refusedLocked(c command, err error) {
+	n.status.BadCommand++
+	n.warnLocked("command refused", "device", c.device, "metric", c.metric, "err", err)
 }
 
 // commandValue is the value of a metric as a reading would have it.

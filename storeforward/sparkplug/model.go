@@ -1,6 +1,8 @@
 package sparkplug
 
 import (
+	"cmp"
+	"math"
 	"slices"
 	"time"
 )
@@ -12,7 +14,8 @@ type model struct {
 	order   []*device
 	byAlias []*metric // alias 1 is at 0
 	metrics int
-	shown   int // times in all metrics' shown
+	bytes   int // of names and texts
+	shown   int // values in all metrics' shown
 }
 
 // device is a Sparkplug device. What belongs to a session is cleared by
@@ -28,6 +31,7 @@ type device struct {
 	born    bool
 	want    time.Time // since when it is to be born, with what has come meanwhile; zero when it is not
 	waiting []value   // that came before the birth they need
+	refused bool      // not even its first metric has room in a packet that the server takes
 }
 
 // dead says that a reading only tells that its device cannot be reached, which the
@@ -48,14 +52,29 @@ type metric struct {
 	at    time.Time
 	// unseen: it came from Observe, and the queue still has it.
 	unseen bool
+	bytes  int // of name, unit and text
 
 	// Of the session.
-	born bool      // the host knows it, with this type
-	told time.Time // of the value that the host holds as current
-	fine bool      // that value's quality
-	// shown are the times of values that the host was shown ahead of the queue,
-	// in milliseconds, ascending.
-	shown []int64
+	born    bool // the host knows it, with this type
+	refused bool // its birth has no room in a packet that the server takes
+	fine    bool // the quality of what was last sent
+	// told and current are the value that the host holds as current.
+	told    time.Time
+	current sample
+	// shown are the values that the host was shown ahead of the queue, ascending.
+	shown []sample
+}
+
+// sample is a value at a time, in milliseconds: what a host can tell from another.
+type sample struct {
+	ms    int64
+	value any
+	good  bool
+}
+
+// tell notes what the host holds as current.
+func (m *metric) tell(at time.Time, v any, good bool) {
+	m.told, m.current = at, sample{at.UnixMilli(), v, good}
 }
 
 // value is one value of a metric on its way to the host.
@@ -65,16 +84,26 @@ type value struct {
 	good       bool
 	at         time.Time
 	historical bool
-	seq        uint64 // of the message in the queue; 0 when it is not from there
+	of         *inHand // the message of the queue; nil when it is not from there
+	// silent: the host has it, or will have it by what is in line before this.
+	silent bool
 }
+
+func (v *value) sample() sample { return sample{v.at.UnixMilli(), v.value, v.good} }
 
 const (
 	// maxMetrics bounds what is learnt: far above any gateway's points, and
 	// the bound on what a client with strange topics can make us keep.
 	maxMetrics = 20_000
-	// maxShown bounds the times remembered in all: a host that is shown a
+	// maxNames bounds the bytes of names, units and texts, and so the sum of all
+	// births: four times of what 20,000 metrics with long names have.
+	maxNames = 8 << 20
+	// maxShown bounds the values remembered in all: a host that is shown a
 	// value twice takes it as a historical one.
-	maxShown = 200_000
+	maxShown = 100_000
+	// ahead is how much a device's clock may be ahead of ours; a value that is
+	// further in the future tells that our clock has gone back.
+	ahead = 2 * time.Second
 )
 
 func newModel() model { return model{devices: make(map[string]*device)} }
@@ -96,11 +125,13 @@ func (x *model) metric(r *Reading) *metric {
 			return m
 		}
 	}
-	if x.metrics >= maxMetrics {
+	size := len(r.Device) + len(r.Metric)
+	if x.metrics >= maxMetrics || x.bytes+size > maxNames {
 		return nil
 	}
+	x.bytes += size
 	d := x.device(r.Device)
-	m := &metric{device: d, name: r.Metric, alias: uint64(len(x.byAlias) + 1), typ: Double}
+	m := &metric{device: d, name: r.Metric, alias: uint64(len(x.byAlias) + 1), typ: Double, bytes: size}
 	d.metrics[r.Metric] = m
 	d.order = append(d.order, m)
 	x.byAlias = append(x.byAlias, m)
@@ -116,19 +147,64 @@ func (x *model) alias(a uint64) *metric {
 	return x.byAlias[a-1]
 }
 
-// note takes the reading as the newest value of its metric if it is.
-func (x *model) note(r Reading) *metric {
-	m := x.metric(&r)
+// note takes the reading as the newest value of its metric if it is, and gives its
+// value the metric's type if that can be; nil when there is no room for it. now is
+// zero for what may have waited. When our clock has gone back, what is measured now
+// is the newest although its time says otherwise.
+func (x *model) note(r *Reading, now time.Time) *metric {
+	m := x.metric(r)
 	if m == nil {
 		return nil
 	}
+	r.Value = m.fit(r.Value)
+	if r.Time.Before(m.at) && (now.IsZero() || !m.at.After(now.Add(ahead))) {
+		return m
+	}
+	size := len(r.Device) + len(r.Metric) + len(r.Unit)
+	if text, ok := r.Value.(string); ok {
+		size += len(text)
+	}
+	if x.bytes+size-m.bytes > maxNames {
+		return nil
+	}
+	x.bytes += size - m.bytes
 	if t := typeOf(r.Value); t != Unknown && t != m.typ {
 		m.typ, m.born = t, false
 	}
-	if !r.Time.Before(m.at) {
-		m.value, m.unit, m.good, m.at, m.unseen = r.Value, r.Unit, r.Good, r.Time, false
-	}
+	m.value, m.unit, m.good, m.at, m.unseen, m.bytes = r.Value, r.Unit, r.Good, r.Time, false, size
 	return m
+}
+
+// maxExact is up to where a float64 holds every whole number.
+const maxExact = 1 << 53
+
+// fit is a reading's value as the metric has it. Numbers are Double, so that a
+// metric does not change its type whenever its value happens to be whole; only
+// numbers that Double cannot hold are integers, and what is whole then fits in.
+func (m *metric) fit(v any) any {
+	f, isFloat := v.(float64)
+	switch n := v.(type) {
+	case int64:
+		if isFloat = -maxExact <= n && n <= maxExact; isFloat {
+			f = float64(n)
+		}
+	case uint64:
+		if isFloat = n <= maxExact; isFloat {
+			f = float64(n)
+		}
+	}
+	switch {
+	case !isFloat:
+		return v
+	case f != math.Trunc(f) || math.Abs(f) > maxExact:
+		return f
+	case m.typ == Int64:
+		return int64(f)
+	case m.typ == UInt64 && f >= 0:
+		return uint64(f)
+	default:
+		return f
+	}
 }
 
 // forget takes a device out of the model. Aliases are not given again.
@@ -136,6 +212,7 @@ func (x *model) forget(d *device) {
 	for _, m := range d.order {
 		x.byAlias[m.alias-1] = nil
 		x.shown -= len(m.shown)
+		x.bytes -= m.bytes
 		x.metrics--
 	}
 	delete(x.devices, d.name)
@@ -145,36 +222,40 @@ func (x *model) forget(d *device) {
 // endSession forgets what a host was told: the next one is told anew.
 func (x *model) endSession() {
 	for _, d := range x.order {
-		d.born, d.want, d.waiting = false, time.Time{}, nil
+		d.born, d.want, d.waiting, d.refused = false, time.Time{}, nil, false
 		for _, m := range d.order {
-			m.born, m.told, m.fine, m.shown = false, time.Time{}, false, nil
+			m.born, m.refused, m.fine, m.shown = false, false, false, nil
+			m.told, m.current = time.Time{}, sample{}
 		}
 	}
 	x.shown = 0
 }
 
 // show remembers that the host was shown a value that the queue still has.
-func (x *model) show(m *metric, at time.Time) {
+func (x *model) show(m *metric, v sample) {
 	if x.shown >= maxShown {
 		return
 	}
-	ms := at.UnixMilli()
-	if i, found := slices.BinarySearch(m.shown, ms); !found {
-		m.shown = slices.Insert(m.shown, i, ms)
-		x.shown++
-	}
+	i, _ := slices.BinarySearchFunc(m.shown, v, byTime)
+	m.shown = slices.Insert(m.shown, i, v)
+	x.shown++
 }
 
-// wasShown says whether the host has had the value of that time, and forgets it:
-// the queue comes to each only once.
-func (x *model) wasShown(m *metric, at time.Time) bool {
-	i, found := slices.BinarySearch(m.shown, at.UnixMilli())
-	if found {
-		m.shown = slices.Delete(m.shown, i, i+1)
-		x.shown--
+// wasShown says whether the host has had the value, and forgets it: the queue comes
+// to each only once.
+func (x *model) wasShown(m *metric, v sample) bool {
+	i, _ := slices.BinarySearchFunc(m.shown, v, byTime)
+	for ; i < len(m.shown) && m.shown[i].ms == v.ms; i++ {
+		if m.shown[i] == v {
+			m.shown = slices.Delete(m.shown, i, i+1)
+			x.shown--
+			return true
+		}
 	}
-	return found
+	return false
 }
+
+func byTime(a, b sample) int { return cmp.Compare(a.ms, b.ms) }
 
 // typeOf is the data type of a reading's value; Unknown for none.
 func typeOf(v any) DataType {
@@ -229,7 +310,8 @@ func (m *metric) birth(aliases bool) Metric {
 	return out
 }
 
-// data is the value as a data message has it.
+// data is the value as a data message has it. One of another type than the birth
+// has told says so itself.
 func (v *value) data(aliases bool) Metric {
 	m := v.metric
 	out := Metric{Timestamp: v.at, Historical: v.historical, Value: wireValue(v.value)}
@@ -237,6 +319,9 @@ func (v *value) data(aliases bool) Metric {
 		out.Alias, out.HasAlias = m.alias, true
 	} else {
 		out.Name, out.Type = m.name, m.typ
+	}
+	if t := typeOf(v.value); t != Unknown && t != m.typ {
+		out.Type = t
 	}
 	if v.good != m.fine || !v.good {
 		out.Properties = &PropertySet{Keys: []string{"Quality"}, Values: []Property{qualityOf(v.good)}}

@@ -30,11 +30,14 @@ type Reading struct {
 // Site is what an edge node needs of the gateway around it. Its methods may be
 // called from any goroutine and must not block.
 type Site interface {
-	// Reading returns the reading that a local message carries; ok is false
-	// when it carries none.
-	Reading(m *message.Message) (r Reading, ok bool)
+	// Readings returns the readings that a local message carries, all of one
+	// device; none when it carries none. It must not call the node or the store.
+	Readings(m *message.Message) []Reading
 	// Command has a metric of a device written.
 	Command(device, metric string, value any) error
+	// About are metrics of the node itself, which its birth tells: software,
+	// hardware.
+	About() []Metric
 }
 
 // State is how an edge node is.
@@ -78,7 +81,8 @@ type Status struct {
 	Historical uint64 `json:"historical_values"`
 	Confirmed  uint64 `json:"confirmed_messages"`
 	Skipped    uint64 `json:"messages_without_reading"`
-	Refused    uint64 `json:"metrics_refused"`
+	Refused    uint64 `json:"values_refused"`
+	Dropped    uint64 `json:"values_dropped"` // of QoS 0, which the link had no room for
 	Commands   uint64 `json:"commands"`
 	BadCommand uint64 `json:"commands_refused"`
 	BytesIn    uint64 `json:"bytes_in"`
@@ -97,11 +101,15 @@ type Node struct {
 	dialer *dial.Dialer
 	wake   chan struct{} // of 1
 	turn   int           // Run's: which way is next
+	number int64         // Run's: bdSeq of the next CONNECT; -1 when it is still to be taken
 
+	// The store and the broker call with locks of their own held, so that neither
+	// is called under this one.
 	mu     sync.Mutex
-	model  model    // guarded by mu
-	sess   *session // guarded by mu; nil while down
-	status Status   // guarded by mu
+	model  model                // guarded by mu
+	sess   *session             // guarded by mu; nil while down
+	status Status               // guarded by mu
+	warned map[string]time.Time // guarded by mu; see warnLocked
 }
 
 // RecipientName is how the broker knows the edge node called name.
@@ -126,7 +134,9 @@ func New(name string, opts Options, store *storeforward.Store, site Site, log *s
 		log:    log.With("component", "sparkplug", "sparkplug", name),
 		dialer: dial.New(opts.Options),
 		wake:   make(chan struct{}, 1),
+		number: -1,
 		model:  newModel(),
+		warned: make(map[string]time.Time),
 	}
 	n.status = Status{Name: name, Group: opts.Group, Node: opts.node(), State: StateIdle, Since: time.Now()}
 	return n, nil
@@ -161,18 +171,34 @@ func (n *Node) Status() Status {
 // Observe shows the host is left out when the queue comes to it. It is also the
 // way of QoS 0 messages, which have no other.
 func (n *Node) Observe(m *message.Message) {
-	r, ok := n.site.Reading(m)
-	if !ok {
+	rs := n.site.Readings(m)
+	if len(rs) == 0 {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.sess != nil && n.sess.born {
-		n.sess.observeLocked(r, m.QoS > 0)
-	} else {
-		n.model.note(r)
+	now := time.Now()
+	for i := range rs {
+		if n.sess != nil && n.sess.born {
+			n.sess.observeLocked(rs[i], m.QoS > 0, now)
+		} else {
+			n.model.note(&rs[i], now)
+		}
 	}
 	n.wakeUp()
+}
+
+// warnEvery is how often a line is logged that others can cause; what it is about
+// is counted.
+const warnEvery = time.Minute
+
+func (n *Node) warnLocked(msg string, args ...any) {
+	now := time.Now()
+	if last, ok := n.warned[msg]; ok && now.Sub(last) < warnEvery {
+		return
+	}
+	n.warned[msg] = now
+	n.log.Warn(msg, args...)
 }
 
 // SetDevice says whether a device can be reached; one that was never told of is

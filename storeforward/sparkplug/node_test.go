@@ -26,12 +26,27 @@ import (
 type site struct {
 	mu       sync.Mutex
 	commands []string
+	about    []Metric
+	write    func() // called by Command
 }
 
-func (*site) Reading(m *message.Message) (Reading, bool) {
+func (s *site) About() []Metric { return s.about }
+
+func (*site) Readings(m *message.Message) []Reading {
 	parts := strings.Split(m.Topic, "/")
+	if len(parts) == 2 && parts[0] == "sensors" { // a whole device: NAME=NUMBER ...
+		var rs []Reading
+		for field := range strings.FieldsSeq(string(m.Payload)) {
+			var f float64
+			name, number, _ := strings.Cut(field, "=")
+			if _, err := fmt.Sscan(number, &f); err == nil {
+				rs = append(rs, Reading{Device: parts[1], Metric: name, Value: f, Good: true, Time: m.Received})
+			}
+		}
+		return rs
+	}
 	if len(parts) != 3 {
-		return Reading{}, false
+		return nil
 	}
 	r := Reading{Device: parts[1], Metric: parts[2], Time: m.Received}
 	var f float64
@@ -39,11 +54,20 @@ func (*site) Reading(m *message.Message) (Reading, bool) {
 		r.Value, r.Good, r.Unit = f, true, "W"
 	} else if strings.HasPrefix(string(m.Payload), `"`) {
 		r.Value, r.Good = string(m.Payload), true
+	} else if at, number, ok := strings.Cut(string(m.Payload), ":"); ok { // MILLISECONDS:NUMBER
+		var ms int64
+		if _, err := fmt.Sscan(at, &ms); err == nil {
+			_, err = fmt.Sscan(number, &f)
+			r.Value, r.Good, r.Time = f, err == nil, time.UnixMilli(ms)
+		}
 	}
-	return r, true
+	return []Reading{r}
 }
 
 func (s *site) Command(device, metric string, value any) error {
+	if s.write != nil {
+		s.write()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.commands = append(s.commands, fmt.Sprintf("%s %s=%v", device, metric, value))
@@ -228,7 +252,7 @@ func TestBirthDataDeath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, nil)
 		g.run()
-		g.expect("NBIRTH seq=0 bdSeq:Int64=1 Node Control/Rebirth:Boolean=false")
+		g.expect("NBIRTH seq=0 bdSeq:Int64=0 Node Control/Rebirth:Boolean=false")
 		g.publish("sensors/meter/power", "1.5")
 		g.publish("sensors/meter/energy", "7")
 		g.expect("DBIRTH meter seq=1 power#1:Double=1.5 energy#2:Double=7")
@@ -252,10 +276,10 @@ func TestBirthDataDeath(t *testing.T) {
 		g.expect("DDEATH meter seq=9")
 		g.emptied()
 		g.close()
-		g.expect("NDEATH bdSeq:Int64=1")
+		g.expect("NDEATH bdSeq:Int64=0")
 		g.open() // a restart
 		g.run()
-		g.expect("NBIRTH seq=0 bdSeq:Int64=2 Node Control/Rebirth:Boolean=false")
+		g.expect("NBIRTH seq=0 bdSeq:Int64=1 Node Control/Rebirth:Boolean=false")
 		g.close()
 	})
 }
@@ -293,9 +317,9 @@ func TestOutageBecomesHistory(t *testing.T) {
 		g := newGateway(t, nil)
 		g.run()
 		g.publish("sensors/meter/power", "0")
-		g.expect("NBIRTH seq=0 bdSeq:Int64=1 Node Control/Rebirth:Boolean=false", "DBIRTH meter seq=1 power#1:Double=0")
+		g.expect("NBIRTH seq=0 bdSeq:Int64=0 Node Control/Rebirth:Boolean=false", "DBIRTH meter seq=1 power#1:Double=0")
 		g.setDown(true)
-		if got := g.got(); !slices.Equal(got, []string{"NDEATH bdSeq:Int64=1"}) {
+		if got := g.got(); !slices.Equal(got, []string{"NDEATH bdSeq:Int64=0"}) {
 			t.Errorf("the will: %v", got)
 		}
 		for i := range 5 {
@@ -393,8 +417,8 @@ func TestRebirthIsDebounced(t *testing.T) {
 			}
 		}
 		want := []string{
-			"NBIRTH seq=0 bdSeq:Int64=1 Node Control/Rebirth:Boolean=false", "DBIRTH meter seq=1 power#1:Double=1",
-			"NBIRTH seq=0 bdSeq:Int64=1 Node Control/Rebirth:Boolean=false", "DBIRTH meter seq=1 power#1:Double=1",
+			"NBIRTH seq=0 bdSeq:Int64=0 Node Control/Rebirth:Boolean=false", "DBIRTH meter seq=1 power#1:Double=1",
+			"NBIRTH seq=0 bdSeq:Int64=0 Node Control/Rebirth:Boolean=false", "DBIRTH meter seq=1 power#1:Double=1",
 		}
 		if !slices.Equal(births, want) && !slices.Equal(births, want[:2]) {
 			t.Errorf("births:\n  %s", strings.Join(births, "\n  "))
@@ -492,7 +516,7 @@ func TestPrimaryHost(t *testing.T) {
 				}
 				born := time.Now()
 				g.watcher.Publish(1, true, form.topic, say(form.online, born))
-				g.state(`NBIRTH seq=0 bdSeq:Int64=1 Node Control/Rebirth:Boolean=false`, `DBIRTH meter seq=1 power#1:Double=1`)
+				g.state(`NBIRTH seq=0 bdSeq:Int64=0 Node Control/Rebirth:Boolean=false`, `DBIRTH meter seq=1 power#1:Double=1`)
 				if form.name == "3.0" { // a death of an earlier life
 					g.watcher.Publish(1, true, form.topic, say(form.offline, born.Add(-time.Second)))
 					g.state()
@@ -500,7 +524,7 @@ func TestPrimaryHost(t *testing.T) {
 				g.watcher.Publish(1, true, form.topic, "nonsense")
 				g.state()
 				g.watcher.Publish(1, true, form.topic, say(form.offline, time.Now()))
-				g.state("NDEATH bdSeq:Int64=1")
+				g.state("NDEATH bdSeq:Int64=0")
 				g.publish("sensors/meter/power", "2")
 				g.publish("sensors/meter/power", "3")
 				g.state()

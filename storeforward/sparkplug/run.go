@@ -61,13 +61,18 @@ func (n *Node) backOff(ctx context.Context, reason error, pause time.Duration) {
 // disk that fails is no reason to be silent.
 const keepTimeout = 2 * time.Second
 
-// nextNumber is the bdSeq of the next connection: one more for each, kept over
-// restarts, so that a death is known to be that of its own birth (§6.4.25).
-func (n *Node) nextNumber(ctx context.Context) uint64 {
-	key := "sparkplug/" + n.name + "/bdSeq"
-	number := uint64(n.store.Number(key)+1) % 256
+// nextNumber is the bdSeq of the next CONNECT: 0 at first, one more for each, kept
+// over restarts, so that a death is known to be that of its own birth (§6.4.25).
+// What is kept is the one after it; an attempt that did not come to a CONNECT
+// leaves its number to the next, and writes no flash.
+func (n *Node) nextNumber(ctx context.Context) {
+	if n.number >= 0 {
+		return
+	}
+	key := "sparkplug/" + n.name + "/next_bdSeq"
+	n.number = n.store.Number(key) % 256
 	kept := make(chan struct{})
-	n.store.KeepNumbers(map[string]int64{key: int64(number)}, func(err error) {
+	n.store.KeepNumbers(map[string]int64{key: (n.number + 1) % 256}, func(err error) {
 		if err != nil {
 			n.log.Warn("number of the birth not kept", "err", err)
 		}
@@ -79,14 +84,14 @@ func (n *Node) nextNumber(ctx context.Context) uint64 {
 	case <-kept:
 	case <-ctx.Done():
 	}
-	return number
 }
 
 // connect is one connection, from dialling to its end.
 func (n *Node) connect(ctx context.Context) error {
 	paths := n.dialer.Paths()
 	path := paths[n.turn%len(paths)]
-	number := n.nextNumber(ctx)
+	n.nextNumber(ctx)
+	number := uint64(n.number)
 	n.mu.Lock()
 	n.status.URL, n.status.BirthNumber = path.Target.String(), number
 	n.mu.Unlock()
@@ -102,6 +107,7 @@ func (n *Node) connect(ctx context.Context) error {
 			if err != nil {
 				return nil, err // not a nil *dial.Conn
 			}
+			n.number = -1 // used from here on
 			return c, nil
 		},
 		Drained: func() {
@@ -203,7 +209,7 @@ func (s *session) step(ctx context.Context) (next time.Time, err error) {
 		confirmed := s.confirmed
 		s.confirmed = nil
 		room := min(maxHeld-s.held, maxHeld/4)
-		read := s.born && !s.live && room > 0 && !s.full && len(s.out) == 0
+		read := s.born && !s.live && room > 0 && s.heldBytes < maxHeldBytes && !s.full && len(s.out) == 0
 		if err == nil && !read {
 			err = s.buryLocked(time.Now())
 		}
@@ -213,8 +219,8 @@ func (s *session) step(ctx context.Context) (next time.Time, err error) {
 			n.log.Info("edge node born", "bd_seq", s.number, "remote", s.conn.RemoteAddr())
 		}
 		s.conn.Flush()
-		for _, seq := range confirmed {
-			n.store.Acked(n.queue, seq)
+		if len(confirmed) > 0 {
+			n.store.AckedAll(n.queue, confirmed)
 		}
 		if err != nil || !read {
 			return next, err
@@ -229,7 +235,7 @@ func (s *session) step(ctx context.Context) (next time.Time, err error) {
 		}
 		n.mu.Lock()
 		for _, d := range ds {
-			s.held++
+			s.holdLocked(d)
 			s.takeLocked(d, true)
 		}
 		if len(ds) > 0 && !live {
@@ -254,7 +260,8 @@ func (n *Node) leave(s *session) {
 		err := s.conn.Queue(&packet.Publish{Topic: []byte(n.topic("NDEATH")), QoS: 1, PacketID: 1, Payload: n.death(s.number)})
 		n.mu.Unlock()
 		if err != nil {
-			n.log.Warn("death not sent", "err", err)
+			s.conn.Abort() // the server sends the will
+			return
 		}
 	}
 	if err := s.conn.Close(ctx, reason); err != nil && !errors.Is(err, client.ErrClosed) {

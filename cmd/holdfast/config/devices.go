@@ -293,8 +293,12 @@ func (c *Config) Warnings() []string {
 			out = append(out, join("port", name)+": no device uses it")
 		}
 	}
-	if plain := c.Readings.Render == reading.FormJSON && c.Readings.Per == adapters.PerPoint; !plain && (c.HomeAssistant.Enabled || len(c.Nodes) > 0) {
-		out = append(out, `readings.render: Home Assistant and Sparkplug need readings as render = "json", per = "point"`)
+	plain := c.Readings.Render == reading.FormJSON
+	if c.HomeAssistant.Enabled && !(plain && c.Readings.Per == adapters.PerPoint) {
+		out = append(out, `readings.render: Home Assistant needs readings as render = "json", per = "point"`)
+	}
+	if len(c.Nodes) > 0 && !plain {
+		out = append(out, `readings.render: Sparkplug needs readings as render = "json"`)
 	}
 	for _, name := range sortedKeys(c.Uplinks) {
 		for i, r := range c.Uplinks[name].Routes {
