@@ -198,7 +198,7 @@ func (n *Node) warnLocked(msg string, args ...any) {
 		return
 	}
 	n.warned[msg] = now
-	n.log.Warn(msg, args...)
+	n.log.Warn(msg, args...) //nolint:sloglint // the callers' are constants
 }
 
 // SetDevice says whether a device can be reached; one that was never told of is

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"holdfast/broker"
 	"holdfast/broker/brokertest"
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
@@ -50,16 +51,16 @@ func (*site) Readings(m *message.Message) []Reading {
 	}
 	r := Reading{Device: parts[1], Metric: parts[2], Time: m.Received}
 	var f float64
-	if _, err := fmt.Sscan(string(m.Payload), &f); err == nil {
-		r.Value, r.Good, r.Unit = f, true, "W"
-	} else if strings.HasPrefix(string(m.Payload), `"`) {
-		r.Value, r.Good = string(m.Payload), true
-	} else if at, number, ok := strings.Cut(string(m.Payload), ":"); ok { // MILLISECONDS:NUMBER
+	if at, number, ok := strings.Cut(string(m.Payload), ":"); ok { // MILLISECONDS:NUMBER
 		var ms int64
 		if _, err := fmt.Sscan(at, &ms); err == nil {
 			_, err = fmt.Sscan(number, &f)
 			r.Value, r.Good, r.Time = f, err == nil, time.UnixMilli(ms)
 		}
+	} else if _, err := fmt.Sscan(string(m.Payload), &f); err == nil {
+		r.Value, r.Good, r.Unit = f, true, "W"
+	} else if strings.HasPrefix(string(m.Payload), `"`) {
+		r.Value, r.Good = string(m.Payload), true
 	}
 	return []Reading{r}
 }
@@ -92,9 +93,9 @@ type gateway struct {
 	last net.Conn
 }
 
-func newGateway(t *testing.T, change func(*Options)) *gateway {
+func newGateway(t *testing.T, change func(*Options), host ...func(*broker.Options)) *gateway {
 	t.Helper()
-	g := &gateway{t: t, dir: t.TempDir(), host: brokertest.New(t, nil), site: new(site)}
+	g := &gateway{t: t, dir: t.TempDir(), host: brokertest.New(t, nil, host...), site: new(site)}
 	g.watcher = brokertest.Connect(t, g.host.Pipe(), brokertest.V5("host"))
 	g.watcher.Subscribe(1, "spBv1.0/+/+/+/#")
 	g.opts = DefaultOptions()
