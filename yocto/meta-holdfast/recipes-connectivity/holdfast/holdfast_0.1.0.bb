@@ -32,7 +32,7 @@ inherit go-mod systemd useradd
 # The tags and SQLite options of the Makefile. SQLite lies in go-sqlite3's
 # module; the system's is not used, so that what is tested is what runs.
 GOBUILDFLAGS:append = " -tags=netgo,osusergo,sqlite_omit_load_extension,nethttpomithttp2"
-CGO_CFLAGS:append = " -fno-asynchronous-unwind-tables -fno-unwind-tables -ffunction-sections -fdata-sections -DSQLITE_DQS=0 -DSQLITE_DEFAULT_MEMSTATUS=0 -DSQLITE_OMIT_DEPRECATED -DSQLITE_OMIT_SHARED_CACHE"
+CGO_CFLAGS:append = " -fno-asynchronous-unwind-tables -fno-unwind-tables -ffunction-sections -fdata-sections -DSQLITE_DQS=0 -DSQLITE_DEFAULT_MEMSTATUS=0 -DSQLITE_OMIT_DEPRECATED -DSQLITE_OMIT_SHARED_CACHE -Wp,-USQLITE_ENABLE_FTS3 -Wp,-USQLITE_ENABLE_FTS3_PARENTHESIS -Wp,-USQLITE_ENABLE_RTREE"
 
 SYSTEMD_SERVICE:${PN} = "holdfast.service"
 
