@@ -24,6 +24,7 @@ const (
 	modsFile      = "yocto/meta-holdfast/recipes-connectivity/holdfast/holdfast-go-mods.inc"
 	licensesFile  = "yocto/meta-holdfast/recipes-connectivity/holdfast/holdfast-licenses.inc"
 	copyrightFile = "packaging/deb/copyright"
+	packagesFile  = "packaging/packages"
 )
 
 // tags are those of every build (Makefile, TAGS): they decide what is linked.
@@ -71,6 +72,10 @@ func generate(ctx context.Context, root string) (_ map[string][]byte, err error)
 	if err != nil {
 		return nil, err
 	}
+	packages, err := goTool.packages(ctx, "./cmd/holdfast")
+	if err != nil {
+		return nil, err
+	}
 	mods, err := fetched(filepath.Join(cache, "cache", "download"))
 	if err != nil {
 		return nil, err
@@ -87,6 +92,7 @@ func generate(ctx context.Context, root string) (_ map[string][]byte, err error)
 		modsFile:      renderMods(mods),
 		licensesFile:  renderLicenses(licenses),
 		copyrightFile: renderCopyright(licenses),
+		packagesFile:  packages,
 	}, nil
 }
 
@@ -163,6 +169,20 @@ func (t tool) modules(ctx context.Context, pattern string) ([]module, error) {
 	}
 	slices.SortFunc(mods, func(a, b module) int { return cmp.Compare(a.Path, b.Path) })
 	return mods, nil
+}
+
+// packages lists what the packages import, itself and through others, one on a line.
+// Internal ones are left out: they come with those that others may import.
+func (t tool) packages(ctx context.Context, pattern string) ([]byte, error) {
+	out, err := t.output(ctx, "list", "-tags", tags, "-deps", pattern)
+	if err != nil {
+		return nil, err
+	}
+	paths := slices.DeleteFunc(strings.Fields(string(out)), func(p string) bool {
+		return strings.HasPrefix(p, "vendor/") || slices.Contains(strings.Split(p, "/"), "internal")
+	})
+	slices.Sort(paths)
+	return []byte(strings.Join(paths, "\n") + "\n"), nil
 }
 
 // download is one file of a module proxy: a module's zip, or its go.mod alone.
