@@ -4,7 +4,8 @@
 //
 // # The format
 //
-// A batch is a list of records in one of three forms, compressed as a whole with
+// A batch is a list of records in one of three forms (or in a foreign one, SenML,
+// which others write: see [NewPackerOf]), compressed as a whole with
 // zstd (RFC 8878), with gzip (RFC 1952), or not. The first bytes tell which; in
 // MQTT 5.0 the content type and the user property "content-encoding" do too, in
 // 3.1.1 the last level of the topic, such as "jsonl.zst".
