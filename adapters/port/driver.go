@@ -21,6 +21,8 @@ type driver interface {
 	read(b []byte) (int, error)
 	// write returns how much there was room for, perhaps 0.
 	write(b []byte) (int, error)
+	// setBaud changes the rate; the other settings stay those of o.
+	setBaud(o Options, baud int) error
 	// fd is the driver's descriptor.
 	fd() int
 	close() error
@@ -40,7 +42,8 @@ type bugstPort struct {
 	high   bool // its Read would panic
 }
 
-func openBugst(path string, o Options) (driver, error) {
+// bugstMode is how the library says what o says.
+func bugstMode(o Options) *bugst.Mode {
 	mode := &bugst.Mode{BaudRate: o.Baud, DataBits: o.DataBits, StopBits: bugst.OneStopBit}
 	if o.StopBits == 2 {
 		mode.StopBits = bugst.TwoStopBits
@@ -57,11 +60,15 @@ func openBugst(path string, o Options) (driver, error) {
 	default:
 		mode.Parity = bugst.NoParity
 	}
+	return mode
+}
+
+func openBugst(path string, o Options) (driver, error) {
 	// The library opens without O_CLOEXEC; the lock keeps a child from being
 	// started before that is put right, as the os package does.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	p, err := bugst.Open(path, mode)
+	p, err := bugst.Open(path, bugstMode(o))
 	if err != nil {
 		return nil, plainBugst(err)
 	}
@@ -144,8 +151,19 @@ func (b *bugstPort) read(p []byte) (int, error) {
 }
 
 func (b *bugstPort) write(p []byte) (int, error) { return plainIO(b.p.Write(p)) }
-func (b *bugstPort) fd() int                     { return b.handle }
-func (b *bugstPort) close() error                { return b.p.Close() }
+func (b *bugstPort) setBaud(o Options, baud int) error {
+	o.Baud = baud
+	if err := b.p.SetMode(bugstMode(o)); err != nil {
+		return plainBugst(err)
+	}
+	return nil
+}
+
+func (b *bugstPort) fd() int      { return b.handle }
+func (b *bugstPort) close() error { return b.p.Close() }
+
+// errNoBaud is of driver tarm; who needs a change asks for another driver.
+var errNoBaud = errors.New(`driver "tarm" cannot change the baud rate of an open port; driver "bugst" can`)
 
 // plainIO makes "not now" a count without an error.
 func plainIO(n int, err error) (int, error) {
@@ -217,6 +235,9 @@ func (t *tarmPort) write(p []byte) (n int, err error) {
 	}
 	return plainIO(n, err)
 }
+
+// setBaud is what goserial cannot do.
+func (*tarmPort) setBaud(Options, int) error { return errNoBaud }
 
 func (t *tarmPort) fd() int      { return t.num }
 func (t *tarmPort) close() error { return t.f.Close() }

@@ -328,6 +328,36 @@ func (p *Port) Drain() error {
 	return nil
 }
 
+// SetBaud changes the rate, as in Options.Baud, until the port is closed. What has
+// been written and not been sent yet would go at the new one: see [Port.Drain]. An
+// error leaves the port open as it was, unless the device is gone.
+func (p *Port) SetBaud(baud int) error {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	o := p.line.opts
+	o.Baud = baud
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	err := p.setBaud(baud)
+	if errors.Is(err, ErrUnplugged) {
+		return p.end(err)
+	}
+	return err
+}
+
+func (p *Port) setBaud(baud int) error {
+	p.use.RLock()
+	defer p.use.RUnlock()
+	if p.drv == nil {
+		return p.Err()
+	}
+	if err := p.drv.setBaud(p.line.opts, baud); err != nil {
+		return p.lost(err)
+	}
+	return nil
+}
+
 // Discard throws away what has been received and not read, and returns how
 // many bytes that was.
 func (p *Port) Discard() (int, error) {

@@ -75,6 +75,8 @@ type Adapter struct {
 	framer    framer
 	check     *check
 	asked     *exchange     // waits for its answer
+	offer     *offer        // of a meter that has said who it is; nil for none
+	changed   bool          // the port has not the rate of its options
 	notBefore time.Time     // nothing is sent before
 	heard     time.Time     // when the last bytes came
 	inARow    int           // commands since the last poll
@@ -162,6 +164,7 @@ func (a *Adapter) listen(p *port.Port) (err error) {
 	}
 	a.framer.lost()
 	a.heard, a.notBefore, a.asked = time.Now(), time.Time{}, nil
+	a.offer, a.changed = nil, false
 	for _, q := range a.conv.polls {
 		q.due = a.heard
 	}
@@ -202,6 +205,10 @@ func (a *Adapter) listen(p *port.Port) (err error) {
 		default:
 			a.heard = at.Wall
 			a.framer.push(buf[:n], take)
+			a.goOn(at.Wall)
+			if err := a.signOn(p); err != nil {
+				return err
+			}
 		}
 		a.copyCounts()
 		quietAt = time.Time{}
@@ -249,6 +256,7 @@ func (a *Adapter) take(f frame, at reading.Stamp) bool {
 		return false
 	}
 	switch {
+	case a.identified(body):
 	case a.answered(body, at):
 	case a.polled():
 		a.count(func(s *Status) { s.Late++ })

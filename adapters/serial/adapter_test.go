@@ -50,13 +50,18 @@ type rig struct {
 
 func start(t *testing.T, driver string, o serial.Options) *rig {
 	t.Helper()
+	return startAt(t, driver, port.DefaultOptions().Baud, o)
+}
+
+func startAt(t *testing.T, driver string, baud int, o serial.Options) *rig {
+	t.Helper()
 	r := &rig{
 		t: t, link: filepath.Join(t.TempDir(), "scale"),
 		out: make(publisher, 1000), changes: make(chan health.Change, 1000),
 	}
 	log := slog.New(slog.DiscardHandler)
 	po := port.DefaultOptions()
-	po.Device, po.Driver = r.link, driver
+	po.Device, po.Driver, po.Baud = r.link, driver, baud
 	line, err := port.NewLine("tty", po, log)
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,7 @@
 // framer is in step again. Silence of the frame timeout puts every framing in
 // step at once.
 //
-//   - delimiter, slip, cobs, sml, start_end: the one frame that touches the noise,
+//   - delimiter, slip, cobs, sml, iec62056, start_end: the one frame that touches the noise,
 //     since no mark stands inside of a frame. With a start and an end without
 //     escapes, data that looks like a start costs the frame it is in.
 //   - fixed, length, with a checksum: none. What does not fit is given up byte by

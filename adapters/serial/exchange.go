@@ -27,6 +27,7 @@ type exchange struct {
 	order    *order // or
 	request  []byte
 	deadline time.Time
+	limit    time.Time // of deadline, with framing "iec62056"
 	echoed   bool
 }
 
@@ -200,6 +201,9 @@ func (a *Adapter) earliestPoll() (t time.Time) {
 
 // say sends a question.
 func (a *Adapter) say(p *port.Port, x *exchange, timeout time.Duration) (again time.Time, err error) {
+	if err := a.startRate(p); err != nil {
+		return again, a.unsaid(x, err)
+	}
 	if a.polled() {
 		// What is there now answers nothing, and the next byte begins an answer.
 		if _, err := p.Discard(); err != nil {
@@ -220,7 +224,7 @@ func (a *Adapter) say(p *port.Port, x *exchange, timeout time.Duration) (again t
 		a.notBefore = now.Add(timeout) // should it say something all the same
 		return now, nil
 	}
-	x.deadline = now.Add(timeout)
+	x.deadline, x.limit = now.Add(timeout), now.Add(maxReadout)
 	a.asked = x
 	return x.deadline, nil
 }

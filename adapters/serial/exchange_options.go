@@ -24,6 +24,8 @@ type Poll struct {
 	// the end of the answer, 10ms to 5m; 0 means 1s. After one that does not
 	// come the device is left alone twice as long.
 	Timeout time.Duration `toml:"timeout"`
+	// With framing "iec62056" it is how long the meter may be silent, and 0
+	// means 3s.
 	// Answer matches the frames that are answers to it (RE2); others are
 	// thrown away. Empty: any frame is one.
 	Answer string `toml:"answer"`
@@ -166,7 +168,11 @@ func newPoll(device string, o *Options, p Poll, c *check) (*poll, error) {
 	if err := within("every", &p.Every, defaultEvery, 50*time.Millisecond, 24*time.Hour); err != nil {
 		return nil, err
 	}
-	if err := within("timeout", &p.Timeout, defaultTimeout, 10*time.Millisecond, 5*time.Minute); err != nil {
+	timeout := defaultTimeout
+	if o.Framing == FramingIEC62056 {
+		timeout = defaultSilence
+	}
+	if err := within("timeout", &p.Timeout, timeout, 10*time.Millisecond, 5*time.Minute); err != nil {
 		return nil, err
 	}
 	ready := &poll{Poll: p}

@@ -352,6 +352,7 @@ func TestUselessKeysAreNamed(t *testing.T) {
 	}{
 		"of another framing":    {lines(func(o *Options) { o.Sync = "AA" }), `sync: has no use with framing "delimiter", only with fixed, length`},
 		"of another format":     {lines(func(o *Options) { o.Header = true }), `header: has no use with format "regexp", only with csv`},
+		"of a framing's own":    {lines(func(o *Options) { o.Framing, o.Check = FramingIEC62056, "xor" }), `check: has no use with framing "iec62056"`},
 		"of a check":            {lines(func(o *Options) { o.CheckAt = 3 }), `check_at: has no use without check`},
 		"of a point":            {lines(func(o *Options) { o.Points[0].At = 3 }), `point[0].at: has no use with format "regexp", only with binary`},
 		"of another type":       {lines(func(o *Options) { o.Points[0].Bits = 3 }), `point[0].bits: has no use with type "number"`},

@@ -29,6 +29,9 @@ var framings = map[string]func(o *Options) (framer, error){
 	FramingSML: func(o *Options) (framer, error) {
 		return newSMLFramer(o.MaxLength), nil
 	},
+	FramingIEC62056: func(o *Options) (framer, error) {
+		return newIECFramer(o.MaxLength), nil
+	},
 	FramingSilence: func(o *Options) (framer, error) {
 		if o.Silence < time.Millisecond || o.Silence > time.Minute {
 			return nil, fmt.Errorf("silence: %v is outside 1ms..1m", o.Silence)

@@ -71,6 +71,20 @@ var wires = map[string]wire{
 		},
 		bound: 1,
 	},
+	"iec62056": {
+		change: func(o *Options) { o.Framing = FramingIEC62056 },
+		encode: func(b []byte) []byte {
+			bcc := byte(etx)
+			for _, c := range b {
+				if c == stx || c == etx || c > 0x7f {
+					return nil
+				}
+				bcc ^= c
+			}
+			return slices.Concat([]byte{stx}, b, []byte{etx, bcc})
+		},
+		bound: 1,
+	},
 	"delimiter and sum": {
 		change: func(o *Options) { o.Delimiter, o.Check, o.CheckEncoding = "\n", "crc16-modbus", EncodingHex },
 		encode: func(b []byte) []byte {

@@ -41,6 +41,7 @@ const (
 	FramingSilence   = "silence"
 	FramingRegexp    = "regexp"
 	FramingSML       = "sml"
+	FramingIEC62056  = "iec62056"
 )
 
 // Orders of bytes.

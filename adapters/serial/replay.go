@@ -35,7 +35,7 @@ func (a *Adapter) Replay(c port.Chunk, start reading.Stamp) {
 			if bytes.Equal(q.request, c.Bytes) {
 				a.framer.lost()
 				a.framer.quiet(func(frame) bool { return true })
-				a.asked = &exchange{poll: q, request: q.request, deadline: at.Wall.Add(q.Timeout)}
+				a.asked = &exchange{poll: q, request: q.request, deadline: at.Wall.Add(q.Timeout), limit: at.Wall.Add(maxReadout)}
 				a.count(func(s *Status) { s.Polls++ })
 				break
 			}
@@ -43,6 +43,7 @@ func (a *Adapter) Replay(c port.Chunk, start reading.Stamp) {
 	default:
 		a.heard = at.Wall
 		a.framer.push(c.Bytes, func(f frame) bool { return a.take(f, at) })
+		a.goOn(at.Wall)
 		a.quiet = 0
 		if a.framer.pending() {
 			a.quiet = a.gap()

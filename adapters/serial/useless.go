@@ -33,6 +33,7 @@ var uses = map[string]use{
 	"trailer":        {of: "framing", only: []string{FramingStartEnd}},
 	"silence":        {of: "framing", only: []string{FramingSilence}},
 	"frame_pattern":  {of: "framing", only: []string{FramingRegexp}},
+	"check":          {of: "framing", except: []string{FramingIEC62056}},
 	"check_encoding": {of: "check"},
 	"check_order":    {of: "check"},
 	"check_at":       {of: "check"},

@@ -263,6 +263,9 @@ func (c *Config) validateDevices(add func(error)) {
 			add(fmt.Errorf("%s.port: port %s belongs to device %s; only Modbus devices share one", key, dev.Port, first))
 		case dev.Serial != nil && c.Ports[dev.Port].Peer != nil:
 			add(fmt.Errorf("%s.port: port %s is a Modbus peer, no serial line", key, dev.Port))
+		case dev.Serial != nil && dev.Serial.ChangesBaud() && c.Ports[dev.Port].Driver == port.DriverTarm:
+			add(fmt.Errorf("%s: the meter is read with a change of the baud rate, which driver %q cannot do; driver %q can",
+				join("port", dev.Port)+".driver", port.DriverTarm, port.DriverBugst))
 		case dev.Modbus != nil && c.Ports[dev.Port].Peer == nil && c.Ports[dev.Port].Bus.Framing != modbus.FramingASCII && c.Ports[dev.Port].DataBits != 8:
 			add(fmt.Errorf("%s: Modbus RTU has 8 data bits, not %d; framing = \"ascii\" has 7 or 8",
 				join("port", dev.Port)+".data_bits", c.Ports[dev.Port].DataBits))

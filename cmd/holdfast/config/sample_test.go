@@ -287,6 +287,7 @@ func TestValuesOutOfRangeNameTheirPlace(t *testing.T) {
 		"route":                       {"[uplink.c]\nurl='mqtt://h'\n[[uplink.c.route]]\ndirection='out'\nfilter='a/#/b'\n", `h.toml:5: uplink.c.route[0].filter: `},
 		"sparkplug":                   {"[sparkplug.s]\nurl='mqtt://h'\ngroup='a/b'\n", `h.toml:3: sparkplug.s.group: "a/b" holds a character that a Sparkplug id cannot: / + #`},
 		"edge node url":               {"[sparkplug.s]\ngroup='g'\n", `h.toml:1: sparkplug.s.url: is missing`},
+		"baud rate that changes":      {"[port.p]\ndevice='/dev/x'\ndriver='tarm'\n[device.d]\nadapter='serial'\nport='p'\nframing='iec62056'\nformat='obis'\n[[device.d.poll]]\nname='r'\nrequest=\"/?!\\r\\n\"\n[[device.d.point]]\nname='e'\nfield='1.8.0'\n", `port.p.driver: the meter is read with a change of the baud rate, which driver "tarm" cannot do`},
 		"port":                        {"[port.p]\ndevice='/dev/x'\ndriver='tarm'\nparity='even'\n", `h.toml:4: port.p.parity: driver "tarm" cannot do even parity`},
 		"bus":                         {"[port.p]\ndevice='/dev/x'\nsilence='5s'\n", `h.toml:3: port.p.silence: 5s is outside`},
 		"no adapter":                  {"[device.d]\nport='p'\n", `h.toml:1: device.d.adapter: is missing`},
