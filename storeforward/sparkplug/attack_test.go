@@ -262,6 +262,15 @@ func TestNamesAreBounded(t *testing.T) {
 	}
 }
 
+func TestDevicesWithStrangeNames(t *testing.T) {
+	x := newModel()
+	for device, ok := range map[string]bool{"a": true, "ü b": true, "": false, "a/b": false, "+": false, "#": false, "a\x00": false} {
+		if got := x.note(&Reading{Device: device, Metric: "m", Value: 1.0, Time: time.Now()}, time.Now()); (got != nil) != ok {
+			t.Errorf("%q: %v", device, got)
+		}
+	}
+}
+
 // QoS 0 is live only, and bounded while the link takes nothing.
 func TestQoS0IsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

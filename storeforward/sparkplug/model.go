@@ -126,7 +126,7 @@ func (x *model) metric(r *Reading) *metric {
 		}
 	}
 	size := len(r.Device) + len(r.Metric)
-	if x.metrics >= maxMetrics || x.bytes+size > maxNames {
+	if x.metrics >= maxMetrics || x.bytes+size > maxNames || validID(r.Device) != nil || r.Metric == "" {
 		return nil
 	}
 	x.bytes += size

@@ -263,16 +263,16 @@ func TestBirthDataDeath(t *testing.T) {
 		g.expect("DDATA meter seq=2 #1=2.5", "DDATA meter seq=3 #1=<nil>(bad)", "DDATA meter seq=4 #1=3")
 		g.emptied()
 		g.publish("sensors/meter/state", `"on"`) // a metric that is new
-		g.expect(`DBIRTH meter seq=5 power#1:Double=3 energy#2:Double=7 state#3:String="on"`)
+		g.expect(`DBIRTH meter seq=5 energy#2:Double=7 power#1:Double=3 state#3:String="on"`)
 		g.publish("sensors/meter/state", "1") // of another type now
-		g.expect("DBIRTH meter seq=6 power#1:Double=3 energy#2:Double=7 state#3:Double=1")
+		g.expect("DBIRTH meter seq=6 energy#2:Double=7 power#1:Double=3 state#3:Double=1")
 		g.publish("other", "1") // no reading
 		g.node.SetDevice("meter", false)
 		g.expect("DDEATH meter seq=7")
 		g.publish("sensors/meter/power", "bad") // what the death has said
 		g.expect()
 		g.node.SetDevice("meter", true)
-		g.expect("DBIRTH meter seq=8 power#1:Double=<nil>(bad) energy#2:Double=7 state#3:Double=1")
+		g.expect("DBIRTH meter seq=8 energy#2:Double=7 state#3:Double=1 power#1:Double=<nil>(bad)")
 		g.node.RemoveDevice("meter")
 		g.expect("DDEATH meter seq=9")
 		g.emptied()

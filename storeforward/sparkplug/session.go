@@ -317,6 +317,8 @@ func (s *session) deviceBirthLocked(d *device, now time.Time) error {
 	}
 	if told > 0 {
 		p.Metrics = p.Metrics[:told]
+		// [tck-id-operational-behavior-data-publish-dbirth-order]
+		slices.SortStableFunc(p.Metrics, func(a, b Metric) int { return a.Timestamp.Compare(b.Timestamp) })
 		if err := s.publishLocked("DBIRTH", d.name, p); s.full || err != nil {
 			return err
 		}
