@@ -127,6 +127,8 @@ type format struct {
 	// names are texts for integers, by the number in two's complement; nil:
 	// the number itself is the value.
 	names map[uint64]string
+	// nearest says that a value between two steps is written as the nearer one.
+	nearest bool
 }
 
 // bits are n bits of a number from first on, 0 the lowest.

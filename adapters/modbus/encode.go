@@ -169,7 +169,8 @@ func (f *format) unsignedInteger(text string) (uint64, error) {
 const nearWhole = 1e-9
 
 // whole is the content of an integer register for that value; what lies between
-// two is refused, not rounded: a setpoint that is not what was asked for is none.
+// two is refused, not rounded: a setpoint that is not what was asked for is none. What
+// was measured may be rounded.
 func (f *format) whole(text string) (float64, error) {
 	v, err := finite(text)
 	if err != nil {
@@ -177,7 +178,7 @@ func (f *format) whole(text string) (float64, error) {
 	}
 	x := (v - f.offset) / f.scale
 	n := math.Round(x)
-	if math.Abs(x-n) > nearWhole*max(1, math.Abs(x)) {
+	if !f.nearest && math.Abs(x-n) > nearWhole*max(1, math.Abs(x)) {
 		return 0, fmt.Errorf("not in steps of %v", math.Abs(f.scale))
 	}
 	return n, nil

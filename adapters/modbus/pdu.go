@@ -106,6 +106,9 @@ func (f Function) limit() int {
 	}
 }
 
+// Known says that requests of f can be encoded and decoded.
+func (f Function) Known() bool { return f.limit() > 0 }
+
 // Exception is the code a unit gives when it refuses (V1.1b3 §7).
 type Exception byte
 

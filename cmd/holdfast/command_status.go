@@ -128,6 +128,12 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		tell(t, "\t\treadings %d, safe %d, dropped %d; polls good %d, bad %d\n",
 			d.Put, d.Acknowledged, d.Dropped+d.Failed, d.Good, d.Bad)
 	}
+	for i := range s.Servers {
+		printServer(t, "modbus server", &s.Servers[i])
+	}
+	for i := range s.Gateways {
+		printServer(t, "modbus gateway", &s.Gateways[i])
+	}
 	tell(t, "store\t\t%s, %s\n", s.Store.State, s.Store.Path)
 	tell(t, "\t\t%d messages, %s in queues; %d retained; file %s; %d commits, %d failed\n",
 		s.Store.Messages, size(s.Store.Bytes), s.Store.Retained, size(s.Store.FileBytes), s.Store.Commits, s.Store.CommitErrors)
@@ -150,6 +156,19 @@ func (s *gatewayStatus) print(w io.Writer) error {
 		tell(t, "problem\t%s\n", p)
 	}
 	return t.Flush()
+}
+
+func printServer(w io.Writer, kind string, s *serverStatus) {
+	exceptions := uint64(0)
+	for _, n := range s.Exceptions {
+		exceptions += n
+	}
+	tell(w, "%s\t%s\t%s at %s; %d connected; requests %d, with an exception %d; turned away %d\n",
+		kind, s.Name, s.Supervisor.State, s.Address, s.Connections, s.Requests, exceptions, s.Refused+s.Full)
+	if v := s.Values; v != nil {
+		tell(w, "\t\tvalues good %d, uncertain %d, bad %d, none yet %d; writes %d, failed %d\n",
+			v.Good, v.Uncertain, v.Bad, v.Never, v.Writes, v.WritesFailed)
+	}
 }
 
 func printNode(w io.Writer, now time.Time, n *sparkplug.Status) {

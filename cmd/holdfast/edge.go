@@ -29,9 +29,24 @@ type edgeSite struct {
 	name string
 }
 
-// Readings takes readings as the adapters publish them, one or all of a device, and
-// also the bare numbers, texts and truth values of clients that know no better.
+// Readings is part of sparkplug.Site.
 func (s edgeSite) Readings(m *message.Message) []sparkplug.Reading {
+	rs := s.readings(m)
+	out := make([]sparkplug.Reading, len(rs))
+	for i := range rs {
+		r := &rs[i]
+		at, _ := r.Time.Measured()
+		out[i] = sparkplug.Reading{
+			Device: r.Device, Metric: r.Point, Value: r.Value, Unit: r.Unit,
+			Good: r.Value != nil && r.Quality == reading.Good, Time: at,
+		}
+	}
+	return out
+}
+
+// readings takes readings as the adapters publish them, one or all of a device, and
+// also the bare numbers, texts and truth values of clients that know no better.
+func (s edgeSite) readings(m *message.Message) []reading.Reading {
 	name, ok := strings.CutPrefix(m.Topic, s.prefix)
 	if !ok || len(m.Payload) == 0 {
 		return nil
@@ -45,22 +60,13 @@ func (s edgeSite) Readings(m *message.Message) []sparkplug.Reading {
 		if !ok || !ofPoint {
 			return nil
 		}
-		return []sparkplug.Reading{{Device: device, Metric: metric, Value: v, Good: v != nil, Time: m.Received}}
+		return []reading.Reading{{Device: device, Point: metric, Value: v, Time: reading.Stamp{Wall: m.Received, Synchronised: true}}}
 	}
 	rs, whole, ok := reading.ParseAt(m.Topic, m.Payload, m.Received)
 	if !ok || whole == ofPoint {
 		return nil
 	}
-	out := make([]sparkplug.Reading, len(rs))
-	for i := range rs {
-		r := &rs[i]
-		at, _ := r.Time.Measured()
-		out[i] = sparkplug.Reading{
-			Device: device, Metric: r.Point, Value: r.Value, Unit: r.Unit,
-			Good: r.Value != nil && r.Quality == reading.Good, Time: at,
-		}
-	}
-	return out
+	return rs
 }
 
 // About names what runs here; the names are those of the examples in Sparkplug 3.0.
@@ -85,33 +91,47 @@ func (s edgeSite) About() []sparkplug.Metric {
 // Command publishes what the host has written where local clients command the
 // device, too.
 func (s edgeSite) Command(device, metric string, value any) error {
-	var payload []byte
-	switch v := value.(type) {
-	case float64:
-		if math.IsNaN(v) || math.IsInf(v, 0) {
-			return fmt.Errorf("%v cannot be written", v)
-		}
-		payload = strconv.AppendFloat(nil, v, 'g', -1, 64)
-	case int64:
-		payload = strconv.AppendInt(nil, v, 10)
-	case uint64:
-		payload = strconv.AppendUint(nil, v, 10)
-	case bool:
-		payload = strconv.AppendBool(nil, v)
-	case string:
-		payload = []byte(v)
-	default:
-		return fmt.Errorf("a value of this kind (%T) cannot be written", value)
+	payload, err := commandPayload(value)
+	if err != nil {
+		return err
 	}
 	return s.b.Publish(&message.Message{
 		Topic: s.prefix + device + "/" + metric + "/set", Payload: payload, QoS: 1, Received: time.Now(), From: s.name,
 	}, durable.Origin{}, func(error) {})
 }
 
-// edgeNodes are the edge nodes that run; the monitor tells them of the devices.
+// commandPayload is a value as the payload of a command.
+func commandPayload(value any) ([]byte, error) {
+	switch v := value.(type) {
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return nil, fmt.Errorf("%v cannot be written", v)
+		}
+		return strconv.AppendFloat(nil, v, 'g', -1, 64), nil
+	case int64:
+		return strconv.AppendInt(nil, v, 10), nil
+	case uint64:
+		return strconv.AppendUint(nil, v, 10), nil
+	case bool:
+		return strconv.AppendBool(nil, v), nil
+	case string:
+		return []byte(v), nil
+	default:
+		return nil, fmt.Errorf("a value of this kind (%T) cannot be written", value)
+	}
+}
+
+// edgeNode wants to know how the devices are; a *sparkplug.Node is one.
+type edgeNode interface {
+	SetDevice(name string, reachable bool)
+	RemoveDevice(name string)
+}
+
+// edgeNodes are the edge nodes that run, and others that want to know; the monitor
+// tells them of the devices.
 type edgeNodes struct {
 	mu    sync.Mutex
-	nodes map[string]*sparkplug.Node // guarded by mu
+	nodes map[string]edgeNode // guarded by mu
 }
 
 // tell passes on a device's change; see health.NewMonitor.
@@ -135,7 +155,7 @@ func (e *edgeNodes) remove(device string) {
 	}
 }
 
-func (e *edgeNodes) set(name string, n *sparkplug.Node) {
+func (e *edgeNodes) set(name string, n edgeNode) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if n == nil {
@@ -171,14 +191,14 @@ func (gw *gateway) startNode(ctx context.Context, name, readings string, setting
 	if err != nil {
 		return nil, fmt.Errorf("sparkplug %s: %w", name, err)
 	}
-	gw.g.edges.set(name, n)
+	gw.g.edges.set(n.Name(), n)
 	for _, d := range gw.g.monitor.Status() {
 		n.SetDevice(d.Device, reachable(d.State))
 	}
 	r := gw.startPart(ctx, "sparkplug "+name, settings, n.Run)
 	r.status = func() any { return n.Status() }
 	r.cleanup = func() {
-		gw.g.edges.set(name, nil)
+		gw.g.edges.set(n.Name(), nil)
 		inbox.Close()
 	}
 	return r, nil

@@ -42,7 +42,7 @@ const reportEvery = 5 * time.Second
 // and those that come and go with the configuration.
 //
 //	            start                                 stop
-//	lock -> store -> broker -> control -> sockets -> uplinks -> listeners -> buses -> READY
+//	lock -> store -> broker -> control -> sockets -> uplinks -> listeners -> buses -> Modbus servers -> READY
 //	                                                  the other way round, each with a
 //	                                                  share of stopTimeout: see stop
 type gateway struct {
@@ -66,6 +66,7 @@ type gateway struct {
 	listeners map[string]*running // guarded by mu; by address
 	buses     map[string]*running // guarded by mu; by port
 	nodes     map[string]*running // guarded by mu; Sparkplug edge nodes
+	servers   map[string]*running // guarded by mu; Modbus servers and gateways, by config.ModbusServing
 	announced announcements       // of the goroutine of runGateway alone
 	reloads   reloadStatus        // guarded by mu
 	reverted  map[string]string   // guarded by mu; by uplink: why its configuration is not that of the file
@@ -101,7 +102,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 		log: log.With("component", "gateway"), parts: log, sup: supervisor{log}, clock: reading.NewClock(), started: time.Now(), cfg: cfg,
 		inherited: listen.FromSystemd(), connectTimeout: cfg.Broker.ConnectTimeout,
 		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
-		nodes: map[string]*running{}, announced: announcements{births: make(chan struct{}, 1)},
+		nodes: map[string]*running{}, servers: map[string]*running{}, announced: announcements{births: make(chan struct{}, 1)},
 	}
 	gw.log.Info("gateway started", "gateway", cfg.Gateway.ID, "version", version, "commit", buildCommit())
 	defer func() { err = errors.Join(err, gw.inherited.Close()) }()
@@ -201,7 +202,8 @@ func (gw *gateway) serveControl(ctx context.Context, control net.Listener, path 
 // store is closed, all the same.
 func (gw *gateway) stop(ctx context.Context) error {
 	return errors.Join(
-		within(ctx, stopTimeout/4, func(ctx context.Context) error { return stopAll(ctx, gw.buses, errStopped) }),
+		within(ctx, stopTimeout/8, func(ctx context.Context) error { return stopAll(ctx, gw.servers, errStopped) }),
+		within(ctx, stopTimeout/8, func(ctx context.Context) error { return stopAll(ctx, gw.buses, errStopped) }),
 		// What the buses left behind becomes durable before the broker stops.
 		within(ctx, stopTimeout/4, gw.g.readings.Close),
 		within(ctx, stopTimeout/8, func(ctx context.Context) error { return stopAll(ctx, gw.listeners, errStopped) }),
@@ -250,8 +252,8 @@ func (gw *gateway) reconcile(life, patience context.Context, cfg config.Config) 
 			opened[l.Address] = e
 		}
 	}
-	buses := cfg.Buses()
-	stuck = errors.Join(stuck, drop(grace, gw, gw.buses, buses))
+	buses, servers := cfg.Buses(), cfg.ModbusServing()
+	stuck = errors.Join(stuck, drop(grace, gw, gw.servers, servers), drop(grace, gw, gw.buses, buses))
 	var gone []string // recipients
 	for name := range gw.uplinks {
 		if _, ok := cfg.Uplinks[name]; !ok {
@@ -299,6 +301,15 @@ func (gw *gateway) reconcile(life, patience context.Context, cfg config.Config) 
 				return err
 			}
 			gw.update(func() { gw.buses[name] = b })
+		}
+	}
+	for _, name := range sorted(servers) {
+		if gw.servers[name] == nil {
+			s, err := gw.startServer(life, name, &cfg, servers[name])
+			if err != nil {
+				return err
+			}
+			gw.update(func() { gw.servers[name] = s })
 		}
 	}
 	if stuck != nil {

@@ -34,7 +34,7 @@ func reloadable(t *testing.T, file string) *gateway {
 	gw := &gateway{
 		log: log, parts: log, clock: reading.NewClock(), cfg: cfg, connectTimeout: cfg.Broker.ConnectTimeout,
 		uplinks: map[string]*running{}, listeners: map[string]*running{}, buses: map[string]*running{},
-		nodes: map[string]*running{}, announced: announcements{births: make(chan struct{}, 1)},
+		nodes: map[string]*running{}, servers: map[string]*running{}, announced: announcements{births: make(chan struct{}, 1)},
 	}
 	if gw.g, err = build(t.Context(), &cfg, rules, gw.clock, log); err != nil {
 		t.Fatal(err)

@@ -33,6 +33,8 @@ type gatewayStatus struct {
 	Nodes    []sparkplug.Status    `json:"sparkplug"`
 	Devices  []deviceStatus        `json:"devices"`
 	Buses    []busStatus           `json:"buses"`
+	Servers  []serverStatus        `json:"modbus_servers"`
+	Gateways []serverStatus        `json:"modbus_gateways"`
 	Broker   broker.Status         `json:"broker"`
 	Access   access.Status         `json:"access"`
 	Listen   []listen.Status       `json:"listeners"`
@@ -75,10 +77,11 @@ func (gw *gateway) snapshot() gatewayStatus {
 	nodes := values(gw.nodes)
 	buses := values(gw.buses)
 	listeners := values(gw.listeners)
+	servers := values(gw.servers)
 	gw.mu.Unlock()
 	now := gw.clock.Now()
 	var ended []string
-	for _, p := range slices.Concat(ups, nodes, buses, listeners) {
+	for _, p := range slices.Concat(ups, nodes, buses, listeners, servers) {
 		if err := p.failure.Load(); err != nil {
 			ended = append(ended, fmt.Sprintf("%s has ended: %v", p.name, *err))
 		}
@@ -95,7 +98,7 @@ func (gw *gateway) snapshot() gatewayStatus {
 		Statuses: gw.g.statuses.Status(),
 		Reloads:  reloads,
 		Problems: []string{}, Uplinks: []uplink.Status{}, Nodes: []sparkplug.Status{}, Devices: []deviceStatus{}, Buses: []busStatus{},
-		Listen: []listen.Status{},
+		Servers: []serverStatus{}, Gateways: []serverStatus{}, Listen: []listen.Status{},
 	}
 	for _, u := range ups {
 		if st, ok := u.status().(uplink.Status); ok {
@@ -115,6 +118,15 @@ func (gw *gateway) snapshot() gatewayStatus {
 	for _, l := range listeners {
 		if st, ok := l.status().(listen.Status); ok {
 			s.Listen = append(s.Listen, st)
+		}
+	}
+	for _, srv := range servers {
+		switch st, ok := srv.status().(serverStatus); {
+		case !ok:
+		case st.Values != nil:
+			s.Servers = append(s.Servers, st)
+		default:
+			s.Gateways = append(s.Gateways, st)
 		}
 	}
 	for _, d := range gw.g.monitor.Status() {
@@ -226,7 +238,16 @@ func (s *gatewayStatus) problems() []string {
 	if n := s.Broker.Stuck; n > 0 {
 		add("broker: messages for clients that acknowledge nothing are refused: %d of them", n)
 	}
-	for _, l := range s.Listen {
+	sockets := slices.Clone(s.Listen)
+	for _, srv := range slices.Concat(s.Servers, s.Gateways) {
+		if srv.Supervisor.State == "waiting" {
+			add("Modbus at %s is not served: %s", srv.Address, srv.Supervisor.LastError)
+		}
+		if srv.Listen != nil {
+			sockets = append(sockets, *srv.Listen)
+		}
+	}
+	for _, l := range sockets {
 		switch c := l.Certificate; {
 		case c == nil:
 		case c.LastError != "":

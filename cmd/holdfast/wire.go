@@ -10,6 +10,7 @@ import (
 	"holdfast/adapters"
 	"holdfast/adapters/health"
 	"holdfast/adapters/modbus"
+	"holdfast/adapters/modbus/server"
 	"holdfast/adapters/port"
 	"holdfast/adapters/reading"
 	"holdfast/adapters/serial"
@@ -34,6 +35,7 @@ var (
 	_ uplink.Rendering   = rendering{}
 	_ modbus.Sink        = (*adapters.Readings)(nil)
 	_ adapters.Commands  = localCommands{}
+	_ server.Writer      = (*commandWriter)(nil)
 )
 
 // rendering is how uplinks render readings, without knowing what one is.
@@ -116,7 +118,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	if err != nil {
 		return nil, err
 	}
-	g = &graph{store: store, repairs: repairs, described: make(chan struct{}, 1), access: access.New(rules, log), edges: edgeNodes{nodes: map[string]*sparkplug.Node{}}}
+	g = &graph{store: store, repairs: repairs, described: make(chan struct{}, 1), access: access.New(rules, log), edges: edgeNodes{nodes: map[string]edgeNode{}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(ctx))

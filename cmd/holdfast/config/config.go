@@ -47,6 +47,9 @@ type Config struct {
 	HomeAssistant discovery.Options `toml:"home_assistant"`
 	Ports         map[string]Port   `toml:"port"`
 	Devices       map[string]Device `toml:"device"`
+	// ModbusServers have values as registers, ModbusGateways let others at a port.
+	ModbusServers  map[string]ModbusServer  `toml:"modbus_server"`
+	ModbusGateways map[string]ModbusGateway `toml:"modbus_gateway"`
 }
 
 // Gateway says who this gateway is.
@@ -353,6 +356,7 @@ func (c *Config) Validate() error {
 	add(rekey(c.HomeAssistant.Validate(), "", "home_assistant"))
 	c.validateClientIDs(add)
 	c.validateDevices(add)
+	c.validateServing(add)
 	return errors.Join(errs...)
 }
 

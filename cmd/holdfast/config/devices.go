@@ -79,6 +79,14 @@ func (d *decoder) decodeKnown(key string, table map[string]*node, fields, others
 	d.decodeFields(key, rest, fields)
 }
 
+// validateRTU says why the port cannot be one of Modbus.
+func (p *Port) validateRTU() error {
+	if p.Peer == nil && p.Bus.Framing != modbus.FramingASCII && p.DataBits != 8 {
+		return fmt.Errorf("data_bits: Modbus RTU has 8 data bits, not %d; framing = \"ascii\" has 7 or 8", p.DataBits)
+	}
+	return nil
+}
+
 // Address is the device as configured: a path, a selector or the address of a
 // peer.
 func (p *Port) Address() string {
@@ -186,7 +194,8 @@ type Bus struct {
 	Devices map[string]Device
 }
 
-// Buses groups the devices by port. The configuration must be valid.
+// Buses groups the devices by port; one that only others ask has none. The
+// configuration must be valid.
 func (c *Config) Buses() map[string]Bus {
 	buses := map[string]Bus{}
 	for name, dev := range c.Devices {
@@ -196,6 +205,11 @@ func (c *Config) Buses() map[string]Bus {
 		}
 		b.Devices[name] = dev
 		buses[dev.Port] = b
+	}
+	for _, g := range c.ModbusGateways {
+		if _, ok := buses[g.Port]; !ok {
+			buses[g.Port] = Bus{Adapter: AdapterModbus, Port: c.Ports[g.Port], Devices: map[string]Device{}}
+		}
 	}
 	return buses
 }
@@ -252,7 +266,7 @@ func (c *Config) validateDevices(add func(error)) {
 			add(rekey(dev.Serial.Options.Validate(), "device", key))
 			add(rekey(dev.Serial.Health.Validate(), "", key))
 		}
-		_, known := c.Ports[dev.Port]
+		p, known := c.Ports[dev.Port]
 		first, shared := users[dev.Port]
 		switch {
 		case dev.Port == "":
@@ -266,9 +280,8 @@ func (c *Config) validateDevices(add func(error)) {
 		case dev.Serial != nil && dev.Serial.ChangesBaud() && c.Ports[dev.Port].Driver == port.DriverTarm:
 			add(fmt.Errorf("%s: the meter is read with a change of the baud rate, which driver %q cannot do; driver %q can",
 				join("port", dev.Port)+".driver", port.DriverTarm, port.DriverBugst))
-		case dev.Modbus != nil && c.Ports[dev.Port].Peer == nil && c.Ports[dev.Port].Bus.Framing != modbus.FramingASCII && c.Ports[dev.Port].DataBits != 8:
-			add(fmt.Errorf("%s: Modbus RTU has 8 data bits, not %d; framing = \"ascii\" has 7 or 8",
-				join("port", dev.Port)+".data_bits", c.Ports[dev.Port].DataBits))
+		case dev.Modbus != nil && p.validateRTU() != nil:
+			add(rekey(p.validateRTU(), "", join("port", dev.Port)))
 		default:
 			users[dev.Port] = name
 		}
@@ -291,11 +304,15 @@ func (c *Config) Warnings() []string {
 	for _, dev := range c.Devices {
 		used[dev.Port] = true
 	}
+	for _, g := range c.ModbusGateways {
+		used[g.Port] = true
+	}
 	for _, name := range sortedKeys(c.Ports) {
 		if !used[name] {
 			out = append(out, join("port", name)+": no device uses it")
 		}
 	}
+	out = append(out, c.servingWarnings()...)
 	plain := c.Readings.Render == reading.FormJSON
 	if c.HomeAssistant.Enabled && !(plain && c.Readings.Per == adapters.PerPoint) {
 		out = append(out, `readings.render: Home Assistant needs readings as render = "json", per = "point"`)

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"holdfast/adapters/modbus"
+	"holdfast/adapters/modbus/server"
 	"holdfast/adapters/serial"
 	"holdfast/broker/access"
 	"holdfast/broker/durable"
@@ -86,6 +87,7 @@ func TestSampleShowsEveryKeyAtItsDefault(t *testing.T) {
 		"readings": def.Readings, "access": def.Access, "access.rule": access.Rule{}, "user.pump-7": access.User{},
 		"listener": def.Listeners[0], "uplink.*": uplink.DefaultOptions(), "uplink.cloud.route": defaultRoute(),
 		"home_assistant": def.HomeAssistant, "sparkplug.*": sparkplug.DefaultOptions(),
+		"modbus_server.*": defaultServer(), "modbus_server.scada.register": server.Register{Scale: 1}, "modbus_gateway.*": defaultGateway(),
 		"port.rs485": defaultPort(), "device.boiler": defaultModbus(), "device.boiler.point": defaultPoint(),
 		serialDevices: DefaultSerial(), serialDevices + ".point": defaultField(),
 		"device.meter.poll": serial.Poll{Every: 10 * time.Second, Timeout: time.Second},
@@ -204,6 +206,16 @@ func defaultPort() Port {
 	return p
 }
 
+func defaultServer() (s ModbusServer) {
+	s.setDefaults()
+	return s
+}
+
+func defaultGateway() (g ModbusGateway) {
+	g.setDefaults()
+	return g
+}
+
 // modbusKeys are those that a Modbus device can have.
 type modbusKeys struct {
 	modbus.Device
@@ -299,6 +311,10 @@ func TestValuesOutOfRangeNameTheirPlace(t *testing.T) {
 		"pattern":                     {"[port.p]\ndevice='/dev/x'\n[device.b]\nadapter='serial'\nport='p'\npattern='('\n[[device.b.point]]\nname='x'\n", `h.toml:6: device.b.pattern: `},
 		"useless, though the default": {"[port.p]\ndevice='/dev/x'\n[device.b]\nadapter='serial'\nport='p'\nformat='json'\nlength_size=1\n[[device.b.point]]\nname='x'\n", `h.toml:7: device.b.length_size: has no use with framing "delimiter", only with length`},
 		"useless in a point":          {"[port.p]\ndevice='/dev/x'\n[device.b]\nadapter='serial'\nport='p'\nformat='json'\n[[device.b.point]]\nname='x'\nat=0\n", `h.toml:9: device.b.point[0].at: has no use with format "json", only with binary`},
+		"modbus server":               {"[modbus_server.s]\naddress='tcp://127.0.0.1:1'\n[[modbus_server.s.register]]\ndevice='d'\npoint='p'\nregister='input:1'\n[[modbus_server.s.register]]\ndevice='d'\npoint='q'\nregister='input:0'\ntype='uint32'\n", `h.toml:10: modbus_server.s.register[1].register: input:0 is taken by point p of device d`},
+		"modbus server, place":        {"[modbus_server.s]\naddress='tcp://127.0.0.1:1883'\n[[listener]]\naddress='tcp://127.0.0.1:1883'\n", `h.toml:2: modbus_server.s.address: tcp://127.0.0.1:1883 is that of a listener of MQTT`},
+		"modbus gateway":              {"[port.rs485]\ndevice='/dev/x'\n[modbus_gateway.g]\naddress='tcp://127.0.0.1:1'\nport='rs48'\n", `h.toml:5: modbus_gateway.g.port: there is no [port.rs48]; did you mean "rs485"?`},
+		"modbus gateway, function":    {"[port.p]\ndevice='/dev/x'\n[modbus_gateway.g]\naddress='tcp://127.0.0.1:1'\nport='p'\nfunctions=[1,8]\n", `h.toml:6: modbus_gateway.g.functions[1]: 8 is not one of`},
 		"expect":                      {"[port.p]\ndevice='/dev/x'\n[device.b]\nadapter='serial'\nport='p'\nformat='json'\nexpect='1ms'\n[[device.b.point]]\nname='x'\n", `h.toml:7: device.b.expect: `},
 	}
 	for name, tt := range tests {
