@@ -18,13 +18,14 @@ import (
 	"holdfast/adapters/port"
 )
 
-// How long a unit has to answer a scan where nothing was said. Serial devices
-// answer within some ten milliseconds, and one that is later is heard all the same;
-// behind a gateway on the network there may be a slow line.
-const (
-	scanTimeout    = 100 * time.Millisecond
-	scanPeerExcess = 5 // of all units of a peer answering, so many make it one device
-)
+// scanTimeout is how long a unit on a serial port has to answer a scan where nothing
+// was said: devices answer within some ten milliseconds, and one that is later is
+// heard all the same. Behind a gateway on the network there may be a slow line.
+const scanTimeout = 100 * time.Millisecond
+
+// oneDeviceFrom is how many units of a peer must answer, if all do, for it to be one
+// device that does not look at the number.
+const oneDeviceFrom = 5
 
 // The usual settings of a line, the likeliest first.
 var (
@@ -237,7 +238,7 @@ func (o *scanOptions) scan(c *cobra.Command, l line, units []byte, timeout time.
 		Units: units, Timeout: timeout, Patience: max(timeout, modbus.DefaultTimeout), Heard: func() uint64 { return a.heard() },
 		Progress: func(done, of, n int) { bar.show(done, of, fmt.Sprintf("%d found", n)) },
 	})
-	oneDevice := l.peer != nil && len(signs) == len(units) && len(units) >= scanPeerExcess
+	oneDevice := l.peer != nil && len(signs) == len(units) && len(units) >= oneDeviceFrom
 	if oneDevice {
 		bar.end()
 		tell(c.ErrOrStderr(), "%s answers whatever the unit: it is one device, shown as unit %d\n", l.name, signs[0].Unit)
