@@ -38,7 +38,7 @@ holding:0.
 Exit codes: 0 done, 1 it did not work (no answer, an exception), 2 the command line
 is wrong, 3 the configuration is wrong.`,
 	}
-	c.AddCommand(modbusScan(), modbusRead(), modbusWrite(), modbusPoll(), modbusWizard())
+	c.AddCommand(modbusScan(), modbusRead(), modbusWrite(), modbusPoll(), modbusSniff(), modbusWizard())
 	return c
 }
 

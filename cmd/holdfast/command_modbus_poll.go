@@ -119,7 +119,7 @@ func (o *pollOptions) poll(ctx context.Context, w io.Writer, a *asker, p *survey
 		now, err := p.Read(ctx, a.do, o.timeout)
 		switch {
 		case ctx.Err() != nil:
-			return nil //nolint:nilerr // it was asked to end
+			return nil // it was asked to end
 		case err != nil:
 			return err
 		}
@@ -139,7 +139,7 @@ func (o *pollOptions) poll(ctx context.Context, w io.Writer, a *asker, p *survey
 }
 
 // changedPoint says whether a point reads otherwise than before.
-func changedPoint(before []survey.Polled, now []survey.Polled, i int) bool {
+func changedPoint(before, now []survey.Polled, i int) bool {
 	return before == nil || before[i] != now[i]
 }
 

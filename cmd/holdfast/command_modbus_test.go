@@ -3,12 +3,17 @@ package main
 import (
 	"context"
 	"net"
+	"regexp"
+	"strings"
 	"sync"
+	"testing"
 
 	"github.com/creack/pty"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"holdfast/adapters/modbus"
 	"holdfast/adapters/modbus/modbustest"
+	"holdfast/adapters/port"
 )
 
 // slave tcp|rtu NAME sets NAME to where units 3, 17 and 20 answer: 3 is a meter
@@ -60,4 +65,49 @@ func fillSlave(s *modbustest.Slave) {
 	device.SetCoil(0, true, false, true)
 	device.SetIdentity("Example Works", "EX-17", "2.4")
 	s.Unit(20)
+}
+
+// What two others say on a line is decoded as it comes, and summed up at the end.
+func TestModbusSniff(t *testing.T) {
+	master, tty, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	defer tty.Close()
+	o := port.DefaultOptions()
+	o.Device = tty.Name()
+	p, err := openPort(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var out lockedBuffer
+	ended := make(chan error, 1)
+	sniffing := sniffOptions{framing: modbus.FramingRTU}
+	go func() { ended <- sniffing.sniff(ctx, p, o, &out) }()
+	r := modbus.Request{Unit: 3, Function: modbus.ReadInputRegisters, Addr: 30, Count: 1}
+	pdu, err := r.AppendPDU(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := master.Write(modbus.AppendRTU(nil, 3, pdu)); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "the request", func() bool {
+		return strings.Contains(out.String(), "unit 3   request: unit 3 read input registers 30")
+	})
+	if _, err := master.Write(modbus.AppendRTU(nil, 3, []byte{0x84, 2})); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "the exception", func() bool { return strings.Contains(out.String(), "exception: 2 (illegal data address) after ") })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("sniff = %v", err)
+	}
+	if want := regexp.MustCompile(`\n3     1         0        1           0          0        [0-9.]+ ms`); !want.MatchString(out.String()) {
+		t.Errorf("the summary is not in\n%s", out.String())
+	}
 }
