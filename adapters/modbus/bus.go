@@ -93,6 +93,7 @@ type Bus struct {
 	busy    time.Duration // the line was in use for us, since it was opened
 	opened  time.Time
 	echo    bool
+	echoes  lines // about that
 	n       linkCounters
 	probes  bucket         // time spent on probes while others wanted the bus
 	last    *unit          // asked last
@@ -364,8 +365,10 @@ func (b *Bus) end(t transport, x *exchange) error {
 		x.cost = now.Sub(x.start) / time.Duration(t.room())
 		b.spent.add(x.cost, now)
 		if echo := t.echoes(); echo != b.echo {
-			if echo {
-				b.log.Info("line echoes what is sent", "unit_id", x.unit.id)
+			if echo { // of this unit alone, if the line goes to and fro
+				if held, ok := b.echoes.due(now); ok {
+					b.log.Info("line echoes what is sent", "unit_id", x.unit.id, "not_logged_before", held)
+				}
 			}
 			b.echo = echo
 		}
@@ -468,7 +471,9 @@ func (b *Bus) probed(x *exchange, idle bool) {
 		}
 	})
 	if alive {
-		b.log.Info("unit answered again", "unit_id", u.id, "device", u.devices[0].name)
+		if held, ok := u.lines.due(now); ok {
+			b.log.Info("unit answered again", "unit_id", u.id, "device", u.devices[0].name, "not_logged_before", held)
+		}
 		return
 	}
 	for _, d := range u.devices {
@@ -699,7 +704,9 @@ func (b *Bus) failed(k *block, x *exchange) {
 	})
 	switch {
 	case down:
-		b.log.Warn("unit went down", "unit_id", u.id, "device", k.dev.name, "err", err)
+		if held, ok := u.lines.due(now); ok {
+			b.log.Warn("unit went down", "unit_id", u.id, "device", k.dev.name, "err", err, "not_logged_before", held)
+		}
 		for _, d := range u.devices {
 			d.tracker.Bad(now, err)
 			b.lose(d, d.points, now, reasonOf(err))

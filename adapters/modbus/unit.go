@@ -81,6 +81,7 @@ type unit struct {
 	backoff   time.Duration
 	waste     bucket // time this unit has let pass by not answering
 	yields    int    // how many polls go ahead of requests from outside, see nextAsk
+	lines     lines  // about its coming and going
 
 	n unitCounters
 }
@@ -117,6 +118,30 @@ func (b *bucket) free(limit time.Duration, now time.Time) time.Time {
 		return now
 	}
 	return now.Add((over + 1) * share)
+}
+
+// lines bounds the log of what comes and goes: linesAtOnce, and then one each
+// linesEvery. It is not for use by several goroutines.
+type lines struct {
+	from time.Time // a line is due linesEvery after it
+	held uint64    // not logged since the last that was
+}
+
+const (
+	linesAtOnce = 6 // three times away and back
+	linesEvery  = time.Minute
+)
+
+// due says whether to log a line, and how many before it were not.
+func (l *lines) due(now time.Time) (held uint64, ok bool) {
+	l.from = later(l.from, now.Add(-linesAtOnce*linesEvery))
+	if now.Sub(l.from) < linesEvery {
+		l.held++
+		return 0, false
+	}
+	l.from = l.from.Add(linesEvery)
+	held, l.held = l.held, 0
+	return held, true
 }
 
 // ready returns when the unit may be asked next: after its quarantine, and when
