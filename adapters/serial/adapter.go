@@ -42,7 +42,8 @@ type Status struct {
 	BadTimes uint64 `json:"bad_times"`
 	// Polls were sent, Skipped ones left out because the line was late, and
 	// NoAnswers came to some, and to commands. Late are frames of a polled
-	// device that answered nothing: they were thrown away.
+	// device that answered nothing, and answers to commands after their
+	// timeout: they were thrown away.
 	Polls     uint64 `json:"polls"`
 	Skipped   uint64 `json:"skipped"`
 	NoAnswers uint64 `json:"no_answers"`
@@ -78,6 +79,8 @@ type Adapter struct {
 	offer     *offer        // of a meter that has said who it is; nil for none
 	changed   bool          // the port has not the rate of its options
 	notBefore time.Time     // nothing is sent before
+	overdue   *command      // has had no answer, which may come until notBefore
+	held      time.Time     // since when commands wait for a pause; zero: none does
 	heard     time.Time     // when the last bytes came
 	inARow    int           // commands since the last poll
 	grumble   time.Time     // when a bad frame was last logged
@@ -163,7 +166,7 @@ func (a *Adapter) listen(p *port.Port) (err error) {
 		return err
 	}
 	a.framer.lost()
-	a.heard, a.notBefore, a.asked = time.Now(), time.Time{}, nil
+	a.heard, a.notBefore, a.asked, a.overdue, a.held = time.Now(), time.Time{}, nil, nil, time.Time{}
 	a.offer, a.changed = nil, false
 	for _, q := range a.conv.polls {
 		q.due = a.heard

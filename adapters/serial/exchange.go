@@ -50,6 +50,10 @@ const queueLength = 16
 // ahead is how many commands may go before a poll that is due.
 const ahead = 4
 
+// longestHeld is how long commands wait for a pause of a device that talks: what
+// never falls silent is spoken to all the same.
+const longestHeld = time.Second
+
 var (
 	errNoAnswer = errors.New("no answer")
 	errRefused  = errors.New("device refused")
@@ -137,16 +141,27 @@ func (a *Adapter) talk(p *port.Port, now time.Time) (again time.Time, err error)
 		return a.asked.deadline, nil
 	}
 	next := a.nextPoll(now)
-	if next == nil && len(a.queue) == 0 {
-		return a.earliestPoll(), nil
+	if len(a.queue) == 0 {
+		a.held = time.Time{}
+		if next == nil {
+			return a.earliestPoll(), nil
+		}
 	}
 	if now.Before(a.notBefore) {
 		return a.notBefore, nil
 	}
-	// A device that talks by itself is not interrupted; nor are the last
-	// bytes waited for of a frame that has none.
+	// A device that talks by itself is not interrupted, if it ever pauses; nor
+	// are the last bytes waited for of a frame that has none.
 	if free := a.heard.Add(pause(p.Options())); !a.polled() && a.framer.pending() && now.Before(free) {
-		return free, nil
+		if a.held.IsZero() {
+			a.held = now
+		}
+		if over := a.held.Add(longestHeld); now.Before(over) {
+			if over.Before(free) {
+				free = over
+			}
+			return free, nil
+		}
 	}
 	if next == nil || a.inARow < ahead {
 		select {
@@ -249,6 +264,7 @@ func (a *Adapter) expire(now time.Time) {
 	if x.order != nil {
 		x.order.Finish(adapters.Result{Outcome: adapters.OutcomeNoAnswer, Reason: errNoAnswer.Error()})
 		a.notBefore = now.Add(2 * x.order.cmd.Timeout)
+		a.overdue = x.order.cmd
 		return
 	}
 	a.notBefore = now.Add(2 * x.poll.Timeout)
@@ -300,10 +316,17 @@ func legible(b []byte) string {
 // answered takes a frame for what it answers; false if that is nothing.
 func (a *Adapter) answered(body []byte, at reading.Stamp) bool {
 	x := a.asked
-	if x == nil {
-		return false
-	}
 	matches := func(re *regexp.Regexp) bool { return re != nil && re.Match(body) }
+	if x == nil {
+		// A device that talks by itself answers a command late: no reading.
+		c := a.overdue
+		if c == nil || !at.Wall.Before(a.notBefore) || !matches(c.answer) && !matches(c.refused) {
+			return false
+		}
+		a.overdue = nil
+		a.count(func(s *Status) { s.Late++ })
+		return true
+	}
 	switch {
 	case x.order != nil && matches(x.order.cmd.refused):
 		a.asked = nil

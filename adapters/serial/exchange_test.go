@@ -116,13 +116,13 @@ func TestPolledDevice(t *testing.T) {
 func TestLateAnswerIsThrownAway(t *testing.T) {
 	o := polledOptions()
 	for i := range o.Polls {
-		o.Polls[i].Timeout = 100 * time.Millisecond
+		o.Polls[i].Timeout = 200 * time.Millisecond
 	}
 	eachDriver(t, o, func(r *rig) {
 		var n atomic.Int64
 		r.answer(func(request string) string {
 			if n.Add(1)%3 == 1 { // later than the timeout, and within twice of it
-				<-time.After(150 * time.Millisecond)
+				<-time.After(250 * time.Millisecond)
 			}
 			if request == "T?" {
 				return "21\r\n"
@@ -318,6 +318,58 @@ func TestCommands(t *testing.T) {
 		o := weightOptions()
 		o.Commands = commandOptions()
 		eachDriver(t, o, check)
+	})
+}
+
+// What a device that talks by itself says in answer to a command is no reading,
+// even when it is late.
+func TestLateAnswerToCommandIsNoReading(t *testing.T) {
+	o := weightOptions()
+	o.Pattern, o.Ignore, o.Points = `(?P<weight>[0-9.]+)$`, "", []serial.Point{{Name: "weight"}}
+	o.Commands = []serial.Command{{Name: "limit", Request: "L${value}${hex:0D}", Type: "number", Answer: `^L=`, Timeout: 50 * time.Millisecond}}
+	eachDriver(t, o, func(r *rig) {
+		r.answer(func(string) string {
+			<-time.After(80 * time.Millisecond)
+			return "L=999\r\nW=12.5\r\n"
+		})
+		c := r.commands()
+		if got := r.tell(c, "limit", "999", nil); got.Result != adapters.OutcomeNoAnswer {
+			r.t.Errorf("outcome %+v, want no answer", got)
+		}
+		r.await("sensors/scale/weight", `{"value":12.5,`) // the first reading
+		if s := r.adapter.Status(); s.Late != 1 || s.Readings != 1 {
+			r.t.Errorf("late %d, readings %d, want 1 each", s.Late, s.Readings)
+		}
+	})
+}
+
+// A device that never falls silent is told all the same.
+func TestCommandToDeviceThatNeverPauses(t *testing.T) {
+	o := weightOptions()
+	o.Commands = commandOptions()
+	eachDriver(t, o, func(r *rig) {
+		r.answer(func(request string) string { return "OK " + request + "\r\n" })
+		end, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-end:
+					return
+				case <-tick.C: // a frame that is never over
+					if _, err := r.master.WriteString("W"); err != nil {
+						r.t.Error(err)
+						return
+					}
+				}
+			}
+		}()
+		defer func() { close(end); <-ended }()
+		if got := r.tell(r.commands(), "tare", "", nil); got.Result != adapters.OutcomeOK {
+			r.t.Errorf("outcome %+v, want ok", got)
+		}
 	})
 }
 
