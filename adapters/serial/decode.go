@@ -141,7 +141,9 @@ func (d *decoder) collect(f fields, at reading.Stamp) (result, error) {
 		p := &d.points[i]
 		raw, ok := f.get(i)
 		if !ok {
-			res.missing++
+			if !f.part {
+				res.missing++
+			}
 			continue
 		}
 		r := reading.Reading{Device: d.device, Point: p.Name, Unit: p.Unit, Time: at}

@@ -223,6 +223,10 @@ func FuzzDecode(f *testing.F) {
 			o.Columns = []string{"a", "b"}
 		case FormatJSON:
 			o.Points[3].Field = "a.0.b"
+		case FormatNMEA:
+			for i, field := range []string{"RMC.1", "XDR.a", "RMC.status", "RMC.latitude"} {
+				o.Points[i].Field = field
+			}
 		}
 		d, err := newDecoder("device", &o)
 		if err != nil {
@@ -230,7 +234,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		decoders = append(decoders, d)
 	}
-	for _, seed := range []string{"1.5,on", `{"a":[{"b":1}],"b":"x"}`, "a=5,b=\xff", "a=1e308", `{"a":"` + strings.Repeat("9", 400) + `"}`} {
+	for _, seed := range []string{"1.5,on", `{"a":[{"b":1}],"b":"x"}`, "a=5,b=\xff", "a=1e308", "$GPRMC,1,A,4807.038,N", `{"a":"` + strings.Repeat("9", 400) + `"}`} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, frame []byte) {

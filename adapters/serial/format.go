@@ -44,6 +44,9 @@ type fields struct {
 	unit func(i int) string
 	// time is when the device says that it measured; zero if it does not.
 	time time.Time
+	// part says that a frame is about some points only: the others are not
+	// missing.
+	part bool
 }
 
 // errNothing is returned by a format for a frame without a measurement.
@@ -69,6 +72,7 @@ var formats = map[string]formatKind{
 	FormatCSV:      {types: texts, new: newCSVFormat},
 	FormatBinary:   {types: ByteTypes(), new: newBinaryFormat},
 	FormatOBIS:     {types: texts, new: newOBISFormat},
+	FormatNMEA:     {types: texts, new: newNMEAFormat},
 	FormatSML:      {types: texts, new: newSMLFormat},
 }
 

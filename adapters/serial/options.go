@@ -21,6 +21,7 @@ const (
 	FormatBinary   = "binary"
 	FormatOBIS     = "obis"
 	FormatSML      = "sml"
+	FormatNMEA     = "nmea"
 )
 
 // Types of a point.
