@@ -36,24 +36,3 @@ type transport interface {
 	interrupt()
 	close() error
 }
-
-// exchange is one request to a unit and what became of it.
-type exchange struct {
-	unit    *unit
-	req     Request
-	timeout time.Duration
-	pause   time.Duration // additional silence before it
-	// done goes on with the outcome, once, in the bus goroutine; its errors
-	// are fatal. After a fatal outcome nothing may be sent.
-	done func(x *exchange) error
-
-	start time.Time // when it was begun
-	sent  time.Time // when the request had left
-
-	// The outcome: data are valid until done returns. err is nil, ErrNoAnswer,
-	// ErrGarbled, ErrMismatch, ErrMalformed, an *ExceptionError, or fatal.
-	data []byte
-	at   time.Time // when the answer was complete
-	err  error
-	cost time.Duration // the time of the bus it took
-}
