@@ -66,6 +66,11 @@ func New(tb testing.TB, store *MemoryStore, change ...func(*broker.Options)) *Br
 	return started
 }
 
+// MaxPacketSize is a change for New: the broker takes no larger packets.
+func MaxPacketSize(n int) func(*broker.Options) {
+	return func(o *broker.Options) { o.MaxPacketSize = n }
+}
+
 // Start starts a broker that listens on a free loopback port. store may be nil
 // for a new one. Everything ends with the test.
 func Start(tb testing.TB, store *MemoryStore, change ...func(*broker.Options)) *Broker {

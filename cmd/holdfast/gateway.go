@@ -126,6 +126,13 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 		background.Wait()
 		gw.log.Info("gateway stopped")
 	}()
+	if cfg.Gateway.SparkplugAware {
+		certificates, err := keepCertificates(gw.g.broker, gw.parts)
+		if err != nil {
+			return err
+		}
+		defer certificates.Close()
+	}
 	background.Go(func() { gw.g.monitor.Run(life) })
 	if err := gw.g.broker.Start(life); err != nil {
 		return fmt.Errorf("start broker: %w", err)

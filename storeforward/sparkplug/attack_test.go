@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"holdfast/broker"
+	"holdfast/broker/brokertest"
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
 )
@@ -157,7 +157,7 @@ func TestTypesOfNumbers(t *testing.T) {
 // A birth that the host's broker does not take would be tried for ever.
 func TestBirthLargerThanTheServerTakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t, nil, func(o *broker.Options) { o.MaxPacketSize = 2048 })
+		g := newGatewayAt(t, brokertest.New(t, nil, brokertest.MaxPacketSize(2048)), nil)
 		g.run()
 		g.got()
 		for i := range 100 {
@@ -185,7 +185,7 @@ func TestBirthLargerThanTheServerTakes(t *testing.T) {
 // One value that is too large takes none with it.
 func TestValueLargerThanTheServerTakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t, nil, func(o *broker.Options) { o.MaxPacketSize = 2048 })
+		g := newGatewayAt(t, brokertest.New(t, nil, brokertest.MaxPacketSize(2048)), nil)
 		g.run()
 		g.publish("sensors/door/state", `"open"`)
 		g.got()
@@ -215,7 +215,7 @@ func TestValueLargerThanTheServerTakes(t *testing.T) {
 
 func TestTwentyThousandMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGateway(t, nil, func(o *broker.Options) { o.MaxPacketSize = 16 << 20 })
+		g := newGatewayAt(t, brokertest.New(t, nil, brokertest.MaxPacketSize(16 << 20)), nil)
 		g.run()
 		for i := range maxMetrics + 10 {
 			topic := fmt.Sprintf("sensors/d%d/p%d", i%7, i)

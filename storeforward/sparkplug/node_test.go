@@ -14,7 +14,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"holdfast/broker"
 	"holdfast/broker/brokertest"
 	"holdfast/broker/durable"
 	"holdfast/broker/message"
@@ -93,9 +92,15 @@ type gateway struct {
 	last net.Conn
 }
 
-func newGateway(t *testing.T, change func(*Options), host ...func(*broker.Options)) *gateway {
+func newGateway(t *testing.T, change func(*Options)) *gateway {
 	t.Helper()
-	g := &gateway{t: t, dir: t.TempDir(), host: brokertest.New(t, nil, host...), site: new(site)}
+	return newGatewayAt(t, brokertest.New(t, nil), change)
+}
+
+// newGatewayAt is one whose host has that broker.
+func newGatewayAt(t *testing.T, host *brokertest.Broker, change func(*Options)) *gateway {
+	t.Helper()
+	g := &gateway{t: t, dir: t.TempDir(), host: host, site: new(site)}
 	g.watcher = brokertest.Connect(t, g.host.Pipe(), brokertest.V5("host"))
 	g.watcher.Subscribe(1, "spBv1.0/+/+/+/#")
 	g.opts = DefaultOptions()

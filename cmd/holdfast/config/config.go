@@ -66,6 +66,9 @@ type Gateway struct {
 	// Profiles is the folder of the user's own register maps. Empty means the
 	// folder profiles beside the configuration.
 	Profiles string `toml:"profiles"`
+	// SparkplugAware has the broker keep the births of Sparkplug edge nodes that
+	// pass through it, retained below $sparkplug/certificates/.
+	SparkplugAware bool `toml:"sparkplug_aware"`
 }
 
 // Log says what is logged, to standard error.
