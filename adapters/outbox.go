@@ -121,6 +121,8 @@ type OutboxStatus struct {
 	Queued      int    `json:"queued"`
 	QueuedBytes int    `json:"queued_bytes"`
 	InFlight    int    `json:"in_flight"`
+	// Dropping says that something was dropped since the queue was last empty.
+	Dropping bool `json:"dropping"`
 	// Refusals counts how often the publisher said no for now, Returned the
 	// messages it took and later gave back.
 	Refusals  uint64 `json:"refusals"`
@@ -582,7 +584,7 @@ func (o *Outbox) Status() OutboxStatus {
 	defer o.mu.Unlock()
 	s := OutboxStatus{
 		Name: o.name, Queued: o.queued + len(o.returned), QueuedBytes: o.bytes, InFlight: o.inFlight,
-		Refusals: o.refusals, Returned: o.returns, LastError: o.lastErr,
+		Dropping: o.complain, Refusals: o.refusals, Returned: o.returns, LastError: o.lastErr,
 		Devices: make(map[string]OutboxCounters, len(o.devices)),
 	}
 	for name, d := range o.devices {

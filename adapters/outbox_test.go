@@ -197,12 +197,15 @@ func TestFullOutboxDropsTheOldestOfWhoeverHasMost(t *testing.T) {
 		}
 		synctest.Wait()
 		st := b.Status()
-		if st.Queued != 10 || st.Devices["calm"].Dropped != 0 || st.Devices["chatty"].Dropped != 92 {
+		if st.Queued != 10 || !st.Dropping || st.Devices["calm"].Dropped != 0 || st.Devices["chatty"].Dropped != 92 {
 			t.Errorf("Status %+v", st)
 		}
 		p.set(func() { p.refuse = nil })
 		closeBox(t, b)
 		got := p.got()
+		if b.Status().Dropping {
+			t.Error("dropping with an empty queue")
+		}
 		if !slices.Equal(got[:3], []string{"calm0", "calm1", "chatty92"}) || got[len(got)-1] != "chatty99" {
 			t.Errorf("got %v", got)
 		}

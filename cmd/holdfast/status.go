@@ -220,6 +220,15 @@ func (s *gatewayStatus) problems() []string {
 			add("device %s: %s: %s", d.Name, d.State, d.Reason)
 		}
 	}
+	for _, o := range []adapters.OutboxStatus{s.Readings, s.Statuses} {
+		if o.Dropping {
+			dropped := uint64(0)
+			for _, d := range o.Devices {
+				dropped += d.Dropped
+			}
+			add("%s: the store has not taken them, and there was no room in memory for all: %d were dropped, %d wait: %s", o.Name, dropped, o.Queued, o.LastError)
+		}
+	}
 	for _, b := range s.Buses {
 		if st, ok := b.Bus.(modbus.Status); ok {
 			if words := st.Pace.Overloaded(); words != "" {

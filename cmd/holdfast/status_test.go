@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/adapters"
 	"holdfast/adapters/modbus"
 	"holdfast/broker/listen"
 	"holdfast/storeforward"
@@ -185,5 +186,22 @@ func TestAnOverloadedBusIsAProblem(t *testing.T) {
 	want := []string{"port rs485 is 144 % loaded: device boiler's points come every 7.2s instead of 5s"}
 	if got := s.problems(); !slices.Equal(got, want) {
 		t.Errorf("problems %q, want %q", got, want)
+	}
+}
+
+// Readings that are lost for want of room in memory are a problem until none wait.
+func TestFullOutboxInWords(t *testing.T) {
+	s := gatewayStatus{Store: storeforward.Status{State: "ok"}}
+	s.Readings = adapters.OutboxStatus{
+		Name: "readings", Queued: 10_000, Dropping: true, LastError: "the store is full",
+		Devices: map[string]adapters.OutboxCounters{"a": {Dropped: 3}, "b": {Dropped: 4}},
+	}
+	want := []string{"readings: the store has not taken them, and there was no room in memory for all: 7 were dropped, 10000 wait: the store is full"}
+	if got := s.problems(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	s.Readings.Dropping = false
+	if got := s.problems(); len(got) > 0 {
+		t.Errorf("got %q, want none", got)
 	}
 }
