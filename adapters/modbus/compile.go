@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -315,11 +314,10 @@ func (f *format) width() int {
 
 func compileNumber(o *Point, f *format, single bool) error {
 	number := f.number()
-	finite := func(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 	switch {
-	case !finite(o.Scale):
+	case !isFinite(o.Scale):
 		return fmt.Errorf("scale: %v is not a number", o.Scale)
-	case !finite(o.Offset):
+	case !isFinite(o.Offset):
 		return fmt.Errorf("offset: %v is not a number", o.Offset)
 	case !number && (o.Scale != 0 || o.Offset != 0 || o.Decimals != nil):
 		return fmt.Errorf("type: a %s has no scale, offset or decimals", f.typ)

@@ -176,6 +176,8 @@ func TestWriteOptionsThatAreWrong(t *testing.T) {
 		"an input register":                   {func(p *Point) { p.Register = "input:0" }, "write: input:0 can only be read"},
 		"a discrete input":                    {func(p *Point) { p.Register = "discrete:0" }, "write: discrete:0 can only be read"},
 		"min above max":                       {func(p *Point) { p.Min, p.Max = new(2.0), new(1.0) }, "min: 2 is above max, 1"},
+		"min that is no number":               {func(p *Point) { p.Min = new(math.NaN()) }, "min: NaN is not a number"},
+		"max that is no number":               {func(p *Point) { p.Max = new(math.Inf(1)) }, "max: +Inf is not a number"},
 		"min of a coil":                       {func(p *Point) { p.Register, p.Min = "coil:0", new(1.0) }, "min: only a number"},
 		"a negative step":                     {func(p *Point) { p.Step = -1 }, "step: -1"},
 		"an unknown way to verify":            {func(p *Point) { p.Verify = "maybe" }, `verify: "maybe"`},

@@ -260,7 +260,11 @@ func numbers(args []term, fn func(v []float64) (float64, error)) term {
 			}
 			v[i], _ = x.(float64) // it is one: the kinds have been checked
 		}
-		return fn(v)
+		f, err := fn(v)
+		if err == nil && (math.IsNaN(f) || math.IsInf(f, 0)) {
+			err = errNotNumber // what is made of it could look good: 1/f is 0, f > 1 is false
+		}
+		return f, err
 	}}
 }
 

@@ -72,6 +72,10 @@ func TestExpressions(t *testing.T) {
 		"sqrt(-1)":                           {err: "not a number"},
 		"exp(10000)":                         {err: "not a number"},
 		"abs(a/zero) > 1":                    {err: "division by zero"},
+		"choose(sqrt(-1) > 1, 1, 0)":         {err: "not a number"},
+		"a / exp(10000)":                     {err: "not a number"},
+		"sqrt(-1) != 2":                      {err: "not a number"},
+		"min(exp(10000), 1)":                 {err: "not a number"},
 	}
 	for s, tt := range tests {
 		e, err := parseExpression(s, knownKind)

@@ -49,9 +49,13 @@ func compileWrite(o *Point, p *point) error {
 		return fmt.Errorf("verify: %q is neither read_back nor none", o.Verify)
 	case !p.numeric() && (o.Min != nil || o.Max != nil || o.Step != 0):
 		return fmt.Errorf("min: only a number without names has min, max and step, not this %s", f.typ)
+	case o.Min != nil && !isFinite(*o.Min): // NaN bounds nothing
+		return fmt.Errorf("min: %v is not a number", *o.Min)
+	case o.Max != nil && !isFinite(*o.Max):
+		return fmt.Errorf("max: %v is not a number", *o.Max)
 	case o.Min != nil && o.Max != nil && *o.Min > *o.Max:
 		return fmt.Errorf("min: %v is above max, %v", *o.Min, *o.Max)
-	case o.Step < 0 || math.IsInf(o.Step, 0) || math.IsNaN(o.Step):
+	case o.Step < 0 || !isFinite(o.Step):
 		return fmt.Errorf("step: %v is not a positive number", o.Step)
 	case f.n > MaxWriteRegisters:
 		return fmt.Errorf("length: %d is more than the %d registers that can be written at once", f.n, MaxWriteRegisters)
@@ -68,6 +72,8 @@ func compileWrite(o *Point, p *point) error {
 	p.write = w
 	return nil
 }
+
+func isFinite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 
 // functions are those that can write the point.
 func (w *writing) functions(p *point) []Function {

@@ -252,11 +252,13 @@ func newCommand(o *Options, cmd Command, c *check) (*command, error) {
 		typ: cmd.Type, min: math.Inf(-1), max: math.Inf(1), maxLen: cmd.MaxLength, on: cmd.On, off: cmd.Off,
 	}}
 	r := &ready.rule
-	if cmd.Min != nil {
-		r.min = *cmd.Min
-	}
-	if cmd.Max != nil {
-		r.max = *cmd.Max
+	for key, bound := range map[string]struct{ given, use *float64 }{"min": {cmd.Min, &r.min}, "max": {cmd.Max, &r.max}} {
+		if bound.given == nil {
+			continue
+		}
+		if *bound.use = *bound.given; math.IsNaN(*bound.use) || math.IsInf(*bound.use, 0) {
+			return nil, fmt.Errorf("%s: %v is no number", key, *bound.use)
+		}
 	}
 	if r.min > r.max {
 		return nil, fmt.Errorf("max: %v is less than min", r.max)

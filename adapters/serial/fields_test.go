@@ -364,6 +364,8 @@ func TestUselessKeysAreNamed(t *testing.T) {
 		"no such poll":          {lines(func(o *Options) { o.Points[0].Poll = "x" }), `point[0].poll: there is no poll "x"`},
 		"a value in a poll":     {lines(func(o *Options) { o.Polls = []Poll{{Name: "p", Request: "${value}"}} }), `poll[0].request: `},
 		"min of a text":         {lines(func(o *Options) { o.Commands = []Command{{Name: "c", Request: "${value}", Min: new(1.0)}} }), `command[0].min: `},
+		"min that is no number": {lines(func(o *Options) { o.Commands = []Command{{Name: "c", Request: "${value:1}", Min: new(math.NaN())}} }), `command[0].min: NaN is no number`},
+		"max that is no number": {lines(func(o *Options) { o.Commands = []Command{{Name: "c", Request: "${value:1}", Max: new(math.Inf(1))}} }), `command[0].max: +Inf is no number`},
 		"a type without value":  {lines(func(o *Options) { o.Commands = []Command{{Name: "c", Request: "x", Type: TypeNumber}} }), `command[0].type: `},
 		"a time that is no one": {lines(func(o *Options) { o.TimeFormat, o.Time = "%H:%Q", "v" }), `time_format: `},
 		"a time not in pattern": {lines(func(o *Options) { o.Time = "at" }), `time: pattern has no group`},
