@@ -95,7 +95,7 @@ func (c *Codec) Absent() []byte { return c.absent }
 
 // Encode returns the registers as they go over the wire, one byte of 0 or 1 for a
 // bit. Between two steps of an integer the nearer is taken. Value is what
-// reading.Reading has. It is an error when the value does not fit, or would be
+// reading.Reading has, or a json.Number. It is an error when the value does not fit, or would be
 // taken for none.
 func (c *Codec) Encode(value any) ([]byte, error) {
 	switch v := value.(type) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -173,10 +174,10 @@ type commandWriter struct {
 }
 
 // Write is part of server.Writer.
-func (w *commandWriter) Write(ctx context.Context, device, point string, value any) error {
+func (w *commandWriter) Write(ctx context.Context, device, point string, value any) (read any, err error) {
 	payload, err := commandPayload(value)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	w.mu.Lock()
 	w.next++
@@ -191,7 +192,7 @@ func (w *commandWriter) Write(ctx context.Context, device, point string, value a
 	}()
 	properties, err := packet.PublishProperties{CorrelationData: []byte(id)}.AppendTo(nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m := &message.Message{
 		Topic: w.prefix + device + "/" + point + "/set", Payload: payload, Properties: properties, QoS: 1, Received: time.Now(), From: w.name,
@@ -201,28 +202,28 @@ func (w *commandWriter) Write(ctx context.Context, device, point string, value a
 	}
 	safe := make(chan error, 1)
 	if err := w.b.Publish(m, durable.Origin{}, func(err error) { safe <- err }); err != nil {
-		return err
+		return nil, err
 	}
 	if !w.confirm {
 		select {
 		case err := <-safe:
-			return err
+			return nil, err
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 	select {
 	case res := <-answer:
 		switch res.Outcome {
 		case adapters.OutcomeOK:
-			return nil
+			return res.Read, nil
 		case adapters.OutcomeRefused:
-			return fmt.Errorf("%w: %s", server.ErrRefused, res.Reason)
+			return nil, fmt.Errorf("%w: %s", server.ErrRefused, res.Reason)
 		default:
-			return errors.New(res.Reason)
+			return nil, errors.New(res.Reason)
 		}
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
@@ -233,7 +234,9 @@ func (w *commandWriter) result(m *message.Message) {
 		return // cannot be: they were checked when it came
 	}
 	var res adapters.Result
-	if json.Unmarshal(m.Payload, &res) != nil {
+	numbers := json.NewDecoder(bytes.NewReader(m.Payload))
+	numbers.UseNumber() // as it stands there
+	if numbers.Decode(&res) != nil {
 		return
 	}
 	w.mu.Lock()

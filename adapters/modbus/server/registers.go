@@ -19,10 +19,10 @@ var ErrRefused = errors.New("the value was refused")
 
 // Writer has points of devices written.
 type Writer interface {
-	// Write asks a device for a value, a float64, int64, uint64, bool or string.
-	// Nil says that it was done. An error that wraps ErrRefused says that it will
-	// never be. It waits for ctx at most.
-	Write(ctx context.Context, device, point string, value any) error
+	// Write asks a device for a value, a float64, int64, uint64, bool or string, and
+	// returns what it reads as then, nil if that is not known. An error that wraps
+	// ErrRefused says that it will never be done. It waits for ctx at most.
+	Write(ctx context.Context, device, point string, value any) (read any, err error)
 }
 
 // Identity is what a server says of itself.
@@ -309,7 +309,13 @@ func (r *Registers) write(ctx context.Context, t modbus.Table, addr int, data []
 	errs := make([]error, len(orders))
 	var writing sync.WaitGroup
 	for i, o := range orders {
-		writing.Go(func() { errs[i] = r.writer.Write(ctx, o.v.Device, o.v.Point, o.value) })
+		writing.Go(func() {
+			var read any
+			// Whoever writes and reads at once does not see what was before.
+			if read, errs[i] = r.writer.Write(ctx, o.v.Device, o.v.Point, o.value); read != nil {
+				r.Put(time.Now(), reading.Reading{Device: o.v.Device, Point: o.v.Point, Value: read})
+			}
+		})
 	}
 	writing.Wait()
 	err := errors.Join(errs...)

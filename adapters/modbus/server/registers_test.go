@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,18 +24,19 @@ type writes struct {
 	done []string
 	err  error
 	wait bool
+	read any
 }
 
-func (w *writes) Write(ctx context.Context, device, point string, value any) error {
+func (w *writes) Write(ctx context.Context, device, point string, value any) (any, error) {
 	w.mu.Lock()
 	w.done = append(w.done, fmt.Sprintf("%s/%s=%v", device, point, value))
 	err, waits := w.err, w.wait
 	w.mu.Unlock()
 	if waits {
 		<-ctx.Done()
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
-	return err
+	return w.read, err
 }
 
 func plant() RegistersOptions {
@@ -162,6 +164,7 @@ func TestRegistersWrite(t *testing.T) {
 		err       error
 		wait      bool
 		done      string
+		read      any
 	}{
 		"a coil":                          {pdu: "05 0000 ff00", want: "05 0000 ff00", done: "[boiler/pump=true]"},
 		"coils":                           {pdu: "0f 0000 0002 01 02", want: "0f 0000 0002", done: "[boiler/pump=false boiler/valve=true]"},
@@ -169,6 +172,7 @@ func TestRegistersWrite(t *testing.T) {
 		"registers":                       {pdu: "10 000a 0003 06 41ac0000 0009", want: "10 000a 0003", done: "[boiler/mode=9 boiler/setpoint=21.5]"},
 		"bits of one":                     {pdu: "16 000c ff00 00ff", want: "16 000c ff00 00ff", done: "[boiler/mode=4863]"},
 		"and read":                        {pdu: "17 000c 0001 000c 0001 02 0005", want: "17 02 1234", done: "[boiler/mode=5]"},
+		"and read back":                   {pdu: "17 000c 0001 000c 0001 02 0005", want: "17 02 0005", read: json.Number("5"), done: "[boiler/mode=5]"},
 		"half of one":                     {pdu: "06 000a 41ac", want: "86 02"},
 		"its other half":                  {pdu: "10 000b 0002 04 00000009", want: "90 02"},
 		"one that is only read":           {pdu: "10 000d 0004 08 4035800000000000", want: "90 02"},
@@ -186,7 +190,7 @@ func TestRegistersWrite(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := &writes{err: tt.err, wait: tt.wait}
+				w := &writes{err: tt.err, wait: tt.wait, read: tt.read}
 				r := registers(t, plant(), w)
 				r.Put(time.Now(), reading.Reading{Device: "boiler", Point: "mode", Value: int64(0x1234)})
 				got := r.Handle(t.Context(), 1, unhex(t, tt.pdu), nil)
