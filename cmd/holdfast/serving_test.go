@@ -274,6 +274,7 @@ func (l *memoryLine) PutMessage(string, *message.Message)  {}
 func TestModbusGatewayLeavesPollsTheirRate(t *testing.T) {
 	const seconds = 60
 	run := func(t *testing.T, outside int) (polls int64, answered, failed int) {
+		t.Helper()
 		synctest.Test(t, func(t *testing.T) {
 			l := &memoryLine{slave: modbustest.New(modbustest.Options{Gap: 5 * time.Millisecond})}
 			opts := modbus.DefaultOptions()
