@@ -40,6 +40,8 @@ func (gw *gateway) trialsFor(fresh *config.Config) map[string]trial {
 				trials[name] = pending
 			}
 		case settings.Confirm == 0:
+		case gw.reverted[name].tried != "": // what it has now was good, up or not
+			trials[name] = trial{good: gw.reverted[name].good}
 		case onTrial:
 			trials[name] = trial{good: pending.good}
 		default:
@@ -68,6 +70,7 @@ func (gw *gateway) confirm(life, patience context.Context, now time.Time) {
 			gw.revert(life, patience, name, t, r)
 		}
 	}
+	gw.keepAttempts()
 }
 
 func (gw *gateway) revert(life, patience context.Context, name string, t trial, r *running) {
@@ -75,7 +78,7 @@ func (gw *gateway) revert(life, patience context.Context, name string, t trial, 
 	if st, ok := r.status().(uplink.Status); ok && st.Reason != "" {
 		why = st.Reason
 	}
-	tried := gw.cfg.Uplinks[name].Confirm
+	bad := gw.cfg.Uplinks[name]
 	cfg := gw.cfg
 	cfg.Uplinks = maps.Clone(cfg.Uplinks)
 	cfg.Uplinks[name] = t.good
@@ -83,14 +86,10 @@ func (gw *gateway) revert(life, patience context.Context, name string, t trial, 
 		gw.log.Error("uplink not taken back to its last good configuration", "uplink", name, "err", err)
 		why = fmt.Sprintf("%s; going back failed: %v", why, err)
 	}
-	gw.log.Error("uplink did not come up with its changed configuration, went back to the last good one", "uplink", name, "tried_for", tried, "reason", why)
-	gw.update(func() {
-		gw.reloads.Reverts++
-		if gw.reverted == nil {
-			gw.reverted = map[string]string{}
-		}
-		gw.reverted[name] = fmt.Sprintf("its changed configuration did not come up within %v (%s); the last one that did is in use until the next reload, which tries the file again", tried, why)
-	})
+	gw.log.Error("uplink did not come up with its changed configuration, went back to the last good one", "uplink", name, "tried_for", bad.Confirm, "reason", why)
+	gw.takeBack(name, takenBack{tried: fingerprint(&bad), good: t.good, why: why, said: fmt.Sprintf(
+		"its changed configuration did not come up within %v (%s); the last one that did is in use until the next reload, which tries the file again", bad.Confirm, why)})
+	gw.update(func() { gw.reloads.Reverts++ })
 }
 
 // settle takes note of a configuration that has been taken over.
@@ -103,4 +102,5 @@ func (gw *gateway) settle(trials map[string]trial, now time.Time) {
 	}
 	gw.trials = trials
 	gw.update(func() { clear(gw.reverted) }) // the file has been tried again
+	gw.keepAttempts()
 }

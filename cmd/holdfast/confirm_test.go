@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -34,8 +35,8 @@ func newConfirmRig(t *testing.T) *confirmRig {
 	return r
 }
 
-// reload lays the uplink's keys over the file and takes it over.
-func (r *confirmRig) reload(keys string) {
+// writeKeys lays the uplink's keys over the file.
+func (r *confirmRig) writeKeys(keys string) {
 	r.t.Helper()
 	dropin := strings.TrimSuffix(r.file, ".toml") + ".d"
 	if err := os.MkdirAll(dropin, 0o700); err != nil {
@@ -44,6 +45,12 @@ func (r *confirmRig) reload(keys string) {
 	if err := os.WriteFile(filepath.Join(dropin, "cloud.toml"), []byte("[uplink.cloud]\n"+keys+"\n"), 0o600); err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+// reload lays the uplink's keys over the file and takes it over.
+func (r *confirmRig) reload(keys string) {
+	r.t.Helper()
+	r.writeKeys(keys)
 	data := r.gw.cfg.Gateway.Data
 	if err := r.gw.applyReload(r.t.Context(), r.t.Context(), func() (config.Config, error) { return loadConfig(r.file, data, nil) }); err != nil {
 		r.t.Fatal(err)
@@ -205,4 +212,107 @@ func TestChangesThatAreNotOnTrial(t *testing.T) {
 			t.Errorf("uplinks %s", fmt.Sprint(names))
 		}
 	})
+}
+
+// restarted is the gateway of a process after this one, before anything starts.
+func (r *confirmRig) restarted() (*gateway, config.Config) {
+	r.t.Helper()
+	data := r.gw.cfg.Gateway.Data
+	cfg, err := loadConfig(r.file, data, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	gw := &gateway{log: r.gw.log, cfg: cfg}
+	gw.resumeAttempts(&cfg, time.Now())
+	if !reflect.DeepEqual(gw.cfg, cfg) {
+		r.t.Error("the gateway has another configuration than what is built")
+	}
+	return gw, cfg
+}
+
+// A restart with the file that locked us out stays with what was good, until the
+// file changes; what was on trial at the restart still is.
+func TestTakenBackOverARestart(t *testing.T) {
+	r := newConfirmRig(t)
+	good := "url = \"mqtt://" + silentCloud(t) + "\"\nusername = \"u\"\npassword = \"secret\"\nstop_timeout = \"0s\"\nconfirm = \"10s\"\n" +
+		"[[uplink.cloud.route]]\ndirection = \"out\"\nfilter = \"a/#\"\n"
+	bad := "url = \"mqtt://127.0.0.1:1\"\nconfirm = \"10s\""
+	r.reload(good)
+	r.up()
+	was := r.gw.uplinks["cloud"].settings.(uplink.Options)
+	kept := filepath.Join(r.gw.cfg.Gateway.Data, attemptsFile)
+	if _, err := os.Stat(kept); !os.IsNotExist(err) {
+		t.Fatalf("%v before anything was on trial", err)
+	}
+
+	r.reload(bad)
+	gw, cfg := r.restarted()
+	if got := cfg.Uplinks["cloud"].URL; got != "mqtt://127.0.0.1:1" || len(gw.reverted) != 0 {
+		t.Errorf("on trial: url %s, taken back %v", got, gw.reverted)
+	}
+	if on := gw.trials["cloud"]; !reflect.DeepEqual(on.good, was) || time.Until(on.until) > 10*time.Second {
+		t.Errorf("on trial: %+v", on)
+	}
+
+	r.failed()
+	r.confirm(11 * time.Second)
+	r.up()
+	if st, err := os.Stat(kept); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	for range 2 { // one restart after the other
+		gw, cfg = r.restarted()
+		if got := cfg.Uplinks["cloud"]; !reflect.DeepEqual(got, was) {
+			t.Fatalf("after a restart: %+v, want %+v", got, was)
+		}
+		if said := gw.reverted["cloud"].said; !strings.Contains(said, "before the restart (") || !strings.Contains(said, "connection refused") {
+			t.Errorf("said %q", said)
+		}
+	}
+
+	// The next reload tries the file, and may lock us out again, up or not.
+	gw.uplinks = map[string]*running{"cloud": {settings: was, upFor: func() time.Duration { return 0 }}}
+	file, err := loadConfig(r.file, gw.cfg.Gateway.Data, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if trials := gw.trialsFor(&file); !reflect.DeepEqual(trials["cloud"].good, was) {
+		t.Errorf("on trial by a reload: %+v", trials)
+	}
+
+	r.writeKeys(bad + "\nkeep_alive = \"30s\"")
+	gw, cfg = r.restarted()
+	if got := cfg.Uplinks["cloud"].URL; got == was.URL || len(gw.reverted) != 0 {
+		t.Errorf("the file has changed: url %s, taken back %v", got, gw.reverted)
+	}
+	if _, err := os.Stat(kept); !os.IsNotExist(err) {
+		t.Errorf("%v after the file has changed", err)
+	}
+}
+
+// What is not understood does not keep the gateway from starting.
+func TestBrokenNotesOfTrials(t *testing.T) {
+	for name, text := range map[string]string{
+		"torn":        `{"cloud": {"tri`,
+		"good is not": `{"cloud": {"tried": "FINGERPRINT", "good": {"URL": "gopher://x"}, "why": "w"}}`,
+		"no good":     `{"cloud": {"tried": "FINGERPRINT", "why": "w"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newConfirmRig(t)
+			r.writeKeys("url = \"mqtt://127.0.0.1:1\"")
+			file, err := loadConfig(r.file, r.gw.cfg.Gateway.Data, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			settings := file.Uplinks["cloud"]
+			text = strings.ReplaceAll(text, "FINGERPRINT", fingerprint(&settings))
+			if err := os.WriteFile(filepath.Join(r.gw.cfg.Gateway.Data, attemptsFile), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			gw, cfg := r.restarted()
+			if !reflect.DeepEqual(cfg, file) || len(gw.reverted)+len(gw.trials) != 0 {
+				t.Errorf("%+v, %v, %v", cfg.Uplinks, gw.reverted, gw.trials)
+			}
+		})
+	}
 }

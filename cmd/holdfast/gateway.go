@@ -61,16 +61,17 @@ type gateway struct {
 	// reads without. It holds mu for lines, never while a part starts or
 	// stops: status and watchdog ask meanwhile.
 	mu        sync.Mutex
-	cfg       config.Config       // guarded by mu
-	uplinks   map[string]*running // guarded by mu
-	listeners map[string]*running // guarded by mu; by address
-	buses     map[string]*running // guarded by mu; by port
-	nodes     map[string]*running // guarded by mu; Sparkplug edge nodes
-	servers   map[string]*running // guarded by mu; Modbus servers and gateways, by config.ModbusServing
-	announced announcements       // of the goroutine of runGateway alone
-	reloads   reloadStatus        // guarded by mu
-	reverted  map[string]string   // guarded by mu; by uplink: why its configuration is not that of the file
-	trials    map[string]trial    // by uplink; of the goroutine of runGateway alone
+	cfg       config.Config        // guarded by mu
+	uplinks   map[string]*running  // guarded by mu
+	listeners map[string]*running  // guarded by mu; by address
+	buses     map[string]*running  // guarded by mu; by port
+	nodes     map[string]*running  // guarded by mu; Sparkplug edge nodes
+	servers   map[string]*running  // guarded by mu; Modbus servers and gateways, by config.ModbusServing
+	announced announcements        // of the goroutine of runGateway alone
+	reloads   reloadStatus         // guarded by mu
+	reverted  map[string]takenBack // guarded by mu; by uplink: why its configuration is not that of the file
+	trials    map[string]trial     // by uplink; of the goroutine of runGateway alone
+	attempts  []byte               // as they are in the file; of the goroutine of runGateway alone
 }
 
 // update makes a change that others may see.
@@ -106,6 +107,7 @@ func runGateway(ctx context.Context, cfg config.Config, load func() (config.Conf
 	}
 	gw.log.Info("gateway started", "gateway", cfg.Gateway.ID, "version", version, "commit", buildCommit())
 	defer func() { err = errors.Join(err, gw.inherited.Close()) }()
+	gw.resumeAttempts(&cfg, time.Now())
 	cfg.Store.Crashed = noteCrashes(cfg.Gateway.Data, gw.log)
 	// The parts outlive ctx: it asks for the stop, which has its own order.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))

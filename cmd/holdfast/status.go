@@ -72,7 +72,10 @@ func (gw *gateway) status() any { return gw.snapshot() }
 func (gw *gateway) snapshot() gatewayStatus {
 	gw.mu.Lock()
 	id, reloads := gw.cfg.Gateway.ID, gw.reloads
-	reloads.Reverted = maps.Clone(gw.reverted)
+	reloads.Reverted = map[string]string{}
+	for name, r := range gw.reverted {
+		reloads.Reverted[name] = r.said
+	}
 	ups := values(gw.uplinks)
 	nodes := values(gw.nodes)
 	buses := values(gw.buses)

@@ -156,10 +156,10 @@ type Options struct {
 	ClockFloor time.Time `toml:"-"`
 	// Rendering returns what renders readings in a form of [Route.Form]; nil
 	// knows none.
-	Rendering func(form, template string) (Rendering, error) `toml:"-"`
+	Rendering func(form, template string) (Rendering, error) `toml:"-" json:"-"`
 	// ClockSynchronised says whether days and months can be told; nil is
 	// always.
-	ClockSynchronised func() bool `toml:"-"`
+	ClockSynchronised func() bool `toml:"-" json:"-"`
 }
 
 // DefaultOptions returns the settings of an uplink that sets nothing but its

@@ -85,7 +85,7 @@ type Options struct {
 	TCPNotSentLowat int `toml:"tcp_notsent_lowat"`
 
 	// Dial replaces lookup, race and socket options; nil means those here.
-	Dial func(ctx context.Context, network, address string) (net.Conn, error) `toml:"-"`
+	Dial func(ctx context.Context, network, address string) (net.Conn, error) `toml:"-" json:"-"`
 }
 
 // DefaultOptions returns the settings of who says only where the cloud is.
