@@ -64,6 +64,7 @@ func (gw *gateway) confirm(life, patience context.Context, now time.Time) {
 			delete(gw.trials, name)
 		case r.upFor() >= provenAfter:
 			delete(gw.trials, name)
+			r.proven()
 			gw.log.Info("changed uplink is up, its configuration stays", "uplink", name)
 		case !now.Before(t.until):
 			delete(gw.trials, name)
@@ -93,14 +94,13 @@ func (gw *gateway) revert(life, patience context.Context, name string, t trial, 
 }
 
 // settle takes note of a configuration that has been taken over.
-func (gw *gateway) settle(trials map[string]trial, now time.Time) {
-	for name, t := range trials {
+func (gw *gateway) settle(now time.Time) {
+	for name, t := range gw.trials {
 		if t.until.IsZero() {
 			t.until = now.Add(gw.cfg.Uplinks[name].Confirm)
-			trials[name] = t
+			gw.trials[name] = t
 		}
 	}
-	gw.trials = trials
 	gw.update(func() { clear(gw.reverted) }) // the file has been tried again
 	gw.keepAttempts()
 }

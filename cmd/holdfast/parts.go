@@ -33,7 +33,9 @@ type running struct {
 	// state is how an uplink is, without a look at the disk; nil for others.
 	state func() uplink.State
 	// upFor is how long an uplink has been up, 0 while it is not; nil for others.
-	upFor   func() time.Duration
+	upFor func() time.Duration
+	// proven tells an uplink on trial that its configuration stays; nil for others.
+	proven  func()
 	cleanup func()
 	// devices are those behind a port; nil for other parts.
 	devices func() []adapters.Device
@@ -129,6 +131,7 @@ func listenersByAddress(ls []config.Listener) map[string]config.Listener {
 func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink.Options) (*running, error) {
 	opts := settings
 	opts.Software = version
+	_, opts.OnTrial = gw.trials[name]
 	opts.ClockFloor = buildTime()
 	if seen := gw.g.store.ClockFloor(); seen.After(opts.ClockFloor) {
 		opts.ClockFloor = seen
@@ -154,7 +157,7 @@ func (gw *gateway) startUplink(ctx context.Context, name string, settings uplink
 	r := gw.startPart(ctx, "uplink "+name, settings, u.Run)
 	r.status = func() any { return u.Status() }
 	r.state = u.State
-	r.upFor = u.UpFor
+	r.upFor, r.proven = u.UpFor, u.Proven
 	return r, nil
 }
 

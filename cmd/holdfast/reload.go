@@ -69,14 +69,16 @@ func (gw *gateway) applyReload(life, patience context.Context, load func() (conf
 	}
 	// Before the listeners: a new one may be meant for the new users.
 	before := gw.g.access.Replace(rules)
-	trials := gw.trialsFor(&cfg)
+	trialsBefore := gw.trials
+	gw.trials = gw.trialsFor(&cfg)
 	if err := gw.reconcile(life, patience, cfg); err != nil {
+		gw.trials = trialsBefore
 		gw.g.access.Replace(before)
 		gw.g.broker.Reauthorize()
 		back := gw.reconcile(life, patience, old)
 		return errors.Join(fmt.Errorf("%w (went back to the previous configuration)", err), back)
 	}
-	gw.settle(trials, time.Now())
+	gw.settle(time.Now())
 	gw.update(func() { gw.reloads.Waiting = fixed })
 	gw.enforce(rules, before, &old, &cfg)
 	return nil

@@ -105,6 +105,11 @@
 // worth of a higher lane does not wait for room in it: it waits behind what is in the
 // network and nothing else.
 //
+// # Trials
+//
+// A configuration on trial may be taken back: what has no route in it is not dropped
+// until [Uplink.Proven], and what is behind that waits with it, some seconds.
+//
 // # Batches
 //
 // A batch is one QoS 1 message to the cloud and many here: all its members are

@@ -61,6 +61,7 @@ type link struct {
 	batches  []*batch       // of the routes that have them
 	pub      packet.Publish // encoded and forgotten
 	full     bool           // the connection takes no PUBLISH until it has drained
+	stray    bool           // what is next has no route, and waits for the end of a trial
 	content  bool           // nothing waits for room or an answer: the writer need not know of a PUBACK
 
 	lines     [3][]*receipt      // by QoS: the cloud's messages in order of arrival

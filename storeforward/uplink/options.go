@@ -157,6 +157,9 @@ type Options struct {
 	// Rendering returns what renders readings in a form of [Route.Form]; nil
 	// knows none.
 	Rendering func(form, template string) (Rendering, error) `toml:"-" json:"-"`
+	// OnTrial keeps what no route takes any more until [Uplink.Proven]: those of
+	// the configuration before may come back. Whatever is behind it waits as well.
+	OnTrial bool `toml:"-" json:"-"`
 	// ClockSynchronised says whether days and months can be told; nil is
 	// always.
 	ClockSynchronised func() bool `toml:"-" json:"-"`

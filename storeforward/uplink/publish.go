@@ -26,7 +26,13 @@ func (l *link) publishLocked(f *flight, now time.Time) {
 			remote += f.with.suffix
 		}
 	case f.seq != 0:
-		if way, remote = u.carries(f.msg.Topic); way == nil {
+		way, remote = u.carries(f.msg.Topic)
+		if way == nil && u.onTrial {
+			l.stray = true
+			l.putBackLocked(f)
+			return
+		}
+		if way == nil {
 			reason = dropNoRoute
 		} else if way.strip {
 			p.Retain = false

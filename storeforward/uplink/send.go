@@ -172,7 +172,8 @@ func (l *link) fillLocked(now time.Time) (content bool) {
 	if l.leaving {
 		return false
 	}
-	for !l.full && l.err == nil && l.used < l.quota && len(l.resend) > 0 && l.window.fits(l.resend[0].size) {
+	l.stray = false
+	for !l.full && !l.stray && l.err == nil && l.used < l.quota && len(l.resend) > 0 && l.window.fits(l.resend[0].size) {
 		f := l.resend[0]
 		l.resend = l.resend[1:]
 		l.publishLocked(f, now)
@@ -190,7 +191,7 @@ func (l *link) fillLocked(now time.Time) (content bool) {
 	if l.statesLocked(now); len(l.states) > 0 {
 		return false
 	}
-	for !l.full && l.err == nil {
+	for !l.full && !l.stray && l.err == nil {
 		f, idle := l.pickLocked(now)
 		if f == nil {
 			if idle {
@@ -271,6 +272,9 @@ func (l *link) hopeless(m *message.Message, qos byte, now time.Time) string {
 	}
 	way, remote := l.u.carries(m.Topic)
 	if way == nil {
+		if l.u.onTrial && qos > 0 {
+			return "" // it waits, see publishLocked
+		}
 		return dropNoRoute
 	}
 	if len(remote) > 65535 {

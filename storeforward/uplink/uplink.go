@@ -46,6 +46,7 @@ type Uplink struct {
 	drops     limiter            // guarded by mu
 	budget    budget             // guarded by mu
 	thinned   map[string]thinned // guarded by mu; by topic
+	onTrial   bool               // guarded by mu; see Options
 	topics    map[string]carried // guarded by mu; see carries
 	again     backoff            // guarded by mu; until refused messages of a 3.1.1 cloud are asked for again
 
@@ -95,6 +96,8 @@ func New(name string, opts Options, store *storeforward.Store, local Local, log 
 		log:   log.With("component", "uplink", "uplink", name),
 		wake:  make(chan struct{}, 1),
 		sess:  newSession(received),
+
+		onTrial: opts.OnTrial,
 	}
 	u.at = u.dialer.Paths()[0]
 	u.dialer.Spent = u.spent
@@ -124,6 +127,14 @@ func (u *Uplink) Name() string { return u.from }
 
 // Queue is the uplink's queue in the store.
 func (u *Uplink) Queue() durable.QueueID { return u.queue }
+
+// Proven says that the configuration stays: what no route takes is dropped now.
+func (u *Uplink) Proven() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.onTrial = false
+	u.wakeLocked()
+}
 
 // Routes are the local topics the uplink takes.
 func (u *Uplink) Routes() []OutRoute {
