@@ -100,7 +100,7 @@ CC_$(shell $(GO) env GOHOSTARCH) := gcc
 # Packages in which nobody waits for the processor: handshakes, configuration, the
 # command line, the console's pages. There the binary that ships does without
 # inlining, which makes it 0.4 MB smaller.
-COLD := holdfast/cmd/... holdfast/adapters/port holdfast/adapters/modbus/profile holdfast/adapters/modbus/modbustest \
+COLD := holdfast/cmd/... holdfast/adapters/port holdfast/adapters/modbus/profile holdfast/adapters/modbus/modbustest holdfast/adapters/modbus/survey \
   holdfast/storeforward/uplink/dial github.com/pelletier/go-toml/v2/... github.com/spf13/... \
   crypto/tls crypto/x509 crypto/hpke encoding/asn1 net/http net/url mime/... regexp/syntax runtime/pprof text/... \
   vendor/golang.org/x/net/... vendor/golang.org/x/text/...

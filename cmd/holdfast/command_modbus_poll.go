@@ -63,7 +63,7 @@ type (uint16 if none is given) and order, or by the profile of the device.`,
 	f.DurationVar(&o.every, "every", time.Second, "how often all is read")
 	f.IntVar(&o.count, "count", 0, "end after so many times; 0: when interrupted")
 	f.StringVar(&o.profile, "profile", "", "read what this profile says")
-	f.StringSliceVar(&o.choose, "points", nil, `of the profile, only points of these names ("power*"; default all but the details)`)
+	f.StringArrayVar(&o.choose, "points", nil, `of the profile, only points of this name ("power*"; may be repeated; default all but the details)`)
 	return c
 }
 

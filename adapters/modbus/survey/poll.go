@@ -97,7 +97,7 @@ func (p *Poller) split(i int) bool {
 	if len(single) < 2 && (len(single) == 0 || single[0].Count == r.Count) {
 		return false
 	}
-	p.reads = slices.Replace(p.reads, i, i+1, single...)
+	p.reads = append(append(p.reads[:i:i], single...), p.reads[i+1:]...)
 	return true
 }
 

@@ -160,7 +160,9 @@ func (s *Sniffer) noise(at time.Time, b []byte, i int) {
 		return
 	}
 	s.Noise += len(b)
-	s.out = slices.Insert(s.out, i, Heard{At: at, Kind: KindNoise, Text: fmt.Sprintf("%d bytes", len(b)), Data: hex.EncodeToString(b[:min(len(b), 32)])})
+	s.out = append(s.out, Heard{})
+	copy(s.out[i+1:], s.out[i:])
+	s.out[i] = Heard{At: at, Kind: KindNoise, Text: fmt.Sprintf("%d bytes", len(b)), Data: hex.EncodeToString(b[:min(len(b), 32)])}
 }
 
 // frame takes the frame at the start of buf: n is its length, 0 if there is none;
