@@ -330,8 +330,8 @@ func (b *Bus) askDone(a *ask, x *exchange, polls bool) {
 		j, _ := b.next(now)
 		polls = j.block != nil
 	}
-	refusal, refused := errors.AsType[*ExceptionError](x.err)
-	alive := x.err == nil || refused && !refusal.gateway()
+	_, refused := errors.AsType[*ExceptionError](x.err)
+	alive := Alive(x.err)
 	b.update(func() {
 		if polls {
 			b.asked.add(x.cost*askShare/share, now)

@@ -22,8 +22,7 @@ func (b *Bus) probe(ctx context.Context, t transport, u *unit, idle bool) error 
 // probed draws the consequences of a probe.
 func (b *Bus) probed(x *exchange, idle bool) {
 	u := x.unit
-	refusal, refused := errors.AsType[*ExceptionError](x.err)
-	alive := x.err == nil || refused && !refusal.gateway()
+	alive := Alive(x.err)
 	now := time.Now()
 	b.update(func() {
 		u.n.probes++
@@ -134,6 +133,13 @@ func (b *Bus) served(parts []*block, x *exchange) {
 		b.update(func() { keepApart(parts, time.Now()) })
 		b.failed(k, x)
 	}
+}
+
+// Alive says that an outcome came from the unit itself, if only as a refusal: it is
+// there. What a gateway says of a unit behind it is none of the unit's doing.
+func Alive(err error) bool {
+	refusal, refused := errors.AsType[*ExceptionError](err)
+	return err == nil || refused && !refusal.gateway()
 }
 
 // gateway says that the refusal is not the unit's but that of a gateway in

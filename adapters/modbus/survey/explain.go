@@ -45,13 +45,3 @@ func Explain(err error) string {
 	}
 	return ""
 }
-
-// Alive says that err, an outcome, came from the unit itself: it is there. What a
-// gateway says of a unit behind it is none of the unit's doing.
-func Alive(err error) bool {
-	if err == nil {
-		return true
-	}
-	e, ok := errors.AsType[*modbus.ExceptionError](err)
-	return ok && e.Code != modbus.GatewayPathUnavail && e.Code != modbus.GatewayTargetNoAnswer
-}

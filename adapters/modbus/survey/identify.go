@@ -66,7 +66,7 @@ func Identify(ctx context.Context, do modbus.Do, unit byte, profiles []*profile.
 	silent := 0
 	read := func(r modbus.Request) ([]byte, error) {
 		data, err := do(ctx, r, timeout)
-		if Alive(err) {
+		if modbus.Alive(err) {
 			silent = 0
 		} else {
 			silent++

@@ -68,7 +68,7 @@ func (p *Poller) Read(ctx context.Context, do modbus.Do, timeout time.Duration) 
 		if given(err) {
 			return nil, err
 		}
-		if err != nil && Alive(err) && p.split(i) {
+		if err != nil && modbus.Alive(err) && p.split(i) {
 			i--
 			continue
 		}

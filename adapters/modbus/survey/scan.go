@@ -74,7 +74,7 @@ func Scan(ctx context.Context, do modbus.Do, o ScanOptions) (found []Sign, err e
 		_, err := do(ctx, question(u), o.Timeout)
 		recent = slices.DeleteFunc(recent, func(a asked) bool { return start.Sub(a.at) > lateness })
 		switch {
-		case Alive(err):
+		case modbus.Alive(err):
 			found = append(found, Sign{Unit: u, Err: err})
 		case errors.Is(err, modbus.ErrGarbled), errors.Is(err, modbus.ErrMismatch), errors.Is(err, modbus.ErrMalformed):
 			again = append(again, u)
@@ -92,7 +92,7 @@ func Scan(ctx context.Context, do modbus.Do, o ScanOptions) (found []Sign, err e
 	for _, u := range again {
 		_, err := do(ctx, question(u), o.Patience)
 		switch {
-		case Alive(err):
+		case modbus.Alive(err):
 			found = append(found, Sign{Unit: u, Err: err, Late: true})
 		case given(err):
 			return found, err

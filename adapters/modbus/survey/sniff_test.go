@@ -1,7 +1,6 @@
 package survey
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -180,16 +179,4 @@ func FuzzSniffer(f *testing.F) {
 			t.Errorf("%d bytes are left, %d of %d counted, %d noise", len(s.buf), s.Bytes, len(wire), s.Noise)
 		}
 	})
-}
-
-func TestAliveIsTheUnitItself(t *testing.T) {
-	for err, want := range map[error]bool{
-		nil: true, modbus.ErrNoAnswer: false, errors.New("line gone"): false,
-		&modbus.ExceptionError{Code: modbus.IllegalFunction}:       true,
-		&modbus.ExceptionError{Code: modbus.GatewayTargetNoAnswer}: false,
-	} {
-		if got := Alive(err); got != want {
-			t.Errorf("Alive(%v) = %v, want %v", err, got, want)
-		}
-	}
 }
