@@ -77,7 +77,6 @@ const pymodbusMaster = `
 import sys
 from pymodbus.client import ModbusTcpClient
 from pymodbus.mei_message import ReadDeviceInformationRequest
-from pymodbus.register_write_message import MaskWriteRegisterRequest
 
 def ask(what, r):
     if r.isError():
@@ -99,9 +98,7 @@ ask("both", server.readwrite_registers(read_address=10, read_count=2, write_addr
 ask("identity", server.execute(ReadDeviceInformationRequest(2, 0, slave=1)))
 ask("unit", gateway.read_holding_registers(0, 2, slave=1))
 ask("unit write", gateway.write_registers(1, [9], slave=1))
-mask = MaskWriteRegisterRequest(1, 0xff00, 0x0042)
-mask.slave_id = 1  # which it does not take as an argument
-ask("unit mask", gateway.execute(mask))
+ask("unit mask", gateway.mask_write_register(1, 0xff00, 0x0042, unit=1))  # not called slave here
 ask("unit again", gateway.read_holding_registers(1, 1, slave=1))
 ask("silent", gateway.read_holding_registers(0, 1, slave=2))
 ask("nobody", gateway.read_holding_registers(0, 1, slave=9))
