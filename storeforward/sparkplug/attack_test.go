@@ -215,7 +215,7 @@ func TestValueLargerThanTheServerTakes(t *testing.T) {
 
 func TestTwentyThousandMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGatewayAt(t, brokertest.New(t, nil, brokertest.MaxPacketSize(16 << 20)), nil)
+		g := newGatewayAt(t, brokertest.New(t, nil, brokertest.MaxPacketSize(16<<20)), nil)
 		g.run()
 		for i := range maxMetrics + 10 {
 			topic := fmt.Sprintf("sensors/d%d/p%d", i%7, i)
