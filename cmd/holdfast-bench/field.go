@@ -79,12 +79,12 @@ func runField(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	return b.run(ctx, stdout, stderr)
 }
 
-func (b *fieldBench) run(ctx context.Context, stdout, stderr io.Writer) error {
+func (b *fieldBench) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
 	slave := modbustest.New(modbustest.Options{Framing: modbustest.TCP})
 	for id := 1; id <= b.units; id++ {
-		u := slave.Unit(byte(id)) //nolint:gosec // 1 to 247
+		u := slave.Unit(byte(id))
 		for addr := range b.points {
-			u.SetHolding(uint16(addr), uint16(id*1000+addr)) //nolint:gosec // small
+			u.SetHolding(uint16(addr), uint16(id*1000+addr))
 		}
 		n := uint16(0)
 		u.OnRead(func(modbustest.Request) { n++; u.SetHolding(0, n) }) // a value that changes
@@ -97,19 +97,25 @@ func (b *fieldBench) run(ctx context.Context, stdout, stderr io.Writer) error {
 	serving, stop := context.WithCancel(ctx)
 	served := make(chan error, 1)
 	go func() { served <- slave.ServeTCP(serving, l) }()
-	defer func() { stop(); <-served }()
-	port := l.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // it is tcp
+	defer func() {
+		stop()
+		err = errors.Join(err, <-served)
+	}()
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return fmt.Errorf("%v is no address of TCP", l.Addr())
+	}
 
 	readers := []peer{{name: "holdfast", command: b.holdfast + " run --config {dir}/h.toml"}}
 	if err := exec.CommandContext(ctx, b.python, "-c", "import pymodbus").Run(); err != nil { //nolint:gosec // the operator's own
 		fmt.Fprintf(stderr, "no pymodbus (%v): Holdfast alone\n", err)
 	} else {
-		readers = append(readers, peer{name: "pymodbus", command: fmt.Sprintf("%s {dir}/reader.py %d %d %d %g", b.python, port, b.units, b.points, b.every.Seconds())})
+		readers = append(readers, peer{name: "pymodbus", command: fmt.Sprintf("%s {dir}/reader.py %d %d %d %g", b.python, addr.Port, b.units, b.points, b.every.Seconds())})
 	}
 	var results []fieldResult
 	for range b.rounds {
 		for _, r := range readers {
-			res, err := b.measure(ctx, r, port, slave)
+			res, err := b.measure(ctx, r, addr.Port, slave)
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.name, err)
 			}
@@ -150,7 +156,7 @@ func (b *fieldBench) measure(ctx context.Context, r peer, port int, slave *modbu
 	defer proc.stop()
 	// Until two rounds of reads are done it is starting, and not measured.
 	start := slave.Stats().Answers
-	if err := reached(ctx, slave, start+2*uint64(b.units)); err != nil { //nolint:gosec // 1 to 247
+	if err := reached(ctx, slave, start+2*uint64(b.units)); err != nil {
 		return res, fmt.Errorf("%w; it said: %s", err, proc.out.Bytes())
 	}
 	before, err := proc.cpu()
