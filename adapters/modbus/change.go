@@ -45,7 +45,9 @@ func (c *Change) Read(ctx context.Context, do Do, timeout time.Duration) (value 
 	return c.p.value(data), c.o.isIn(data), nil
 }
 
-// Write writes it. After an error that is no [*ExceptionError] it is not known
+// Write writes it. On a line of which it is not known if it echoes, what a single
+// write is answered with could be its echo, and does not count: Read comes first.
+// After an error that is no [*ExceptionError] it is not known
 // whether the unit did what it was told.
 func (c *Change) Write(ctx context.Context, do Do, timeout time.Duration) error {
 	return c.o.put(ctx, c.unit, func(ctx context.Context, r Request) ([]byte, error) { return do(ctx, r, timeout) }, func() {})

@@ -103,6 +103,10 @@ func TestChange(t *testing.T) {
 				t.Errorf("%s: NewChange = %v", name, err)
 				continue
 			}
+			// Only now is it known that what comes back is no echo.
+			if _, _, err := change.Read(t.Context(), c.DoWithin, 0); err != nil {
+				t.Errorf("%s: Read = %v", name, err)
+			}
 			if err := change.Write(t.Context(), c.DoWithin, 0); err != nil {
 				t.Errorf("%s: Write = %v", name, err)
 			}

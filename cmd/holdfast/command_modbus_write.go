@@ -74,19 +74,19 @@ refused. Afterwards it is read back; if it is not there, the exit code is 1.`,
 	f.IntVar(&o.point.Length, "length", 0, "registers of a string")
 	f.IntVar(&o.point.WriteFunction, "function", 0, "5, 6, 15, 16 or 22 (default: what fits)")
 	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
-	f.BoolVar(&o.noVerify, "no-read", false, "read neither before nor after: for what can only be written")
+	f.BoolVar(&o.noVerify, "no-read", false, "write even if it cannot be read, and do not verify: for what can only be written")
 	return c
 }
 
 func (o *writeOptions) write(ctx context.Context, c *cobra.Command, a *asker, change *modbus.Change) error {
 	res := modbusWritten{Register: o.point.Register, Wrote: change.Value()}
-	if !o.noVerify {
-		before, _, err := change.Read(ctx, a.do, o.timeout)
-		if err != nil {
-			return fmt.Errorf("nothing was written: read before: %w", explained(err))
-		}
-		res.Before = before
+	// Read in any case: the answer to a single write is the same as its echo, and
+	// only the answer to something else shows whether the line has one.
+	before, _, err := change.Read(ctx, a.do, o.timeout)
+	if err != nil && !o.noVerify {
+		return fmt.Errorf("nothing was written: read before: %w", explained(err))
 	}
+	res.Before = before
 	if !o.yes {
 		tell(c.ErrOrStderr(), "unit %d %s holds %s; write %s? [y/N] ", o.unit, o.point.Register, shown(res.Before), shown(res.Wrote))
 		answer, err := readAnswer(ctx)
