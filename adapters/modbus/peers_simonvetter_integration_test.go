@@ -4,8 +4,7 @@ package modbus
 
 import (
 	"crypto/tls"
-	"io"
-	"log"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -60,7 +59,7 @@ func TestBusReadsSimonvettersServer(t *testing.T) {
 			if err := free.Close(); err != nil {
 				t.Fatal(err)
 			}
-			conf := &modbus.ServerConfiguration{URL: "tcp://" + address, Timeout: time.Minute, MaxClients: 4, Logger: log.New(io.Discard, "", 0)}
+			conf := &modbus.ServerConfiguration{URL: "tcp://" + address, Timeout: time.Minute, MaxClients: 4, Logger: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 			po := DefaultPeerOptions()
 			po.Device = scheme + "://" + address
 			if scheme == PeerTLS {
