@@ -14,7 +14,41 @@ type Point struct {
 	// sensor and how its values behave over time; empty when there is none.
 	DeviceClass string `json:"device_class,omitempty"`
 	StateClass  string `json:"state_class,omitempty"`
+	// Kind is what its values are; empty where that is not known.
+	Kind Kind `json:"kind,omitempty"`
+	// Options are all values that it can have or, if Write is not nil, all that
+	// it can be given, as they read; nil: there is no list of them.
+	Options []string `json:"options,omitempty"`
+	// Write is nil for a point that can only be read.
+	Write *Write `json:"write,omitempty"`
 }
+
+// Kind is what the values of a point are.
+type Kind string
+
+// The kinds of values.
+const (
+	Number Kind = "number"
+	Bool   Kind = "bool"
+	Text   Kind = "text"
+)
+
+// Write is what a point can be given on its topic with "/set" behind it.
+type Write struct {
+	// Min and Max bound a number, Step is the distance between two; 0: any.
+	Min  float64 `json:"min"`
+	Max  float64 `json:"max"`
+	Step float64 `json:"step,omitempty"`
+	// Length is how many bytes a text has at most.
+	Length int `json:"length,omitempty"`
+	// Object says that the value may also come as {"value": ...}, which leaves no
+	// doubt whether 1 is a number or a text.
+	Object bool `json:"object,omitempty"`
+}
+
+// Unbounded is the bound of numbers that have no other: enough for any setpoint, and
+// few enough digits for whoever shows it.
+const Unbounded = 1e9
 
 // NoClass says that a point has no class, where an empty one would stand for
 // that of its unit.

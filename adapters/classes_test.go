@@ -3,6 +3,8 @@ package adapters_test
 import (
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"holdfast/adapters"
 )
 
@@ -22,7 +24,7 @@ func TestClassesFollowFromTheUnit(t *testing.T) {
 		"a text":                {adapters.Point{}, false, adapters.Point{}},
 		"none":                  {adapters.Point{Unit: "V", DeviceClass: "none", StateClass: "none"}, true, adapters.Point{Unit: "V"}},
 	} {
-		if got := adapters.Describe(c.in, c.number); got != c.want {
+		if got := adapters.Describe(c.in, c.number); !cmp.Equal(got, c.want) {
 			t.Errorf("%s: Describe(%+v) = %+v, want %+v", name, c.in, got, c.want)
 		}
 	}

@@ -6,12 +6,17 @@
 // An entity is available when the gateway is online and its device answers: two
 // topics, mode "all". Home Assistant cannot compare the session numbers of the two;
 // it need not, since a gateway that starts says of each device "unknown" first.
+//
+// A point is a sensor or, if its values are true and false, a binary_sensor; one that
+// can be written a switch, a number, a select or a text, with the topic of commands.
 package discovery
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -120,15 +125,103 @@ type availability struct {
 }
 
 type entity struct {
-	Platform    string `json:"platform"`
-	UniqueID    string `json:"unique_id"`
-	Name        string `json:"name"`
-	StateTopic  string `json:"state_topic"`
-	Template    string `json:"value_template"`
-	Unit        string `json:"unit_of_measurement,omitempty"`
-	DeviceClass string `json:"device_class,omitempty"`
-	StateClass  string `json:"state_class,omitempty"`
-	Attributes  string `json:"json_attributes_topic,omitempty"`
+	Platform    string   `json:"platform"`
+	UniqueID    string   `json:"unique_id"`
+	Name        string   `json:"name"`
+	StateTopic  string   `json:"state_topic"`
+	Template    string   `json:"value_template"`
+	Unit        string   `json:"unit_of_measurement,omitempty"`
+	DeviceClass string   `json:"device_class,omitempty"`
+	StateClass  string   `json:"state_class,omitempty"`
+	Options     []string `json:"options,omitempty"`
+	Attributes  string   `json:"json_attributes_topic,omitempty"`
+
+	CommandTopic    string   `json:"command_topic,omitempty"`
+	CommandTemplate string   `json:"command_template,omitempty"`
+	Min             *float64 `json:"min,omitempty"`
+	Max             *float64 `json:"max,omitempty"`
+	Step            float64  `json:"step,omitempty"`
+	PayloadOn       string   `json:"payload_on,omitempty"`
+	PayloadOff      string   `json:"payload_off,omitempty"`
+	StateOn         string   `json:"state_on,omitempty"`
+	StateOff        string   `json:"state_off,omitempty"`
+}
+
+const (
+	// A template makes True, False and None of what JSON calls true, false and
+	// null; None is what Home Assistant takes for unknown.
+	valueTemplate = "{{ value_json.value }}"
+	isTrue        = "True"
+	isFalse       = "False"
+	// textTemplate: an entity for text takes None for a text.
+	textTemplate = "{{ value_json.value if value_json.value is not none else '' }}"
+	// objectTemplate leaves no doubt about what is a text.
+	objectTemplate = `{"value": {{ value | to_json }}}`
+	// smallestStep and longestText are the limits of Home Assistant's number and
+	// text.
+	smallestStep = 0.001
+	longestText  = 255
+)
+
+// entityOf is what Home Assistant has for a point whose readings are on that topic:
+// home-assistant.io/integrations/{sensor,binary_sensor,number,switch,select,text}.mqtt.
+func entityOf(p adapters.Point, topic string) entity {
+	e := entity{Platform: "sensor", Name: p.Name, StateTopic: topic, Template: valueTemplate, Attributes: topic}
+	w := p.Write
+	if w != nil {
+		e.CommandTopic = topic + "/set"
+	}
+	switch {
+	case len(p.Options) > 0:
+		e.Options = p.Options
+		// What the device has besides would be an error there.
+		list, err := json.Marshal(p.Options)
+		if err != nil {
+			panic(err) // strings always marshal
+		}
+		e.Template = "{{ value_json.value if value_json.value | string in " + string(list) + " else none }}"
+		if w != nil {
+			e.Platform = "select"
+		} else {
+			e.DeviceClass = "enum"
+		}
+	case p.Kind == adapters.Bool && w != nil:
+		e.Platform, e.StateOn, e.StateOff = "switch", isTrue, isFalse
+		e.PayloadOn, e.PayloadOff = "true", "false"
+	case p.Kind == adapters.Bool:
+		e.Platform, e.PayloadOn, e.PayloadOff = "binary_sensor", isTrue, isFalse
+	case p.Kind == adapters.Number && w != nil && w.Min < w.Max:
+		e.Platform, e.Unit, e.DeviceClass = "number", p.Unit, p.DeviceClass
+		e.Min, e.Max, e.Step = &w.Min, &w.Max, step(w.Step)
+		if slices.Contains([]string{"date", "enum", "timestamp"}, e.DeviceClass) {
+			e.DeviceClass = "" // those are of sensors alone
+		}
+	case p.Kind == adapters.Text && w != nil:
+		e.Platform, e.Template = "text", textTemplate
+		length := float64(min(w.Length, longestText))
+		e.Max = &length
+	default:
+		e.CommandTopic, e.DeviceClass, e.StateClass = "", p.DeviceClass, p.StateClass
+		if p.Kind != adapters.Text { // what has a unit must be a number there
+			e.Unit = p.Unit
+		}
+	}
+	if w != nil && w.Object && (e.Platform == "select" || e.Platform == "text") {
+		e.CommandTemplate = objectTemplate
+	}
+	return e
+}
+
+// step is a multiple of s, the smallest that Home Assistant takes.
+func step(s float64) float64 {
+	switch {
+	case s == 0:
+		return smallestStep
+	case s < smallestStep:
+		return s * math.Ceil(smallestStep/s)
+	default:
+		return s
+	}
 }
 
 // ErrNothing means a device without points.
@@ -153,11 +246,9 @@ func (o Options) Message(g Gateway, d adapters.Device) (*message.Message, error)
 	}
 	for _, pt := range d.Points {
 		topic := g.Readings + "/" + d.Name + "/" + pt.Name
-		p.Components[id(pt.Name)] = entity{
-			Platform: "sensor", UniqueID: own + "_" + id(pt.Name), Name: pt.Name, StateTopic: topic,
-			Template: "{{ value_json.value }}", Unit: pt.Unit, DeviceClass: pt.DeviceClass, StateClass: pt.StateClass,
-			Attributes: topic,
-		}
+		e := entityOf(pt, topic)
+		e.UniqueID = own + "_" + id(pt.Name)
+		p.Components[id(pt.Name)] = e
 	}
 	b, err := json.Marshal(p)
 	if err != nil {

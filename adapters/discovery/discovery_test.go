@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"holdfast/adapters"
 )
@@ -66,6 +67,92 @@ func TestMessage(t *testing.T) {
 	}
 	if _, err := o.Message(gateway, adapters.Device{Name: "meter"}); !errors.Is(err, ErrNothing) {
 		t.Errorf("a device without points: %v", err)
+	}
+}
+
+// The schemas are those of home-assistant.io/integrations/ with sensor.mqtt,
+// binary_sensor.mqtt, switch.mqtt, number.mqtt, select.mqtt and text.mqtt.
+func TestEntities(t *testing.T) {
+	long := &adapters.Write{Length: 300, Object: true}
+	tests := map[string]struct {
+		point adapters.Point
+		want  string
+	}{
+		"a bool": {
+			adapters.Point{Kind: adapters.Bool},
+			`{"platform": "binary_sensor", "payload_on": "True", "payload_off": "False"}`,
+		},
+		"a bool that can be written": {
+			adapters.Point{Kind: adapters.Bool, Write: &adapters.Write{Object: true}},
+			`{"platform": "switch", "command_topic": "s/d/p/set", "payload_on": "true", "payload_off": "false", "state_on": "True", "state_off": "False"}`,
+		},
+		"a number": {
+			adapters.Point{Kind: adapters.Number, Unit: "V", DeviceClass: "voltage", StateClass: "measurement"},
+			`{"platform": "sensor", "unit_of_measurement": "V", "device_class": "voltage", "state_class": "measurement"}`,
+		},
+		"a number that can be written": {
+			adapters.Point{Kind: adapters.Number, Unit: "°C", DeviceClass: "temperature", StateClass: "measurement", Write: &adapters.Write{Min: 5, Max: 30, Step: 0.5, Object: true}},
+			`{"platform": "number", "command_topic": "s/d/p/set", "unit_of_measurement": "°C", "device_class": "temperature", "min": 5, "max": 30, "step": 0.5}`,
+		},
+		"from 0, in small steps": {
+			adapters.Point{Kind: adapters.Number, Write: &adapters.Write{Max: 1, Step: 0.0003}},
+			`{"platform": "number", "command_topic": "s/d/p/set", "min": 0, "max": 1, "step": 0.0012}`,
+		},
+		"in any steps": {
+			adapters.Point{Kind: adapters.Number, DeviceClass: "timestamp", Write: &adapters.Write{Min: -1, Max: 1}},
+			`{"platform": "number", "command_topic": "s/d/p/set", "min": -1, "max": 1, "step": 0.001}`,
+		},
+		"one number only": {
+			adapters.Point{Kind: adapters.Number, Unit: "W", Write: &adapters.Write{Min: 7, Max: 7, Step: 1}},
+			`{"platform": "sensor", "unit_of_measurement": "W"}`,
+		},
+		"names": {
+			adapters.Point{Kind: adapters.Text, Options: []string{"off", "auto \"<1>\""}, Unit: "W", StateClass: "measurement"},
+			`{"platform": "sensor", "device_class": "enum", "options": ["off", "auto \"<1>\""],
+				"value_template": "{{ value_json.value if value_json.value | string in [\"off\",\"auto \\\"\\u003c1\\u003e\\\"\"] else none }}"}`,
+		},
+		"names that can be written": {
+			adapters.Point{Kind: adapters.Text, Options: []string{"off", "1"}, Write: &adapters.Write{Object: true}},
+			`{"platform": "select", "command_topic": "s/d/p/set", "options": ["off", "1"], "command_template": "{\"value\": {{ value | to_json }}}",
+				"value_template": "{{ value_json.value if value_json.value | string in [\"off\",\"1\"] else none }}"}`,
+		},
+		"a text": {
+			adapters.Point{Kind: adapters.Text, Unit: "V"},
+			`{"platform": "sensor"}`,
+		},
+		"a text that can be written": {
+			adapters.Point{Kind: adapters.Text, Write: &adapters.Write{Length: 8}},
+			`{"platform": "text", "command_topic": "s/d/p/set", "max": 8, "value_template": "{{ value_json.value if value_json.value is not none else '' }}"}`,
+		},
+		"a long text": {
+			adapters.Point{Kind: adapters.Text, Write: long},
+			`{"platform": "text", "command_topic": "s/d/p/set", "max": 255, "command_template": "{\"value\": {{ value | to_json }}}",
+				"value_template": "{{ value_json.value if value_json.value is not none else '' }}"}`,
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			tt.point.Name = "p"
+			b, err := json.Marshal(entityOf(tt.point, "s/d/p"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got map[string]any
+			if err := json.Unmarshal(b, &got); err != nil {
+				t.Fatal(err)
+			}
+			// What all have in common.
+			want := map[string]any{
+				"unique_id": "", "name": "p", "state_topic": "s/d/p", "json_attributes_topic": "s/d/p",
+				"value_template": "{{ value_json.value }}",
+			}
+			if err := json.Unmarshal([]byte(tt.want), &want); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got, cmpopts.EquateApprox(1e-9, 0)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

@@ -64,9 +64,35 @@ func (p *point) numeric() bool { return p.f.number() && p.f.names == nil }
 // end is the address behind the point.
 func (p *point) end() int { return int(p.reg.Addr) + p.f.n }
 
-// describe tells what the point measures.
+// describe tells what the point measures, and what it can be given.
 func (p *point) describe() adapters.Point {
-	return adapters.Describe(adapters.Point{Name: p.name, Unit: p.unit, DeviceClass: p.device, StateClass: p.state}, p.numeric())
+	a := adapters.Describe(adapters.Point{Name: p.name, Unit: p.unit, DeviceClass: p.device, StateClass: p.state}, p.numeric())
+	a.Kind = map[kind]adapters.Kind{aNumber: adapters.Number, aBool: adapters.Bool, aText: adapters.Text}[p.kind()]
+	for _, v := range slices.Sorted(maps.Keys(p.f.names)) {
+		if name := p.f.names[v]; !slices.Contains(a.Options, name) {
+			a.Options = append(a.Options, name)
+		}
+	}
+	if p.write == nil {
+		return a
+	}
+	a.Write = &adapters.Write{Object: true}
+	switch a.Kind {
+	case adapters.Number:
+		a.Write.Min, a.Write.Max, a.Write.Step = p.bounds()
+	case adapters.Text:
+		a.Write.Length = 2 * p.f.n
+	case adapters.Bool:
+	}
+	if len(p.write.allowed) > 0 && a.Kind != adapters.Bool {
+		a.Options = nil
+		for _, allowed := range p.write.allowed {
+			if _, reads, err := p.accept(allowed); err == nil {
+				a.Options = append(a.Options, fmt.Sprint(reads))
+			}
+		}
+	}
+	return a
 }
 
 func compile(d *Device) (*compiled, error) {

@@ -2,10 +2,14 @@ package modbus
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"slices"
+	"strings"
+
+	"holdfast/adapters"
 )
 
 // How a write is verified.
@@ -137,6 +141,49 @@ func (w *writing) within(text string) error {
 		}
 	}
 	return nil
+}
+
+// bounds are those of the numbers that can be written: what was configured, within
+// what the type holds. step is 0 for a float without one or decimals.
+func (p *point) bounds() (low, high, step float64) {
+	f, w := &p.f, p.write
+	low, high = -adapters.Unbounded, adapters.Unbounded
+	if f.decimals >= 0 {
+		step = math.Pow10(-f.decimals)
+	}
+	if f.typ == "float16" {
+		low, high = max(low, -65504*math.Abs(f.scale)), min(high, 65504*math.Abs(f.scale))
+	}
+	if !strings.HasPrefix(f.typ, "float") {
+		bits, signed := f.width(), strings.HasPrefix(f.typ, "int")
+		if f.bits.n > 0 {
+			bits, signed = f.bits.n, false
+		}
+		low, high = 0, math.Ldexp(1, bits)-1
+		switch {
+		case signed:
+			low, high = -math.Ldexp(1, bits-1), math.Ldexp(1, bits-1)-1
+		case strings.HasPrefix(f.typ, "bcd"):
+			high = math.Pow10(bits/4) - 1
+		}
+		low, high = tidy(low*f.scale+f.offset), tidy(high*f.scale+f.offset)
+		low, high = min(low, high), max(low, high) // the scale may be negative
+		step = math.Abs(f.scale)
+	}
+	from := 0.0 // where the steps begin
+	switch {
+	case w.min != nil:
+		from, low = *w.min, *w.min
+	case w.step > 0:
+		low = tidy(math.Ceil(low/w.step) * w.step)
+	}
+	switch {
+	case w.max != nil:
+		high = *w.max
+	case w.step > 0:
+		high = tidy(from + math.Floor((high-from)/w.step)*w.step)
+	}
+	return low, high, cmp.Or(w.step, step)
 }
 
 // accept judges a value: what to write, and the value as it will read.

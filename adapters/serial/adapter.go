@@ -124,9 +124,36 @@ func (a *Adapter) Devices() []adapters.Device {
 		}
 	}
 	for _, p := range a.opts.Points {
-		d.Points = append(d.Points, adapters.Describe(adapters.Point{Name: p.Name, Unit: p.Unit}, p.Type == "" || p.numeric()))
+		pt := adapters.Describe(adapters.Point{Name: p.Name, Unit: p.Unit}, p.Type == "" || p.numeric())
+		switch {
+		case p.Type == TypeBool:
+			pt.Kind = adapters.Bool
+		case p.numeric():
+			pt.Kind = adapters.Number
+		default:
+			pt.Kind = adapters.Text
+		}
+		if cmd := a.conv.commands[p.Name]; cmd != nil {
+			pt.Write = cmd.writes(pt.Kind)
+		}
+		d.Points = append(d.Points, pt)
 	}
 	return []adapters.Device{d}
+}
+
+// writes is what the command gives a point of its name, nil if that is something
+// else than the point has.
+func (c *command) writes(kind adapters.Kind) *adapters.Write {
+	switch r := c.rule; {
+	case r.typ == TypeNumber && kind == adapters.Number:
+		return &adapters.Write{Min: max(r.min, -adapters.Unbounded), Max: min(r.max, adapters.Unbounded)}
+	case r.typ == TypeBool && kind == adapters.Bool:
+		return &adapters.Write{}
+	case r.typ == TypeText && kind == adapters.Text:
+		return &adapters.Write{Length: r.maxLen}
+	default:
+		return nil
+	}
 }
 
 // Run opens the port and publishes what the device says until ctx is done or

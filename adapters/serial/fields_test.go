@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"holdfast/adapters"
 	"holdfast/adapters/reading"
 )
 
@@ -374,6 +377,41 @@ func TestUselessKeysAreNamed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if err := tt.o.Validate(); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 				t.Errorf("Validate = %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+// A command of a point's name writes it, if both speak of the same kind of value.
+func TestCommandsMakePointsWritable(t *testing.T) {
+	tests := map[string]struct {
+		command Command
+		kind    adapters.Kind
+		want    *adapters.Write
+		accepts string // what Home Assistant publishes
+	}{
+		"a number":                {Command{Type: TypeNumber, Min: new(0.5), Max: new(9.0)}, adapters.Number, &adapters.Write{Min: 0.5, Max: 9}, "8.5"},
+		"a number without bounds": {Command{Type: TypeNumber}, adapters.Number, &adapters.Write{Min: -adapters.Unbounded, Max: adapters.Unbounded}, "-1000000000"},
+		"a bool":                  {Command{Type: TypeBool, On: "ON", Off: "OFF"}, adapters.Bool, &adapters.Write{}, "true"},
+		"a bool, off":             {Command{Type: TypeBool}, adapters.Bool, &adapters.Write{}, "false"},
+		"a text":                  {Command{Type: TypeText, MaxLength: 8}, adapters.Text, &adapters.Write{Length: 8}, "{\"1"},
+		"a text for a number":     {Command{Type: TypeText}, adapters.Number, nil, "x"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			tt.command.Name, tt.command.Request = "p", "W ${value}"
+			o := DefaultOptions()
+			o.Pattern, o.Points, o.Commands = `^(?P<p>.*)$`, []Point{{Name: "p"}}, []Command{tt.command}
+			k, err := o.compile("d")
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := k.conv.commands["p"]
+			if diff := cmp.Diff(tt.want, cmd.writes(tt.kind)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if _, _, err := cmd.rule.read([]byte(tt.accepts)); err != nil {
+				t.Errorf("%s: %v", tt.accepts, err)
 			}
 		})
 	}
