@@ -114,6 +114,8 @@ func TestEdgeNodeKilled(t *testing.T) {
 	defer func() {
 		mu.Lock()
 		defer mu.Unlock()
+		h.mu.Lock()
+		defer h.mu.Unlock()
 		t.Logf("%d published, %d acknowledged, %d births", next-1, len(acked), h.births)
 	}()
 	waitUntil(t, "all that was acknowledged", func() bool {
