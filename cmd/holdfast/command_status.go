@@ -163,8 +163,13 @@ func printServer(w io.Writer, kind string, s *serverStatus) {
 	for _, n := range s.Exceptions {
 		exceptions += n
 	}
-	tell(w, "%s\t%s\t%s at %s; %d connected; requests %d, with an exception %d; turned away %d\n",
-		kind, s.Name, s.Supervisor.State, s.Address, s.Connections, s.Requests, exceptions, s.Refused+s.Full)
+	if l := s.Line; l != nil {
+		tell(w, "%s\t%s\t%s at %s; requests %d, with an exception %d; answers %d, too late %d, broadcasts %d; of others %d, garbled %d\n",
+			kind, s.Name, s.Supervisor.State, s.Address, s.Requests, exceptions, l.Answers, l.Late, l.Broadcasts, l.Foreign, l.Garbled)
+	} else {
+		tell(w, "%s\t%s\t%s at %s; %d connected; requests %d, with an exception %d; turned away %d\n",
+			kind, s.Name, s.Supervisor.State, s.Address, s.Connections, s.Requests, exceptions, s.Refused+s.Full)
+	}
 	if v := s.Values; v != nil {
 		tell(w, "\t\tvalues good %d, uncertain %d, bad %d, none yet %d; writes %d, failed %d\n",
 			v.Good, v.Uncertain, v.Bad, v.Never, v.Writes, v.WritesFailed)

@@ -49,7 +49,7 @@ var layers = map[string]struct {
 	"adapters/modbus":            {own: []string{"adapters", "adapters/health", "adapters/port", "adapters/reading", "broker/message"}},
 	"adapters/modbus/profile":    {own: []string{"adapters", "adapters/modbus", "adapters/reading"}},
 	"adapters/modbus/survey":     {own: []string{"adapters/modbus", "adapters/modbus/profile"}},
-	"adapters/modbus/server":     {own: []string{"adapters/modbus", "adapters/reading"}},
+	"adapters/modbus/server":     {own: []string{"adapters/modbus", "adapters/port", "adapters/reading"}},
 	"adapters/modbus/modbustest": {own: []string{"adapters/modbus", "adapters/port"}, third: []string{"github.com/creack/pty", "golang.org/x/sys"}},
 
 	// storeforward: what must not be lost, and its way to the cloud. The

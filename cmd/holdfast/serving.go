@@ -16,6 +16,7 @@ import (
 	"holdfast/adapters"
 	"holdfast/adapters/modbus"
 	"holdfast/adapters/modbus/server"
+	"holdfast/adapters/port"
 	"holdfast/broker"
 	"holdfast/broker/durable"
 	"holdfast/broker/listen"
@@ -27,29 +28,66 @@ import (
 // serverStatus is one Modbus server or gateway.
 type serverStatus struct {
 	Name string `json:"name"`
-	// Address is where it listens, Port the line behind a gateway.
+	// Address is where it listens, Port the line behind a gateway, or of a server.
 	Address    string                    `json:"address"`
 	Port       string                    `json:"port,omitempty"`
 	Supervisor adapters.SupervisorStatus `json:"supervisor"`
 	server.Status
 	// Values are those of a server; nil for a gateway.
 	Values *server.RegistersStatus `json:"values,omitempty"`
+	// Serial is the port of a server that is a slave on a line.
+	Serial *port.Status `json:"serial,omitempty"`
 	// Listen is what is known of its socket; nil before it was open.
 	Listen *listen.Status `json:"listener,omitempty"`
 }
 
+// startSlave starts a Modbus server on a serial line.
+func (gw *gateway) startSlave(ctx context.Context, table string, cfg *config.Config, s config.Serving) (*running, error) {
+	_, name, _ := strings.Cut(table, ".")
+	portName, _ := s.Server.Line()
+	line, err := port.NewLine(portName, s.Line.Options, gw.parts)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", table, err)
+	}
+	values, forget, err := gw.registers(table, cfg, s.Server.RegistersOptions)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", table, err)
+	}
+	srv, err := server.NewLine(table, modbus.PortLine(line), s.Line.CharTime(), s.Server.Units, values, gw.parts)
+	if err != nil {
+		forget()
+		return nil, fmt.Errorf("%s: %w", table, err)
+	}
+	sup := adapters.NewSupervisor(srv, adapters.DefaultSuperviseOptions(), gw.parts)
+	r := gw.startPart(ctx, table, s, func(ctx context.Context) error {
+		sup.Run(ctx)
+		return nil
+	})
+	r.cleanup = forget
+	r.status = func() any {
+		return serverStatus{
+			Name: name, Address: s.Server.Address, Port: portName, Supervisor: sup.Status(), Status: srv.Status(),
+			Values: new(values.Status()), Serial: new(line.Status()),
+		}
+	}
+	return r, nil
+}
+
 // startServer starts a Modbus server or gateway.
 func (gw *gateway) startServer(ctx context.Context, table string, cfg *config.Config, s config.Serving) (*running, error) {
+	if s.Line != nil {
+		return gw.startSlave(ctx, table, cfg, s)
+	}
 	_, name, _ := strings.Cut(table, ".")
 	var socket config.ModbusListener
 	var opts server.Options
 	var handler server.Handler
 	var values *server.Registers
-	var port string
+	var line string
 	forget := func() {}
 	if s.Gateway != nil {
-		socket, opts, port = s.Gateway.ModbusListener, s.Gateway.Options, s.Gateway.Port
-		g, err := server.NewGateway(s.Gateway.GatewayOptions, gw.askPort(port))
+		socket, opts, line = s.Gateway.ModbusListener, s.Gateway.Options, s.Gateway.Port
+		g, err := server.NewGateway(s.Gateway.GatewayOptions, gw.askPort(line))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", table, err)
 		}
@@ -83,7 +121,7 @@ func (gw *gateway) startServer(ctx context.Context, table string, cfg *config.Co
 	})
 	r.cleanup = forget
 	r.status = func() any {
-		st := serverStatus{Name: name, Address: socket.Address, Port: port, Supervisor: sup.Status(), Status: srv.Status()}
+		st := serverStatus{Name: name, Address: socket.Address, Port: line, Supervisor: sup.Status(), Status: srv.Status()}
 		if values != nil {
 			st.Values = new(values.Status())
 		}

@@ -4,11 +4,22 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/creack/pty"
+
+	"holdfast/adapters/modbus/modbustest"
+	"holdfast/broker"
+	"holdfast/broker/brokertest"
 )
 
 // other runs other people's master once and returns what it printed.
@@ -70,6 +81,100 @@ func TestMbpollAsMaster(t *testing.T) {
 				t.Errorf("mbpoll %v printed (success %v):\n%s\nwant %q (success %v)", args, ok, out, tt.want, tt.ok)
 			}
 		})
+	}
+}
+
+// lineFile is a gateway that is units 7 and 8 of somebody else's line.
+const lineFile = `
+[[listener]]
+address = "tcp://127.0.0.1:0"
+[port.plc]
+device = %q
+baud = 19200
+driver = "bugst"
+[modbus_server.plc]
+address = "rtu:plc"
+units = [7, 8]
+[[modbus_server.plc.register]]
+device = "client"
+point = "level"
+register = "holding:10"
+type = "float32"
+[[modbus_server.plc.register]]
+device = "client"
+point = "count"
+register = "input:3"
+`
+
+// joinPtys carries bytes between two ptys and returns the paths of their other sides.
+func joinPtys(t *testing.T) (a, b string) {
+	t.Helper()
+	var masters [2]*os.File
+	var paths [2]string
+	for i := range masters {
+		master, slave, err := pty.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		modbustest.Nonblocking(master)
+		t.Cleanup(func() { _ = slave.Close() })
+		masters[i], paths[i] = master, slave.Name()
+	}
+	var carrying sync.WaitGroup
+	for i := range masters {
+		carrying.Go(func() { _, _ = io.Copy(masters[1-i], masters[i]) })
+	}
+	t.Cleanup(func() {
+		_, _ = masters[0].Close(), masters[1].Close()
+		carrying.Wait()
+	})
+	return paths[0], paths[1]
+}
+
+// mbpoll (libmodbus) is the master of a line on which the gateway is a slave.
+func TestMbpollOnALine(t *testing.T) {
+	ours, theirs := joinPtys(t)
+	file := filepath.Join(t.TempDir(), "h.toml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, lineFile, ours), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gw := reloadable(t, file)
+	client, far := net.Pipe()
+	gw.g.broker.ServeConn(far, broker.Listener{Name: "pipe"})
+	panel := brokertest.Connect(t, client, brokertest.V5("panel"))
+	panel.Publish(0, false, "sensors/client/level", "21.5")
+	panel.Publish(0, false, "sensors/client/count", "42")
+	waitUntil(t, "the values and the line", func() bool {
+		s := gw.snapshot()
+		return len(s.Servers) == 1 && s.Servers[0].Values.Good == 2 && s.Servers[0].Line.Open
+	})
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+		ok   bool
+	}{
+		{"a float", []string{"-a", "7", "-t", "4:float", "-B", "-r", "10", theirs}, "[10]: \t21.5", true},
+		{"the other unit", []string{"-a", "8", "-t", "3", "-r", "3", theirs}, "[3]: \t42", true},
+		{"nothing there", []string{"-a", "7", "-t", "3", "-r", "5", theirs}, "Illegal data address", false},
+		{"a write", []string{"-a", "7", "-t", "4", "-r", "10", theirs, "1"}, "Illegal data address", false},
+		{"another's unit", []string{"-a", "9", "-t", "3", "-r", "3", theirs}, "timed out", false},
+		{"and again", []string{"-a", "7", "-t", "3", "-r", "3", theirs}, "[3]: \t42", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, ok := other(t, "mbpoll", append([]string{"-m", "rtu", "-b", "19200", "-P", "none", "-0", "-1", "-o", "2"}, tt.args...)...)
+			if !strings.Contains(out, tt.want) || ok != tt.ok {
+				t.Errorf("mbpoll printed (success %v):\n%s\nwant %q (success %v)", ok, out, tt.want, tt.ok)
+			}
+		})
+	}
+	s := gw.snapshot()
+	if st := s.Servers[0]; st.Requests != 5 || st.Line.Answers != 5 || st.Line.Foreign != 1 || st.Line.Garbled != 0 {
+		t.Errorf("status %+v, %+v", st, st.Line)
+	}
+	var text strings.Builder
+	if err := s.print(&text); err != nil || !strings.Contains(text.String(), "rtu:plc; requests 5, with an exception 2; answers 5") {
+		t.Errorf("%v\n%s", err, text.String())
 	}
 }
 

@@ -255,6 +255,9 @@ func (s *gatewayStatus) problems() []string {
 		if srv.Supervisor.State == "waiting" {
 			add("Modbus at %s is not served: %s", srv.Address, srv.Supervisor.LastError)
 		}
+		if srv.Serial != nil && srv.Serial.State == "absent" && srv.Supervisor.State == "running" {
+			add("Modbus at %s is not served: %s", srv.Address, srv.Serial.LastError)
+		}
 		if srv.Listen != nil {
 			sockets = append(sockets, *srv.Listen)
 		}

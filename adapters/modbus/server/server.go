@@ -363,6 +363,9 @@ type Status struct {
 	// Requests were answered, with an exception those in Exceptions.
 	Requests   uint64            `json:"requests"`
 	Exceptions map[string]uint64 `json:"exceptions"`
+	// Line is what was heard on a serial line, where nobody connects; nil of a
+	// server on sockets.
+	Line *LineStatus `json:"line,omitempty"`
 }
 
 // Status returns a snapshot.

@@ -175,7 +175,7 @@ func (s *Sniffer) frame(at time.Time, final bool) (n int, wait bool) {
 	if len(b) < 2 {
 		return 0, !final
 	}
-	request, answer := requestLen(b), answerLen(b)
+	request, answer := modbus.RequestLen(b), modbus.AnswerLen(b)
 	if b[0] > 247 {
 		request, answer = 0, 0
 	}
@@ -220,7 +220,7 @@ func whole(b []byte) bool {
 	if len(b) < 2 || b[0] > 247 {
 		return false
 	}
-	for _, n := range []int{requestLen(b), answerLen(b)} {
+	for _, n := range []int{modbus.RequestLen(b), modbus.AnswerLen(b)} {
 		if n > 0 && n <= len(b) && modbus.CRC(b[:n]) == 0 {
 			return true
 		}
@@ -324,64 +324,4 @@ func (s *Sniffer) answer(at time.Time, unit byte, pdu []byte) {
 		h.Data = hex.EncodeToString(data)
 	}
 	s.out = append(s.out, h)
-}
-
-// unknownLen is the length of a frame that does not say yet how long it is.
-const unknownLen = longest
-
-// requestLen is how long the RTU frame at the start of b is as a request, by its own
-// account; 0 if it is none, more than len(b) while that cannot be said.
-func requestLen(b []byte) int {
-	switch modbus.Function(b[1]) {
-	case modbus.ReadCoils, modbus.ReadDiscreteInputs, modbus.ReadHoldingRegisters, modbus.ReadInputRegisters, modbus.WriteSingleCoil, modbus.WriteSingleRegister:
-		return 8
-	case modbus.MaskWriteRegister:
-		return 10
-	case modbus.WriteMultipleCoils, modbus.WriteMultipleRegisters:
-		return counted(b, 6)
-	case modbus.ReadWriteRegisters:
-		return counted(b, 10)
-	case modbus.ReadDeviceID:
-		return 7
-	default:
-		return 0
-	}
-}
-
-// answerLen is requestLen for answers.
-func answerLen(b []byte) int {
-	f := modbus.Function(b[1])
-	if f&0x80 != 0 && requestLen([]byte{b[0], byte(f &^ 0x80), 0, 0, 0, 0, 0, 0, 0, 0, 0}) > 0 {
-		return 5
-	}
-	switch f {
-	case modbus.ReadCoils, modbus.ReadDiscreteInputs, modbus.ReadHoldingRegisters, modbus.ReadInputRegisters, modbus.ReadWriteRegisters:
-		return counted(b, 2)
-	case modbus.WriteSingleCoil, modbus.WriteSingleRegister, modbus.WriteMultipleCoils, modbus.WriteMultipleRegisters:
-		return 8
-	case modbus.MaskWriteRegister:
-		return 10
-	case modbus.ReadDeviceID: // unit, 43, 14, code, conformity, more, next, count, objects
-		n := 8
-		if len(b) < n {
-			return unknownLen
-		}
-		for range b[7] {
-			if len(b) < n+2 {
-				return unknownLen
-			}
-			n += 2 + int(b[n+1])
-		}
-		return n + 2
-	default:
-		return 0
-	}
-}
-
-// counted is the length of a frame with a count of bytes at i, which follow it.
-func counted(b []byte, i int) int {
-	if len(b) <= i {
-		return unknownLen
-	}
-	return i + 1 + int(b[i]) + 2
 }

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"strings"
 
+	"holdfast/adapters/modbus"
 	"holdfast/adapters/modbus/server"
 	"holdfast/adapters/reading"
 	"holdfast/broker/listen"
@@ -49,7 +51,7 @@ func (l ModbusListener) validate(key string) error {
 	return rekey(l.Listen().Validate(a), "listener", key)
 }
 
-// ModbusServer has last values as registers.
+// ModbusServer has last values as registers. Its address may be rtu:PORT too.
 type ModbusServer struct {
 	ModbusListener
 	server.RegistersOptions
@@ -58,6 +60,30 @@ type ModbusServer struct {
 func (s *ModbusServer) setDefaults() {
 	*s = ModbusServer{ModbusListener: defaultModbusListener(), RegistersOptions: server.DefaultRegistersOptions()}
 }
+
+// decodeNode reads the keys that fit the address: nobody connects on a serial line.
+func (s *ModbusServer) decodeNode(d *decoder, key string, n *node) {
+	table, ok := n.value.(map[string]*node)
+	if !ok {
+		d.problem(n.at, key, "expected a table, found %s", describe(n))
+		return
+	}
+	fields := fieldsOf(reflect.ValueOf(s).Elem())
+	useless := map[string]reflect.Value{}
+	if a := table["address"]; a != nil {
+		d.decode(join(key, "address"), a, fields["address"])
+	}
+	if _, ok := s.Line(); ok {
+		for _, k := range []string{"allow", "max_connections", "idle_timeout", "cert_file", "key_file", "client_ca_file", "client_cert", "tls_min_version"} {
+			useless[k] = fields[k]
+			delete(fields, k)
+		}
+	}
+	d.decodeKnown(key, table, fields, useless, "a server on a serial line")
+}
+
+// Line is the name of the [port.NAME] that it is a slave on, if it is one.
+func (s *ModbusServer) Line() (port string, ok bool) { return strings.CutPrefix(s.Address, "rtu:") }
 
 // ModbusGateway lets other masters at the units of a port.
 type ModbusGateway struct {
@@ -75,13 +101,19 @@ func (g *ModbusGateway) setDefaults() {
 type Serving struct {
 	Server  *ModbusServer
 	Gateway *ModbusGateway
+	// Line is the port that a server has to itself; nil of all others.
+	Line *Port
 }
 
 // ModbusServing are the servers and gateways, by their tables: "modbus_server.NAME".
 func (c *Config) ModbusServing() map[string]Serving {
 	all := map[string]Serving{}
 	for name, s := range c.ModbusServers {
-		all[join("modbus_server", name)] = Serving{Server: &s}
+		serving := Serving{Server: &s}
+		if port, ok := s.Line(); ok {
+			serving.Line = new(c.Ports[port])
+		}
+		all[join("modbus_server", name)] = serving
 	}
 	for name, g := range c.ModbusGateways {
 		all[join("modbus_gateway", name)] = Serving{Gateway: &g}
@@ -104,7 +136,11 @@ func (c *Config) validateServing(add func(error)) {
 	}
 	for _, name := range sortedKeys(c.ModbusServers) {
 		key, s := join("modbus_server", name), c.ModbusServers[name]
-		check(key, s.ModbusListener)
+		if port, ok := s.Line(); ok {
+			c.validateLine(add, name, port)
+		} else {
+			check(key, s.ModbusListener)
+		}
 		add(rekey(s.RegistersOptions.Validate(), "", key))
 	}
 	for _, name := range sortedKeys(c.ModbusGateways) {
@@ -127,6 +163,44 @@ func (c *Config) validateServing(add func(error)) {
 		}
 		if err := p.validateRTU(); err != nil {
 			add(errors.New(join("port", g.Port) + "." + err.Error()))
+		}
+	}
+}
+
+// validateLine checks a server that is a slave on a line: nobody else may use it here.
+func (c *Config) validateLine(add func(error), name, port string) {
+	key, s := join("modbus_server", name), c.ModbusServers[name]
+	refuse := func(format string, args ...any) {
+		add(fmt.Errorf("%s.address: %s", key, fmt.Sprintf(format, args...)))
+	}
+	add(rekey(server.ValidLineUnits(s.Units), "", key))
+	p, known := c.Ports[port]
+	switch {
+	case !known:
+		refuse("there is no [port.%s]%s", port, suggest(port, sortedKeys(c.Ports)))
+		return
+	case p.Peer != nil:
+		refuse("port %s is a Modbus peer, no serial line", port)
+		return
+	case p.Bus.Framing == modbus.FramingASCII:
+		refuse("port %s has framing = \"ascii\"; a server speaks RTU", port)
+	case p.validateRTU() != nil:
+		add(errors.New(join("port", port) + "." + p.validateRTU().Error()))
+	}
+	for _, device := range sortedKeys(c.Devices) {
+		if c.Devices[device].Port == port {
+			refuse("port %s belongs to device %s", port, device)
+		}
+	}
+	for _, gateway := range sortedKeys(c.ModbusGateways) {
+		if c.ModbusGateways[gateway].Port == port {
+			refuse("port %s belongs to %s", port, join("modbus_gateway", gateway))
+		}
+	}
+	for _, other := range sortedKeys(c.ModbusServers) {
+		o := c.ModbusServers[other]
+		if first, ok := o.Line(); ok && first == port && other < name {
+			refuse("port %s belongs to %s", port, join("modbus_server", other))
 		}
 	}
 }
