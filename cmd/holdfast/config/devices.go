@@ -307,6 +307,11 @@ func (c *Config) Warnings() []string {
 	for _, g := range c.ModbusGateways {
 		used[g.Port] = true
 	}
+	for _, srv := range c.ModbusServers {
+		if port, ok := srv.Line(); ok {
+			used[port] = true
+		}
+	}
 	for _, name := range sortedKeys(c.Ports) {
 		if !used[name] {
 			out = append(out, join("port", name)+": no device uses it")

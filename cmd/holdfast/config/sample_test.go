@@ -339,3 +339,20 @@ func TestValuesOutOfRangeNameTheirPlace(t *testing.T) {
 		})
 	}
 }
+
+// A port that only a server has is used.
+func TestPortOfAServerIsUsed(t *testing.T) {
+	const in = "[port.p]\ndevice='/dev/x'\n[port.q]\ndevice='/dev/y'\n[modbus_server.s]\naddress='rtu:p'\nunits=[1]\n"
+	root, err := parse("h.toml", []byte(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := decodeConfig(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	warnings := c.Warnings()
+	if slices.Contains(warnings, "port.p: no device uses it") || !slices.Contains(warnings, "port.q: no device uses it") {
+		t.Errorf("warnings %q", warnings)
+	}
+}
