@@ -28,6 +28,7 @@ const killChildEnv = "HOLDFAST_KILL_CHILD"
 func killChild(path string) {
 	o := DefaultOptions()
 	o.Path = path
+	o.MaxSessionMessages, o.MaxSessionBytes = 2_000_000, 512<<20 // more than all rounds can append
 	s, err := Open(context.Background(), o, slog.New(slog.DiscardHandler))
 	if err != nil {
 		fmt.Println("error", err)

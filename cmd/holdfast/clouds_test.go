@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -189,8 +190,8 @@ filter = "up/#"
 	waitUntil(t, "the gateway", func() bool { return answers(address) })
 	lanes := []*outageLane{{topic: "up/a/1", qos: 1}, {topic: "up/a/2", qos: 2}}
 	pub := outageClient(t, client.Options{URL: "mqtt://" + address}, "publisher", nil, "")
-	// The third node stays.
-	outageClient(t, client.Options{URL: "mqtt://" + c.addresses[2], Version: packet.V311}, "backend", lanes, "up/#")
+	// The third node stays, but may end its clients while it looks for a leader.
+	stayConnected(t, client.Options{URL: "mqtt://" + c.addresses[2], Version: packet.V311, ConnectTimeout: 10 * time.Second}, "backend", lanes, "up/#")
 	for i := range each {
 		for _, l := range lanes {
 			l.publish(pub)
@@ -236,4 +237,54 @@ filter = "up/#"
 	if t.Failed() {
 		t.Log(gateway.out.String())
 	}
+}
+
+// stayConnected is outageClient for a cloud that may end the connection: it comes
+// back to its session.
+func stayConnected(t *testing.T, o client.Options, id string, lanes []*outageLane, filter string) {
+	t.Helper()
+	byTopic := map[string]*outageLane{}
+	for _, l := range lanes {
+		byTopic[l.topic] = l
+	}
+	o.ClientID, o.KeepAlive, o.SessionExpiry, o.Session = id, time.Minute, 3600, new(client.Session)
+	connect := func(ctx context.Context) (*client.Client, error) {
+		return client.Connect(ctx, o, func(m client.Message) {
+			if l := byTopic[m.Topic]; l != nil {
+				l.came(m)
+			}
+		})
+	}
+	c, err := connect(t.Context())
+	if err != nil {
+		t.Fatalf("%s: %v", id, err)
+	}
+	if reasons, err := c.Subscribe(t.Context(), []packet.Filter{{Filter: filter, QoS: 2}}); err != nil || reasons[0].Failed() {
+		t.Fatalf("%s: subscribe: %v, %v", id, reasons, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				c.Abort()
+				<-c.Done()
+				return
+			case <-c.Done():
+				t.Logf("%s lost its connection: %v", id, c.Err())
+			}
+			for next, err := connect(ctx); ctx.Err() == nil; next, err = connect(ctx) {
+				if err == nil {
+					c = next
+					break
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(200 * time.Millisecond):
+				}
+			}
+		}
+	})
+	t.Cleanup(func() { cancel(); wg.Wait() })
 }
