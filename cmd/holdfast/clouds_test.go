@@ -243,19 +243,9 @@ filter = "up/#"
 // back to its session.
 func stayConnected(t *testing.T, o client.Options, id string, lanes []*outageLane, filter string) {
 	t.Helper()
-	byTopic := map[string]*outageLane{}
-	for _, l := range lanes {
-		byTopic[l.topic] = l
-	}
 	o.ClientID, o.KeepAlive, o.SessionExpiry, o.Session = id, time.Minute, 3600, new(client.Session)
-	connect := func(ctx context.Context) (*client.Client, error) {
-		return client.Connect(ctx, o, func(m client.Message) {
-			if l := byTopic[m.Topic]; l != nil {
-				l.came(m)
-			}
-		})
-	}
-	c, err := connect(t.Context())
+	note := noted(lanes)
+	c, err := client.Connect(t.Context(), o, note)
 	if err != nil {
 		t.Fatalf("%s: %v", id, err)
 	}
@@ -274,7 +264,7 @@ func stayConnected(t *testing.T, o client.Options, id string, lanes []*outageLan
 			case <-c.Done():
 				t.Logf("%s lost its connection: %v", id, c.Err())
 			}
-			for next, err := connect(ctx); ctx.Err() == nil; next, err = connect(ctx) {
+			for next, err := client.Connect(ctx, o, note); ctx.Err() == nil; next, err = client.Connect(ctx, o, note) {
 				if err == nil {
 					c = next
 					break

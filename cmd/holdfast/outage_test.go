@@ -349,20 +349,25 @@ func (l *outageLane) check(t *testing.T, cloud outageCloud) {
 	}
 }
 
-// outageClient is connected until the end of the test; what comes is noted in
-// the lanes.
-func outageClient(t *testing.T, o client.Options, id string, lanes []*outageLane, filter string) *client.Client {
-	t.Helper()
+// noted returns what notes messages in their lanes.
+func noted(lanes []*outageLane) func(client.Message) {
 	byTopic := map[string]*outageLane{}
 	for _, l := range lanes {
 		byTopic[l.topic] = l
 	}
-	o.ClientID, o.CleanStart, o.KeepAlive = id, true, time.Minute
-	c, err := client.Connect(t.Context(), o, func(m client.Message) {
+	return func(m client.Message) {
 		if l := byTopic[m.Topic]; l != nil {
 			l.came(m)
 		}
-	})
+	}
+}
+
+// outageClient is connected until the end of the test; what comes is noted in
+// the lanes.
+func outageClient(t *testing.T, o client.Options, id string, lanes []*outageLane, filter string) *client.Client {
+	t.Helper()
+	o.ClientID, o.CleanStart, o.KeepAlive = id, true, time.Minute
+	c, err := client.Connect(t.Context(), o, noted(lanes))
 	if err != nil {
 		t.Fatalf("%s: %v", id, err)
 	}
