@@ -121,21 +121,21 @@ func commandPayload(value any) ([]byte, error) {
 	}
 }
 
-// edgeNode wants to know how the devices are; a *sparkplug.Node is one.
-type edgeNode interface {
+// deviceWatcher wants to know how the devices are; a *sparkplug.Node is one.
+type deviceWatcher interface {
 	SetDevice(name string, reachable bool)
 	RemoveDevice(name string)
 }
 
-// edgeNodes are the edge nodes that run, and others that want to know; the monitor
-// tells them of the devices.
-type edgeNodes struct {
+// deviceWatchers are the edge nodes and Modbus servers that run; the monitor tells
+// them of the devices.
+type deviceWatchers struct {
 	mu    sync.Mutex
-	nodes map[string]edgeNode // guarded by mu
+	nodes map[string]deviceWatcher // guarded by mu
 }
 
 // tell passes on a device's change; see health.NewMonitor.
-func (e *edgeNodes) tell(c health.Change) {
+func (e *deviceWatchers) tell(c health.Change) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, n := range e.nodes {
@@ -147,7 +147,7 @@ func (e *edgeNodes) tell(c health.Change) {
 // answers badly or slowly is.
 func reachable(s health.State) bool { return s != health.Offline && s != health.Unknown }
 
-func (e *edgeNodes) remove(device string) {
+func (e *deviceWatchers) remove(device string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, n := range e.nodes {
@@ -155,7 +155,7 @@ func (e *edgeNodes) remove(device string) {
 	}
 }
 
-func (e *edgeNodes) set(name string, n edgeNode) {
+func (e *deviceWatchers) set(name string, n deviceWatcher) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if n == nil {
@@ -191,14 +191,14 @@ func (gw *gateway) startNode(ctx context.Context, name, readings string, setting
 	if err != nil {
 		return nil, fmt.Errorf("sparkplug %s: %w", name, err)
 	}
-	gw.g.edges.set(n.Name(), n)
+	gw.g.watchers.set(n.Name(), n)
 	for _, d := range gw.g.monitor.Status() {
 		n.SetDevice(d.Device, reachable(d.State))
 	}
 	r := gw.startPart(ctx, "sparkplug "+name, settings, n.Run)
 	r.status = func() any { return n.Status() }
 	r.cleanup = func() {
-		gw.g.edges.set(n.Name(), nil)
+		gw.g.watchers.set(n.Name(), nil)
 		inbox.Close()
 	}
 	return r, nil

@@ -229,7 +229,7 @@ func (gw *gateway) startBus(ctx context.Context, name, readings string, bus conf
 	forget := func() {
 		for device := range bus.Devices {
 			gw.g.monitor.Remove(device)
-			gw.g.edges.remove(device)
+			gw.g.watchers.remove(device)
 		}
 	}
 	stop := func() {}

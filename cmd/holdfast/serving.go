@@ -183,12 +183,12 @@ func (gw *gateway) registers(table string, cfg *config.Config, o server.Register
 		inbox.Close()
 		return nil, nil, err
 	}
-	gw.g.edges.set(table, values)
+	gw.g.watchers.set(table, values)
 	for _, d := range gw.g.monitor.Status() {
 		values.SetDevice(d.Device, reachable(d.State))
 	}
 	return values, func() {
-		gw.g.edges.set(table, nil)
+		gw.g.watchers.set(table, nil)
 		inbox.Close()
 		answers.Close()
 	}, nil

@@ -98,7 +98,7 @@ type graph struct {
 	repairs  chan storeforward.Repair
 	// described, of 1, tells that a device has said what it measures.
 	described chan struct{}
-	edges     edgeNodes
+	watchers  deviceWatchers
 }
 
 // build opens the store and connects the parts that live as long as the
@@ -118,7 +118,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	if err != nil {
 		return nil, err
 	}
-	g = &graph{store: store, repairs: repairs, described: make(chan struct{}, 1), access: access.New(rules, log), edges: edgeNodes{nodes: map[string]edgeNode{}}}
+	g = &graph{store: store, repairs: repairs, described: make(chan struct{}, 1), access: access.New(rules, log), watchers: deviceWatchers{nodes: map[string]deviceWatcher{}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(ctx))
@@ -147,7 +147,7 @@ func build(ctx context.Context, cfg *config.Config, rules *access.Rules, clock *
 	}
 	gateway, session := cfg.Gateway.ID, store.StartNumber()
 	g.monitor = health.NewMonitor(func(c health.Change) {
-		g.edges.tell(c)
+		g.watchers.tell(c)
 		g.statuses.Put(c.Device, &message.Message{
 			Topic:   config.DeviceStatusTopic(gateway, c.Device),
 			Payload: c.AppendJSON(nil, session),
